@@ -1,0 +1,117 @@
+// The spec in C++: what an agent file says about its agent. Mirrors pyjepa/spec.py, field for field.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+namespace pyjepa {
+
+enum class DType { float32, uint8 };
+enum class Norm { none, layer, simnorm, layer_simnorm };
+enum class Activation { none, relu, gelu, silu, mish, tanh };
+enum class Input { observation, state, action, goal };
+enum class Algorithm { cem, mppi, predictive_sampling };
+enum class Interpolation { zero, linear, cubic };
+enum class CostKind { goal_distance, action_size, action_change };
+enum class Metric { l2, squared_l2 };
+
+struct ObservationSpec {
+    std::vector<int> shape;
+    DType dtype = DType::float32;
+    float scale = 1.0f;
+    float offset = 0.0f;
+};
+
+struct ActionSpec {  // box only: the reader refuses discrete, which no planner takes yet
+    std::vector<float> low, high, center, scale;  // (A,)
+};
+
+struct LayerSpec {
+    int out = 0;
+    Norm norm = Norm::none;
+    Activation activation = Activation::none;
+};
+
+struct MlpSpec {
+    std::vector<LayerSpec> layers;
+    int simnorm_group = 8;
+};
+
+struct ConvLayerSpec {
+    int out = 0;
+    int kernel = 1;
+    int stride = 1;
+    int padding = 0;
+    Activation activation = Activation::none;
+};
+
+struct ConvSpec {
+    std::vector<ConvLayerSpec> layers;
+};
+
+struct ImpalaSpec {
+    std::vector<int> channels;
+};
+
+using BlockSpec = std::variant<MlpSpec, ConvSpec, ImpalaSpec>;
+
+struct ModuleSpec {
+    std::vector<Input> inputs;
+    std::vector<BlockSpec> blocks;
+    bool residual = false;
+};
+
+struct LevelSpec {
+    std::optional<std::string> encoder;
+    std::optional<std::string> predictor;
+    int action_block = 1;
+    bool hold = false;
+};
+
+struct CostSpec {
+    CostKind kind = CostKind::goal_distance;
+    float stage = 1.0f;
+    float terminal = 1.0f;
+    Metric metric = Metric::l2;
+};
+
+struct PlannerSpec {
+    Algorithm algorithm = Algorithm::cem;
+    int horizon = 10;  // environment steps
+    int candidates = 256;
+    int iterations = 5;
+    int elites = 32;
+    int knots = 0;  // 0: one per predictor step
+    Interpolation interpolation = Interpolation::zero;
+    float std = 0.5f;      // fraction of half the action range
+    float min_std = 0.05f;
+    float momentum = 0.0f;
+    float temperature = 0.5f;
+};
+
+struct Spec {
+    std::string name;
+    ObservationSpec observation;
+    ActionSpec actions;
+    std::map<std::string, ModuleSpec> modules;
+    LevelSpec level;
+    std::optional<std::string> policy;
+    std::vector<CostSpec> cost;
+    PlannerSpec planner;
+    std::string json;  // the text it was read from
+
+    // Sizes that follow from the above; the reader fills them in after checking that everything fits together.
+    int observation_size = 0;  // product of observation.shape
+    int action_dim = 0;        // A
+    int latent_dim = 0;        // L: what the encoder puts out (without encoder: observation_size)
+    int plan_dim = 0;          // what the predictor reads per step: A, or action_block * A without hold
+};
+
+// The shape of a module's input and of what each of its blocks puts out; (size,) or (C, H, W).
+using Shape = std::vector<int>;
+
+}  // namespace pyjepa

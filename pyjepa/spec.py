@@ -1,0 +1,271 @@
+"""The spec: one description of an agent, shared by torch (training), C++ (acting) and Triton (GPU rollouts).
+
+These dataclasses mirror the JSON that an agent file carries, version 1. They hold data and convert it; they do not
+judge it: the engine's validator is the only judge (`pyjepa.agent_file.validate`), so Python and C++ can never
+disagree about what a valid agent is.
+
+Symbols: ``A`` action dimension, ``L`` latent dimension, ``H`` horizon (in environment steps).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, TypeVar
+
+SPEC_VERSION = 1
+
+Norm: TypeAlias = Literal["none", "layer", "simnorm", "layer+simnorm"]
+Activation: TypeAlias = Literal["none", "relu", "gelu", "silu", "mish", "tanh"]
+InputName: TypeAlias = Literal["observation", "state", "action", "goal"]
+Algorithm: TypeAlias = Literal["cem", "mppi", "predictive-sampling"]
+Interpolation: TypeAlias = Literal["zero", "linear", "cubic"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """What the agent sees: an array of ``shape``; the encoder reads ``x * scale + offset`` in float32."""
+
+    shape: tuple[int, ...]
+    dtype: Literal["float32", "uint8"] = "float32"
+    scale: float = 1.0
+    offset: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Actions:
+    """The action space. ``box``: bounds ``low``/``high`` (A,), and modules read ``(a - center) / scale``.
+
+    ``discrete``: ``count`` actions, read one-hot (reserved in version 1: no engine planner takes it yet).
+    """
+
+    kind: Literal["box", "discrete"] = "box"
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+    center: tuple[float, ...] = ()
+    scale: tuple[float, ...] = ()
+    count: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One layer of an ``mlp``: ``activation(norm(W x + b))`` with ``out`` outputs.
+
+    ``layer`` is LayerNorm with affine weights and eps 1e-5; ``simnorm`` is softmax within groups (TD-MPC2).
+    """
+
+    out: int
+    norm: Norm = "none"
+    activation: Activation = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mlp:
+    """A stack of dense layers on the flattened input."""
+
+    layers: tuple[Layer, ...]
+    simnorm_group: int = 8
+    kind: Literal["mlp"] = "mlp"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvLayer:
+    """``activation(conv2d(x) + b)``; square ``kernel``, zero ``padding`` on every side."""
+
+    out: int
+    kernel: int
+    stride: int = 1
+    padding: int = 0
+    activation: Activation = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conv:
+    """A stack of 2-D convolutions on an input of shape (C, H, W)."""
+
+    layers: tuple[ConvLayer, ...]
+    kind: Literal["conv"] = "conv"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Impala:
+    """The IMPALA encoder: per stage conv3 -> maxpool3/2 -> two residual blocks; a ReLU at the end.
+
+    A residual block is ``x + conv3(relu(conv3(relu(x))))``; all convolutions have padding 1 (Espeholt et al. 2018).
+    """
+
+    channels: tuple[int, ...]
+    kind: Literal["impala"] = "impala"
+
+
+Block: TypeAlias = Mlp | Conv | Impala
+RESERVED_BLOCKS = ("vit", "gru", "adaln_transformer")
+BLOCKS: dict[str, type[Mlp] | type[Conv] | type[Impala]] = {"mlp": Mlp, "conv": Conv, "impala": Impala}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latent:
+    """The latent variable z of a module (reserved: no back end infers or samples z yet)."""
+
+    kind: Literal["discrete", "gaussian", "sparse"]
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantisation:
+    """Stored precision of a module's weights (reserved: files hold float32 for now)."""
+
+    weights: Literal["bf16", "int8"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Module:
+    """A network: its ``inputs`` combined, then ``blocks`` in order; ``residual`` adds the state to the output."""
+
+    inputs: tuple[InputName, ...]
+    blocks: tuple[Block, ...]
+    combine: Literal["concat", "cell", "adaln"] = "concat"
+    residual: bool = False
+    ensemble: int = 1
+    latent: Latent | None = None
+    quantisation: Quantisation | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """One level of the world model (paper sections 4.4 and 4.6): which modules encode and predict, and how often.
+
+    The predictor advances ``action_block`` environment steps at once. With ``hold`` it reads one action (A,), held for
+    the whole block; without, it reads the block's actions concatenated (action_block * A,). ``history`` and ``stride``
+    are reserved (1). ``encoder`` None: the flattened observation is the state. ``predictor`` None: a callback rolls out.
+    """
+
+    encoder: str | None = None
+    predictor: str | None = None
+    history: int = 1
+    action_block: int = 1
+    hold: bool = False
+    stride: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostTerm:
+    """One term of the cost (paper section 3.2), summed over the plan with its weights.
+
+    ``stage`` weighs predictor steps 1 … H-1 (for action terms all of them), ``terminal`` the last one.
+
+    - ``goal_distance``: distance between predicted and goal latent, ``metric`` l2 or squared_l2.
+    - ``action_size``: squared norm of the normalised action.
+    - ``action_change``: squared norm of the difference between consecutive normalised actions.
+    """
+
+    kind: Literal["goal_distance", "action_size", "action_change"]
+    stage: float = 1.0
+    terminal: float = 1.0
+    metric: Literal["l2", "squared_l2"] = "l2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planner:
+    """Planner defaults; ``agent.configure(...)`` overrides each by name.
+
+    ``horizon`` is in environment steps (a multiple of the level's action_block). ``std`` and ``min_std`` are fractions
+    of half the action range. ``knots`` 0 means one per predictor step. ``elites`` and ``momentum`` belong to cem,
+    ``temperature`` to mppi.
+    """
+
+    algorithm: Algorithm = "cem"
+    horizon: int = 10
+    candidates: int = 256
+    iterations: int = 5
+    elites: int = 32
+    knots: int = 0
+    interpolation: Interpolation = "zero"
+    std: float = 0.5
+    min_std: float = 0.05
+    momentum: float = 0.0
+    temperature: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """Everything an agent file says about its agent, except the weights."""
+
+    observation: Observation
+    actions: Actions
+    modules: Mapping[str, Module] = field(default_factory=dict)
+    levels: tuple[Level, ...] = (Level(),)
+    policy: str | None = None
+    critic: str | None = None
+    cost: tuple[CostTerm, ...] = (CostTerm(kind="goal_distance"),)
+    planner: Planner = Planner()
+    name: str = ""
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    version: int = SPEC_VERSION
+
+    def to_json(self, *, indent: int | None = None) -> str:
+        """The JSON text that agent files carry under the metadata key ``pyjepa``."""
+        return json.dumps(dataclasses.asdict(self), indent=indent, allow_nan=False)
+
+    @staticmethod
+    def from_json(text: str) -> Spec:
+        """The spec behind JSON text. Raises `ValueError` naming the field that does not fit."""
+        return _read(Spec, json.loads(text), "spec")
+
+
+_T = TypeVar("_T")
+
+
+def _read(cls: type[_T], data: object, where: str) -> _T:
+    """A dataclass from plain JSON data, field by field; `where` names the place for error messages."""
+    if not isinstance(data, dict):
+        raise ValueError(f"{where}: expected an object, got {type(data).__name__}")
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(data) - set(hints))
+    if unknown:
+        raise ValueError(f"{where}: unknown key {unknown[0]!r}")
+    missing = sorted(
+        f.name
+        for f in dataclasses.fields(cls)  # type: ignore[arg-type]
+        if f.name not in data and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    )
+    if missing:
+        raise ValueError(f"{where}: key {missing[0]!r} is missing")
+    return cls(**{key: _convert(hints[key], value, f"{where}.{key}") for key, value in data.items()})
+
+
+def _convert(hint: Any, value: object, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        if hint == Block:
+            kind = value.get("kind") if isinstance(value, dict) else None
+            if kind not in BLOCKS:
+                raise ValueError(f"{where}: unknown block kind {kind!r} (known: {', '.join(BLOCKS)})")
+            return _read(BLOCKS[kind], value, where)
+        (hint,) = (a for a in arguments if a is not type(None))
+        return _convert(hint, value, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise ValueError(f"{where}: {value!r} is not one of {', '.join(map(repr, arguments))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{where}: expected a list, got {type(value).__name__}")
+        return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is not None and issubclass(origin, Mapping):
+        if not isinstance(value, dict):
+            raise ValueError(f"{where}: expected an object, got {type(value).__name__}")
+        return {key: _convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if dataclasses.is_dataclass(hint):
+        return _read(typing.cast("type[Any]", hint), value, where)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ValueError(f"{where}: expected {hint.__name__}, got {type(value).__name__}")
+    return value
