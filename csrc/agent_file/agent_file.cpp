@@ -1,0 +1,77 @@
+// Container and spec put together: every tensor the spec calls for is there, in its shape, finite, and
+// nothing else is.
+#include "agent_file/agent_file.hpp"
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <unordered_map>
+
+#include "agent_file/json.hpp"
+#include "agent_file/mapping.hpp"
+#include "agent_file/safetensors.hpp"
+
+namespace pyjepa {
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "weights are used as they lie in the file");
+
+std::string text(const std::vector<int>& shape) {
+    std::string out = "[";
+    for (std::size_t i = 0; i < shape.size(); ++i) out += (i ? ", " : "") + std::to_string(shape[i]);
+    return out + "]";
+}
+
+void check_finite(const std::string& name, std::span<const float> data) {
+    // Adds up instead of stopping at the first, so that the compiler vectorises: files are nearly always
+    // finite.
+    std::size_t bad = 0;
+    for (const float value : data) bad += (std::bit_cast<std::uint32_t>(value) & 0x7f800000u) == 0x7f800000u;
+    if (bad == 0) return;
+    std::size_t index = 0;
+    while (std::isfinite(data[index])) ++index;
+    invalid("tensor " + printable(name), "non-finite value " + std::to_string(data[index]) + " at element " +
+                                             std::to_string(index) + " (" + std::to_string(bad) + " in all)");
+}
+
+AgentFile read(SharedBytes file) {
+    SafetensorsHeader header = read_safetensors_header(file.bytes);
+    AgentFile agent;
+    agent.spec = read_spec(header.spec);
+
+    std::unordered_map<std::string, const TensorEntry*> found;
+    for (const TensorEntry& entry : header.tensors) found.emplace(entry.name, &entry);
+    const std::span<const std::byte> data = file.bytes.subspan(header.data_start);
+    for (auto& [name, shape] : expected_tensors(agent.spec)) {
+        const auto place = found.find(name);
+        if (place == found.end()) invalid("tensor " + printable(name), "missing, the spec calls for it");
+        const TensorEntry& entry = *place->second;
+        if (entry.shape != shape) {
+            invalid("tensor " + printable(name),
+                    "wrong shape " + text(entry.shape) + ", the spec calls for " + text(shape));
+        }
+        const std::span<const float> values(reinterpret_cast<const float*>(data.data() + entry.begin),
+                                            (entry.end - entry.begin) / sizeof(float));
+        check_finite(name, values);
+        agent.tensors.emplace(name, Tensor{std::move(shape), values});
+        found.erase(place);
+    }
+    for (const TensorEntry& entry : header.tensors) {
+        if (found.contains(entry.name))
+            invalid("tensor " + printable(entry.name), "unknown, the spec does not call for it");
+    }
+    agent.storage = std::move(file.owner);
+    return agent;
+}
+
+}  // namespace
+
+AgentFile read_agent_file(const std::string& path) {
+    return read(map_file(path));
+}
+
+AgentFile read_agent_bytes(std::span<const std::byte> bytes) {
+    return read(copy_bytes(bytes));
+}
+
+}  // namespace pyjepa

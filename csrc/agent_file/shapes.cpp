@@ -1,0 +1,276 @@
+// Shapes through the networks of a spec: what each block makes of its input, which tensors it needs, and
+// whether the modules fit each other.
+#include "agent_file/shapes.hpp"
+
+#include <algorithm>
+#include <cstdint>
+#include <set>
+#include <utility>
+
+#include "agent_file/agent_file.hpp"
+#include "agent_file/json.hpp"
+#include "agent_file/limits.hpp"
+
+namespace pyjepa {
+namespace {
+
+using NamedShapes = std::vector<std::pair<std::string, std::vector<int>>>;
+
+std::string text(const Shape& shape) {
+    std::string out = "(";
+    for (const int size : shape)
+        out += std::to_string(size) + (shape.size() == 1 || &size != &shape.back() ? "," : "");
+    return out + ")";
+}
+
+// Every factor is at most 2^20 and every shape was kept within limits::elements, so a running product cannot
+// overflow.
+std::int64_t checked_elements(const Shape& shape, const std::string& where) {
+    std::int64_t elements = 1;
+    for (const int size : shape) {
+        elements *= size;
+        if (elements > limits::elements) {
+            invalid(where, "output " + text(shape) + " has more than " + std::to_string(limits::elements) +
+                               " elements");
+        }
+    }
+    return elements;
+}
+
+void require_image(const Shape& input, const char* kind, const std::string& where) {
+    if (input.size() != 3) {
+        invalid(where, std::string("block '") + kind + "' needs an input (C, H, W), got " + text(input));
+    }
+}
+
+std::string numbered(const std::string& list, std::size_t index) {
+    return list + "[" + std::to_string(index) + "]";
+}
+
+struct OutputShape {
+    const Shape& input;
+    const std::string& where;
+
+    Shape operator()(const MlpSpec& mlp) const { return {mlp.layers.back().out}; }
+
+    Shape operator()(const ConvSpec& conv) const {
+        require_image(input, "conv", where);
+        Shape shape = input;
+        for (std::size_t i = 0; i < conv.layers.size(); ++i) {
+            const ConvLayerSpec& layer = conv.layers[i];
+            const std::string place = numbered(where + ".layers", i);
+            for (const int axis : {1, 2}) {
+                const int padded = shape[axis] + 2 * layer.padding;
+                if (layer.kernel > padded) {
+                    invalid(place, "kernel " + std::to_string(layer.kernel) + " is larger than its input " +
+                                       text(shape) + " with padding " + std::to_string(layer.padding));
+                }
+                shape[axis] = (padded - layer.kernel) / layer.stride + 1;
+            }
+            shape[0] = layer.out;
+            checked_elements(shape, place);
+        }
+        return shape;
+    }
+
+    Shape operator()(const ImpalaSpec& impala) const {
+        require_image(input, "impala", where);
+        Shape shape = input;
+        for (std::size_t i = 0; i < impala.channels.size(); ++i) {
+            shape[0] = impala.channels[i];
+            checked_elements(shape, numbered(where + ".channels", i));  // between convolution and pooling
+            for (const int axis : {1, 2}) shape[axis] = (shape[axis] - 1) / 2 + 1;
+        }
+        return shape;
+    }
+};
+
+struct BlockTensors {
+    const std::string& prefix;  // "module.block."
+    const Shape& input;
+    NamedShapes& out;
+
+    void add(const std::string& name, std::vector<int> weight, std::vector<int> bias) const {
+        out.emplace_back(prefix + name + ".weight", std::move(weight));
+        out.emplace_back(prefix + name + ".bias", std::move(bias));
+    }
+
+    void operator()(const MlpSpec& mlp) const {
+        int in = 1;
+        for (const int size : input) in *= size;
+        for (std::size_t j = 0; j < mlp.layers.size(); ++j) {
+            const LayerSpec& layer = mlp.layers[j];
+            add("linear" + std::to_string(j), {layer.out, in}, {layer.out});
+            if (layer.norm == Norm::layer || layer.norm == Norm::layer_simnorm) {
+                add("norm" + std::to_string(j), {layer.out}, {layer.out});
+            }
+            in = layer.out;
+        }
+    }
+
+    void operator()(const ConvSpec& conv) const {
+        int in = input[0];
+        for (std::size_t j = 0; j < conv.layers.size(); ++j) {
+            const ConvLayerSpec& layer = conv.layers[j];
+            add("conv" + std::to_string(j), {layer.out, in, layer.kernel, layer.kernel}, {layer.out});
+            in = layer.out;
+        }
+    }
+
+    void operator()(const ImpalaSpec& impala) const {
+        int in = input[0];
+        for (std::size_t s = 0; s < impala.channels.size(); ++s) {
+            const int channels = impala.channels[s];
+            const std::string stage = "stage" + std::to_string(s);
+            add(stage + ".conv", {channels, in, 3, 3}, {channels});
+            for (const char* conv : {".res0.conv0", ".res0.conv1", ".res1.conv0", ".res1.conv1"}) {
+                add(stage + conv, {channels, channels, 3, 3}, {channels});
+            }
+            in = channels;
+        }
+    }
+};
+
+bool reads(const ModuleSpec& module, Input input) {
+    return std::find(module.inputs.begin(), module.inputs.end(), input) != module.inputs.end();
+}
+
+// The flattened size of what a module puts out.
+int output_size(const Spec& spec, const std::string& name) {
+    const ModuleSpec& module = spec.modules.at(name);
+    const std::string where = "spec.modules." + name;
+    Shape shape = module_input_shape(spec, module);
+    checked_elements(shape, where + ".inputs");
+    std::int64_t elements = 0;
+    for (std::size_t i = 0; i < module.blocks.size(); ++i) {
+        const std::string place = numbered(where + ".blocks", i);
+        shape = block_output_shape(module.blocks[i], shape, place);
+        elements = checked_elements(shape, place);
+    }
+    return static_cast<int>(elements);
+}
+
+const ModuleSpec& referenced(const Spec& spec, const std::string& name, const std::string& where) {
+    const auto found = spec.modules.find(name);
+    if (found == spec.modules.end()) invalid(where, "there is no module " + printable(name));
+    return found->second;
+}
+
+void resolve_encoder(Spec& spec) {
+    spec.latent_dim = spec.observation_size;
+    if (!spec.level.encoder) return;
+    const std::string& name = *spec.level.encoder;
+    const ModuleSpec& encoder = referenced(spec, name, "spec.levels[0].encoder");
+    if (encoder.inputs != std::vector<Input>{Input::observation}) {
+        invalid("spec.modules." + name + ".inputs", "an encoder reads exactly 'observation'");
+    }
+    if (encoder.residual) invalid("spec.modules." + name + ".residual", "an encoder has no state to add");
+    spec.latent_dim = output_size(spec, name);
+}
+
+void check_predictor(const Spec& spec) {
+    if (!spec.level.predictor) return;
+    const std::string& name = *spec.level.predictor;
+    const ModuleSpec& predictor = referenced(spec, name, "spec.levels[0].predictor");
+    if (predictor.inputs.size() != 2 || !reads(predictor, Input::state) || !reads(predictor, Input::action)) {
+        invalid("spec.modules." + name + ".inputs", "a predictor reads exactly 'state' and 'action'");
+    }
+    if (const int size = output_size(spec, name); size != spec.latent_dim) {
+        invalid("spec.modules." + name, "a predictor puts out a state of size " +
+                                            std::to_string(spec.latent_dim) + ", this one puts out " +
+                                            std::to_string(size));
+    }
+}
+
+void check_policy(const Spec& spec) {
+    if (!spec.policy) return;
+    const std::string& name = *spec.policy;
+    const ModuleSpec& policy = referenced(spec, name, "spec.policy");
+    if (reads(policy, Input::observation) || reads(policy, Input::action)) {
+        invalid("spec.modules." + name + ".inputs", "a policy reads only 'state' and 'goal'");
+    }
+    const int size = output_size(spec, name);
+    if (size != spec.action_dim) {
+        invalid("spec.modules." + name, "a policy puts out " + std::to_string(spec.action_dim) +
+                                            " actions, this one puts out " + std::to_string(size));
+    }
+    if (policy.residual && (!reads(policy, Input::state) || size != spec.latent_dim)) {
+        invalid("spec.modules." + name + ".residual",
+                "needs 'state' among the inputs and an output of the state's size " +
+                    std::to_string(spec.latent_dim));
+    }
+}
+
+void check_all_referenced(const Spec& spec) {
+    for (const auto& entry : spec.modules) {
+        const std::string& name = entry.first;
+        if (name != spec.level.encoder && name != spec.level.predictor && name != spec.policy) {
+            invalid("spec.modules." + name, "no level and no policy refers to this module");
+        }
+    }
+}
+
+}  // namespace
+
+Shape module_input_shape(const Spec& spec, const ModuleSpec& module) {
+    if (module.inputs == std::vector<Input>{Input::observation} && spec.observation.shape.size() == 3) {
+        return spec.observation.shape;
+    }
+    int size = 0;  // four inputs of at most 2^24 each
+    for (const Input input : module.inputs) {
+        switch (input) {
+            case Input::observation:
+                size += spec.observation_size;
+                break;
+            case Input::state:
+            case Input::goal:
+                size += spec.latent_dim;
+                break;
+            case Input::action:
+                size += spec.plan_dim;  // only predictors read actions
+                break;
+        }
+    }
+    return {size};
+}
+
+Shape block_output_shape(const BlockSpec& block, const Shape& input, const std::string& where) {
+    return std::visit(OutputShape{input, where}, block);
+}
+
+NamedShapes expected_tensors(const Spec& spec) {
+    NamedShapes tensors;
+    for (const auto& [name, module] : spec.modules) {
+        Shape shape = module_input_shape(spec, module);
+        for (std::size_t i = 0; i < module.blocks.size(); ++i) {
+            const std::string prefix = name + "." + std::to_string(i) + ".";
+            std::visit(BlockTensors{prefix, shape, tensors}, module.blocks[i]);
+            shape = block_output_shape(module.blocks[i], shape, "spec.modules." + name);
+        }
+    }
+    return tensors;
+}
+
+void resolve_spec(Spec& spec) {
+    spec.observation_size = 1;
+    for (const int size : spec.observation.shape) spec.observation_size *= size;
+    spec.action_dim = static_cast<int>(spec.actions.low.size());
+    const std::int64_t plan_dim =
+        std::int64_t{spec.action_dim} * (spec.level.hold ? 1 : spec.level.action_block);
+    if (plan_dim > limits::dimension) {
+        invalid("spec.levels[0].action_block",
+                "the actions of a block are more than " + std::to_string(limits::dimension));
+    }
+    spec.plan_dim = static_cast<int>(plan_dim);
+    const PlannerSpec& planner = spec.planner;
+    if (std::int64_t{planner.candidates} * planner.horizon > limits::plan_elements / spec.action_dim) {
+        invalid("spec.planner",
+                "candidates * horizon * actions is more than " + std::to_string(limits::plan_elements));
+    }
+    check_all_referenced(spec);
+    resolve_encoder(spec);
+    check_predictor(spec);
+    check_policy(spec);
+}
+
+}  // namespace pyjepa

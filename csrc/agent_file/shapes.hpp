@@ -1,0 +1,11 @@
+// How the parts of a spec fit together: internal to the reader, beside what agent_file.hpp offers.
+#pragma once
+
+#include "model/spec.hpp"
+
+namespace pyjepa {
+
+// Checks that modules are wired up and fit each other, and fills in the sizes at the end of Spec.
+void resolve_spec(Spec& spec);
+
+}  // namespace pyjepa

@@ -1,0 +1,425 @@
+// The spec from JSON: every field with its type and range. How the fields fit together is shapes.cpp's
+// business.
+#include <algorithm>
+#include <cctype>
+#include <cmath>
+#include <limits>
+
+#include "agent_file/agent_file.hpp"
+#include "agent_file/json.hpp"
+#include "agent_file/limits.hpp"
+#include "agent_file/shapes.hpp"
+
+namespace pyjepa {
+namespace {
+
+constexpr int spec_version = 1;
+
+std::string item(const std::string& list, std::size_t index) {
+    return list + "[" + std::to_string(index) + "]";
+}
+
+[[noreturn]] void not_in_engine(const std::string& where, const std::string& feature) {
+    unsupported(where, feature + " is not available in the C++ engine");
+}
+
+// ---- observation and actions
+// ------------------------------------------------------------------------------------
+
+ObservationSpec read_observation(const Json& value) {
+    const JsonObject object(value, "spec.observation", {"shape", "dtype", "scale", "offset"});
+    ObservationSpec observation;
+    const std::string where = object.where("shape");
+    const Json& shape = as_list(object.at("shape"), where, 1, limits::observation_rank);
+    std::int64_t elements = 1;
+    for (std::size_t i = 0; i < shape.size(); ++i) {
+        observation.shape.push_back(
+            static_cast<int>(as_integer(shape[i], item(where, i), 1, limits::dimension)));
+        elements *= observation.shape.back();
+        if (elements > limits::elements) {
+            invalid(where, "more than " + std::to_string(limits::elements) + " elements");
+        }
+    }
+    observation.dtype = object.choice<DType>("dtype", observation.dtype,
+                                             {{"float32", DType::float32}, {"uint8", DType::uint8}});
+    observation.scale = object.number("scale", observation.scale);
+    observation.offset = object.number("offset", observation.offset);
+    return observation;
+}
+
+std::vector<double> read_numbers(const JsonObject& object, std::string_view key) {
+    const Json* list = object.find(key);
+    if (!list) return {};
+    const std::string where = object.where(key);
+    std::vector<double> numbers;
+    for (const Json& number : as_list(*list, where, 0, limits::dimension)) {
+        numbers.push_back(as_number(number, item(where, numbers.size())));
+    }
+    return numbers;
+}
+
+void require_length(const JsonObject& object, std::string_view key, std::size_t length,
+                    std::size_t expected) {
+    if (length != expected) {
+        invalid(object.where(key), "has " + std::to_string(length) + " items, but there are " +
+                                       std::to_string(expected) + " actions");
+    }
+}
+
+// A scale must survive being divided by, in float32.
+void require_scale(const std::string& where, double scale) {
+    if (!(static_cast<float>(scale) >= std::numeric_limits<float>::min())) {
+        invalid(where, "must be positive (at least 1.2e-38)");
+    }
+}
+
+ActionSpec read_actions(const Json& value) {
+    const JsonObject object(value, "spec.actions", {"kind", "low", "high", "center", "scale", "count"});
+    enum class Kind { box, discrete };
+    const auto kind =
+        object.choice<Kind>("kind", Kind::box, {{"box", Kind::box}, {"discrete", Kind::discrete}});
+    const int count = object.integer("count", 0, 0, limits::dimension);
+    if (kind == Kind::discrete) not_in_engine(object.where("kind"), "'discrete' actions");
+    if (count != 0) invalid(object.where("count"), "only discrete actions have a count");
+
+    const std::vector<double> low = read_numbers(object, "low"), high = read_numbers(object, "high");
+    std::vector<double> center = read_numbers(object, "center"), scale = read_numbers(object, "scale");
+    const std::size_t size = low.size();
+    if (size == 0) invalid(object.where("low"), "a box needs its lower bounds, one per action");
+    require_length(object, "high", high.size(), size);
+    if (!center.empty()) require_length(object, "center", center.size(), size);
+    if (!scale.empty()) require_length(object, "scale", scale.size(), size);
+    const bool own_center = !center.empty(), own_scale = !scale.empty();
+    for (std::size_t i = 0; i < size; ++i) {
+        if (!(static_cast<float>(low[i]) < static_cast<float>(high[i]))) {
+            invalid(item(object.where("low"), i), "the lower bound is not below the upper one in float32");
+        }
+        if (!(high[i] - low[i] <= double{std::numeric_limits<float>::max()})) {
+            invalid(item(object.where("high"), i), "the range of the action does not fit in float32");
+        }
+        if (!own_center) center.push_back((low[i] + high[i]) / 2);
+        if (!own_scale) scale.push_back((high[i] - low[i]) / 2);
+        require_scale(item(object.where("scale"), i), scale[i]);
+    }
+
+    const auto floats = [](const std::vector<double>& v) { return std::vector<float>(v.begin(), v.end()); };
+    return {floats(low), floats(high), floats(center), floats(scale)};
+}
+
+// ---- modules
+// ----------------------------------------------------------------------------------------------------
+
+Activation read_activation(const JsonObject& layer) {
+    return layer.choice<Activation>("activation", Activation::none,
+                                    {{"none", Activation::none},
+                                     {"relu", Activation::relu},
+                                     {"gelu", Activation::gelu},
+                                     {"silu", Activation::silu},
+                                     {"mish", Activation::mish},
+                                     {"tanh", Activation::tanh}});
+}
+
+MlpSpec read_mlp(const Json& value, const std::string& where) {
+    const JsonObject object(value, where, {"kind", "layers", "simnorm_group"});
+    MlpSpec mlp;
+    mlp.simnorm_group = object.integer("simnorm_group", mlp.simnorm_group, 1, limits::dimension);
+    const std::string list = object.where("layers");
+    for (const Json& entry : as_list(object.at("layers"), list, 1, limits::layers)) {
+        const JsonObject layer(entry, item(list, mlp.layers.size()), {"out", "norm", "activation"});
+        const int out = layer.integer("out", 1, limits::dimension);
+        const auto norm = layer.choice<Norm>("norm", Norm::none,
+                                             {{"none", Norm::none},
+                                              {"layer", Norm::layer},
+                                              {"simnorm", Norm::simnorm},
+                                              {"layer+simnorm", Norm::layer_simnorm}});
+        if ((norm == Norm::simnorm || norm == Norm::layer_simnorm) && out % mlp.simnorm_group != 0) {
+            invalid(layer.where("out"), std::to_string(out) + " is not divisible by simnorm_group " +
+                                            std::to_string(mlp.simnorm_group));
+        }
+        mlp.layers.push_back({out, norm, read_activation(layer)});
+    }
+    return mlp;
+}
+
+ConvSpec read_conv(const Json& value, const std::string& where) {
+    const JsonObject object(value, where, {"kind", "layers"});
+    ConvSpec conv;
+    const std::string list = object.where("layers");
+    for (const Json& entry : as_list(object.at("layers"), list, 1, limits::layers)) {
+        const JsonObject layer(entry, item(list, conv.layers.size()),
+                               {"out", "kernel", "stride", "padding", "activation"});
+        ConvLayerSpec read;
+        read.out = layer.integer("out", 1, limits::dimension);
+        read.kernel = layer.integer("kernel", 1, limits::kernel);
+        read.stride = layer.integer("stride", read.stride, 1, limits::stride);
+        read.padding = layer.integer("padding", read.padding, 0, read.kernel - 1);
+        read.activation = read_activation(layer);
+        conv.layers.push_back(read);
+    }
+    return conv;
+}
+
+ImpalaSpec read_impala(const Json& value, const std::string& where) {
+    const JsonObject object(value, where, {"kind", "channels"});
+    ImpalaSpec impala;
+    const std::string list = object.where("channels");
+    for (const Json& channels : as_list(object.at("channels"), list, 1, limits::layers)) {
+        const std::string place = item(list, impala.channels.size());
+        impala.channels.push_back(static_cast<int>(as_integer(channels, place, 1, limits::dimension)));
+    }
+    return impala;
+}
+
+BlockSpec read_block(const Json& value, const std::string& where, const std::string& module) {
+    if (!value.is_object()) invalid(where, std::string("expected an object, got ") + value.type_name());
+    const auto found = value.find("kind");
+    if (found == value.end()) invalid(where, "key 'kind' is missing");
+    enum class Kind { mlp, conv, impala, vit, gru, adaln_transformer };
+    switch (one_of<Kind>(*found, where + ".kind",
+                         {{"mlp", Kind::mlp},
+                          {"conv", Kind::conv},
+                          {"impala", Kind::impala},
+                          {"vit", Kind::vit},
+                          {"gru", Kind::gru},
+                          {"adaln_transformer", Kind::adaln_transformer}})) {
+        case Kind::mlp:
+            return read_mlp(value, where);
+        case Kind::conv:
+            return read_conv(value, where);
+        case Kind::impala:
+            return read_impala(value, where);
+        default:
+            not_in_engine(where, "module " + printable(module) + ": block " +
+                                     printable(found->get_ref<const std::string&>()));
+    }
+}
+
+// Reserved keys of a module: well-formed they must be, but only their defaults run.
+void refuse_reserved(const JsonObject& object, const std::string& module) {
+    const auto refuse = [&](std::string_view key, const std::string& feature) {
+        not_in_engine(object.where(key), "module " + printable(module) + ": " + feature);
+    };
+    enum class Combine { concat, cell, adaln };
+    const auto combine = object.choice<Combine>(
+        "combine", Combine::concat,
+        {{"concat", Combine::concat}, {"cell", Combine::cell}, {"adaln", Combine::adaln}});
+    if (combine != Combine::concat) refuse("combine", "combine other than 'concat'");
+    if (object.integer("ensemble", 1, 1, limits::dimension) > 1) refuse("ensemble", "an ensemble");
+    if (const Json* latent = object.find("latent"); latent && !latent->is_null()) {
+        const JsonObject fields(*latent, object.where("latent"), {"kind", "size"});
+        one_of<int>(fields.at("kind"), fields.where("kind"),
+                    {{"discrete", 0}, {"gaussian", 1}, {"sparse", 2}});
+        fields.integer("size", 1, limits::dimension);
+        refuse("latent", "a latent variable");
+    }
+    if (const Json* stored = object.find("quantisation"); stored && !stored->is_null()) {
+        const JsonObject fields(*stored, object.where("quantisation"), {"weights"});
+        one_of<int>(fields.at("weights"), fields.where("weights"), {{"bf16", 0}, {"int8", 1}});
+        refuse("quantisation", "quantisation");
+    }
+}
+
+ModuleSpec read_module(const Json& value, const std::string& name) {
+    const JsonObject object(
+        value, "spec.modules." + name,
+        {"inputs", "blocks", "combine", "residual", "ensemble", "latent", "quantisation"});
+    ModuleSpec module;
+    const std::string inputs = object.where("inputs");
+    for (const Json& entry : as_list(object.at("inputs"), inputs, 1, 4)) {
+        const std::string place = item(inputs, module.inputs.size());
+        const auto input = one_of<Input>(entry, place,
+                                         {{"observation", Input::observation},
+                                          {"state", Input::state},
+                                          {"action", Input::action},
+                                          {"goal", Input::goal}});
+        if (std::find(module.inputs.begin(), module.inputs.end(), input) != module.inputs.end()) {
+            invalid(place, printable(entry.get_ref<const std::string&>()) + " is listed twice");
+        }
+        module.inputs.push_back(input);
+    }
+    module.residual = object.flag("residual", module.residual);
+    refuse_reserved(object, name);
+    const std::string blocks = object.where("blocks");
+    for (const Json& entry : as_list(object.at("blocks"), blocks, 1, limits::blocks)) {
+        module.blocks.push_back(read_block(entry, item(blocks, module.blocks.size()), name));
+    }
+    return module;
+}
+
+// Names are parts of tensor names, so a dot in one would make those ambiguous.
+bool is_identifier(const std::string& name) {
+    const auto word = [](char c) { return std::isalnum(static_cast<unsigned char>(c)) || c == '_'; };
+    return !name.empty() && name.size() <= limits::module_name &&
+           std::all_of(name.begin(), name.end(), word) && !(name.front() >= '0' && name.front() <= '9');
+}
+
+std::map<std::string, ModuleSpec> read_modules(const Json& value) {
+    if (!value.is_object())
+        invalid("spec.modules", std::string("expected an object, got ") + value.type_name());
+    if (value.size() > limits::modules) {
+        invalid("spec.modules", "more than " + std::to_string(limits::modules) + " modules");
+    }
+    std::map<std::string, ModuleSpec> modules;
+    for (const auto& entry : value.items()) {
+        if (!is_identifier(entry.key())) {
+            invalid("spec.modules", printable(entry.key()) + " is not a name (up to " +
+                                        std::to_string(limits::module_name) +
+                                        " letters, digits and underscores, not starting with a digit)");
+        }
+        modules.emplace(entry.key(), read_module(entry.value(), entry.key()));
+    }
+    return modules;
+}
+
+// ---- levels, cost, planner
+// --------------------------------------------------------------------------------------
+
+LevelSpec read_levels(const Json& value) {
+    as_list(value, "spec.levels", 1, std::numeric_limits<std::size_t>::max());
+    if (value.size() > 1) not_in_engine("spec.levels", "more than one level");
+    const JsonObject object(value[0], "spec.levels[0]",
+                            {"encoder", "predictor", "history", "action_block", "hold", "stride"});
+    LevelSpec level;
+    level.encoder = object.name("encoder");
+    level.predictor = object.name("predictor");
+    level.action_block = object.integer("action_block", level.action_block, 1, limits::action_block);
+    level.hold = object.flag("hold", level.hold);
+    if (object.integer("history", 1, 1, limits::dimension) > 1) {
+        not_in_engine(object.where("history"), "a history longer than 1");
+    }
+    if (object.integer("stride", 1, 1, limits::dimension) > 1) {
+        not_in_engine(object.where("stride"), "a stride longer than 1");
+    }
+    return level;
+}
+
+float read_weight(const JsonObject& term, std::string_view key) {
+    const float weight = term.number(key, 1.0f);
+    if (weight < 0) invalid(term.where(key), "a cost's weight must not be negative");
+    return weight;
+}
+
+std::vector<CostSpec> read_cost(const Json& value) {
+    std::vector<CostSpec> cost;
+    for (const Json& entry : as_list(value, "spec.cost", 0, limits::cost_terms)) {
+        const JsonObject term(entry, item("spec.cost", cost.size()), {"kind", "stage", "terminal", "metric"});
+        CostSpec read;
+        read.kind = term.choice<CostKind>("kind", std::nullopt,
+                                          {{"goal_distance", CostKind::goal_distance},
+                                           {"action_size", CostKind::action_size},
+                                           {"action_change", CostKind::action_change}});
+        read.stage = read_weight(term, "stage");
+        read.terminal = read_weight(term, "terminal");
+        read.metric = term.choice<Metric>("metric", read.metric,
+                                          {{"l2", Metric::l2}, {"squared_l2", Metric::squared_l2}});
+        cost.push_back(read);
+    }
+    return cost;
+}
+
+PlannerSpec read_planner(const Json& value, int action_block) {
+    const JsonObject object(value, "spec.planner",
+                            {"algorithm", "horizon", "candidates", "iterations", "elites", "knots",
+                             "interpolation", "std", "min_std", "momentum", "temperature"});
+    PlannerSpec planner;
+    planner.algorithm = object.choice<Algorithm>("algorithm", planner.algorithm,
+                                                 {{"cem", Algorithm::cem},
+                                                  {"mppi", Algorithm::mppi},
+                                                  {"predictive-sampling", Algorithm::predictive_sampling}});
+    planner.horizon = object.integer("horizon", planner.horizon, 1, limits::horizon);
+    planner.candidates = object.integer("candidates", planner.candidates, 1, limits::candidates);
+    planner.iterations = object.integer("iterations", planner.iterations, 1, limits::iterations);
+    planner.elites = object.integer("elites", planner.elites, 1, planner.candidates);
+    planner.knots = object.integer("knots", planner.knots, 0, limits::horizon);
+    planner.interpolation = object.choice<Interpolation>(
+        "interpolation", planner.interpolation,
+        {{"zero", Interpolation::zero}, {"linear", Interpolation::linear}, {"cubic", Interpolation::cubic}});
+    const auto range = [&](std::string_view key, float fallback, auto accepts, const char* range_text) {
+        const float number = object.number(key, fallback);
+        if (!accepts(number)) invalid(object.where(key), std::string("is not ") + range_text);
+        return number;
+    };
+    planner.std = range("std", planner.std, [](float v) { return v > 0 && v <= limits::std; }, "in (0, 10]");
+    planner.min_std =
+        range("min_std", planner.min_std, [](float v) { return v >= 0 && v <= limits::std; }, "in [0, 10]");
+    planner.momentum =
+        range("momentum", planner.momentum, [](float v) { return v >= 0 && v < 1; }, "in [0, 1)");
+    planner.temperature =
+        range("temperature", planner.temperature, [](float v) { return v > 0; }, "positive");
+
+    // Here rather than with the other defaults of the planner: a default, too, must fit the file's
+    // action_block.
+    if (planner.horizon % action_block != 0) {
+        invalid(object.where("horizon"), std::to_string(planner.horizon) +
+                                             " is not a multiple of action_block " +
+                                             std::to_string(action_block));
+    }
+    if (const int steps = planner.horizon / action_block; planner.knots > steps) {
+        invalid(object.where("knots"), std::to_string(planner.knots) + " is more than the " +
+                                           std::to_string(steps) + " predictor steps of the horizon");
+    }
+    return planner;
+}
+
+// ---- the whole
+// --------------------------------------------------------------------------------------------------
+
+// First, because in another version every other key may mean something else.
+void check_version(const Json& root) {
+    const auto found = root.find("version");
+    if (found == root.end()) return;
+    const auto version = as_integer(*found, "spec.version", std::numeric_limits<std::int64_t>::min(),
+                                    std::numeric_limits<std::int64_t>::max());
+    if (version != spec_version) {
+        unsupported("spec.version", "unknown version " + std::to_string(version) +
+                                        " (this engine reads version " + std::to_string(spec_version) + ")");
+    }
+}
+
+// Provenance is for people: checked, then left in the text.
+void check_provenance(const Json& value) {
+    if (!value.is_object()) {
+        invalid("spec.provenance", std::string("expected an object, got ") + value.type_name());
+    }
+    if (value.size() > limits::provenance_entries) {
+        invalid("spec.provenance", "more than " + std::to_string(limits::provenance_entries) + " entries");
+    }
+    for (const auto& entry : value.items()) {
+        const std::string where = "spec.provenance[" + printable(entry.key()) + "]";
+        if (entry.key().size() > limits::provenance_key) {
+            invalid(where, "key longer than " + std::to_string(limits::provenance_key) + " bytes");
+        }
+        as_text(entry.value(), where, limits::provenance_value);
+    }
+}
+
+}  // namespace
+
+Spec read_spec(const std::string& json) {
+    if (json.size() > limits::header_bytes) {
+        invalid("spec", "longer than " + std::to_string(limits::header_bytes) + " bytes");
+    }
+    const Json root = parse_json(json, "spec");
+    check_version(root);
+    const JsonObject object(root, "spec",
+                            {"observation", "actions", "modules", "levels", "policy", "critic", "cost",
+                             "planner", "name", "provenance", "version"});
+    Spec spec;
+    spec.json = json;
+    if (const Json* name = object.find("name")) spec.name = as_text(*name, "spec.name", limits::agent_name);
+    if (const Json* provenance = object.find("provenance")) check_provenance(*provenance);
+    spec.observation = read_observation(object.at("observation"));
+    spec.actions = read_actions(object.at("actions"));
+    if (const Json* modules = object.find("modules")) spec.modules = read_modules(*modules);
+    if (const Json* levels = object.find("levels")) spec.level = read_levels(*levels);
+    spec.policy = object.name("policy");
+    if (object.name("critic")) not_in_engine("spec.critic", "a critic");
+    const Json* cost = object.find("cost");
+    spec.cost = cost ? read_cost(*cost) : std::vector<CostSpec>{CostSpec{}};
+    const Json* planner = object.find("planner");
+    spec.planner = read_planner(planner ? *planner : Json::object(), spec.level.action_block);
+    resolve_spec(spec);
+    return spec;
+}
+
+}  // namespace pyjepa
