@@ -1,0 +1,178 @@
+"""The blocks of the spec as torch modules. Their parameters are named as the tensors of an agent file are.
+
+A module's block i holds ``linear{j}`` and ``norm{j}`` (mlp), ``conv{j}`` (conv) or ``stage{s}.conv`` and
+``stage{s}.res{r}.conv{c}`` (impala); see `pyjepa.spec` for what each block computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import prod
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pyjepa.spec import Activation, Conv, Impala, InputName, Layer, Mlp, Module
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "relu": functional.relu,
+    "gelu": functional.gelu,  # exact, through erf
+    "silu": functional.silu,
+    "mish": functional.mish,
+    "tanh": torch.tanh,
+}
+
+
+def simnorm(x: Tensor, group: int) -> Tensor:
+    """Softmax within groups of ``group`` along the last dimension (TD-MPC2, Hansen et al. 2024)."""
+    return functional.softmax(x.reshape(*x.shape[:-1], -1, group), dim=-1).flatten(-2)
+
+
+class MlpBlock(nn.Module):
+    """``activation(norm(W x + b))``, layer by layer, on the flattened input."""
+
+    def __init__(self, block: Mlp, input_shape: tuple[int, ...]) -> None:
+        """Raises ValueError if ``simnorm_group`` does not divide a layer that uses it."""
+        super().__init__()
+        self.block = block
+        inputs = prod(input_shape)
+        for j, layer in enumerate(block.layers):
+            self.add_module(f"linear{j}", nn.Linear(inputs, layer.out))
+            if layer.norm in ("layer", "layer+simnorm"):
+                self.add_module(f"norm{j}", nn.LayerNorm(layer.out, eps=1e-5))
+            if layer.norm in ("simnorm", "layer+simnorm") and layer.out % block.simnorm_group:
+                raise ValueError(f"layer {j}: simnorm_group {block.simnorm_group} does not divide out {layer.out}")
+            inputs = layer.out
+        self.output_shape = (inputs,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ...) -> (B, out)."""
+        x = x.flatten(1)
+        for j, layer in enumerate(self.block.layers):
+            x = ACTIVATIONS[layer.activation](self._normalise(j, layer, self.get_submodule(f"linear{j}")(x)))
+        return x
+
+    def _normalise(self, j: int, layer: Layer, x: Tensor) -> Tensor:
+        if layer.norm in ("layer", "layer+simnorm"):
+            x = self.get_submodule(f"norm{j}")(x)
+        return simnorm(x, self.block.simnorm_group) if layer.norm in ("simnorm", "layer+simnorm") else x
+
+
+class ConvBlock(nn.Module):
+    """``activation(conv2d(x) + b)``, layer by layer."""
+
+    def __init__(self, block: Conv, input_shape: tuple[int, ...]) -> None:
+        """Raises ValueError if the input is no image, or smaller than a kernel."""
+        super().__init__()
+        self.block = block
+        channels, height, width = _image(input_shape, "conv")
+        for j, layer in enumerate(block.layers):
+            convolution = nn.Conv2d(channels, layer.out, layer.kernel, layer.stride, layer.padding)
+            self.add_module(f"conv{j}", convolution)
+            height, width = ((n + 2 * layer.padding - layer.kernel) // layer.stride + 1 for n in (height, width))
+            if height < 1 or width < 1:
+                raise ValueError(f"conv layer {j}: kernel {layer.kernel} is larger than its input")
+            channels = layer.out
+        self.output_shape = (channels, height, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, out, H', W')."""
+        for j, layer in enumerate(self.block.layers):
+            x = ACTIVATIONS[layer.activation](self.get_submodule(f"conv{j}")(x))
+        return x
+
+
+class _Residual(nn.Module):
+    """``x + conv1(relu(conv0(relu(x))))``."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv0 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner: Tensor = self.conv1(functional.relu(self.conv0(functional.relu(x))))
+        return x + inner
+
+
+class _Stage(nn.Module):
+    """conv3 -> maxpool3/2 -> two residual blocks."""
+
+    def __init__(self, inputs: int, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, channels, 3, padding=1)
+        self.res0 = _Residual(channels)
+        self.res1 = _Residual(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.max_pool2d(self.conv(x), 3, stride=2, padding=1)
+        pooled: Tensor = self.res1(self.res0(x))
+        return pooled
+
+
+class ImpalaBlock(nn.Module):
+    """The IMPALA encoder (Espeholt et al. 2018): stages of convolutions, a ReLU at the end."""
+
+    def __init__(self, block: Impala, input_shape: tuple[int, ...]) -> None:
+        """Raises ValueError if the input is no image."""
+        super().__init__()
+        self.block = block
+        inputs, height, width = _image(input_shape, "impala")
+        for s, channels in enumerate(block.channels):
+            self.add_module(f"stage{s}", _Stage(inputs, channels))
+            inputs, height, width = channels, (height + 1) // 2, (width + 1) // 2
+        self.output_shape = (inputs, height, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, channels[-1], H', W')."""
+        for s in range(len(self.block.channels)):
+            x = self.get_submodule(f"stage{s}")(x)
+        return functional.relu(x)
+
+
+class Network(nn.Module):
+    """One module of the spec: its inputs concatenated, its blocks in order, plus the state where ``residual``."""
+
+    def __init__(self, module: Module, shapes: Mapping[InputName, tuple[int, ...]]) -> None:
+        """``shapes`` gives the shape of every input, without the batch.
+
+        Raises NotImplementedError for what torch lacks (reserved fields of the spec), ValueError where blocks do not
+        fit their inputs.
+        """
+        super().__init__()
+        for name, reserved in (("combine", "concat"), ("ensemble", 1), ("latent", None), ("quantisation", None)):
+            if getattr(module, name) != reserved:
+                raise NotImplementedError(f"the torch back end lacks {name}={getattr(module, name)!r}")
+        self.module = module
+        single = len(module.inputs) == 1
+        shape = shapes[module.inputs[0]] if single else (sum(prod(shapes[name]) for name in module.inputs),)
+        for i, block in enumerate(module.blocks):
+            built: MlpBlock | ConvBlock | ImpalaBlock
+            if isinstance(block, Mlp):
+                built = MlpBlock(block, shape)
+            elif isinstance(block, Conv):
+                built = ConvBlock(block, shape)
+            else:
+                built = ImpalaBlock(block, shape)
+            self.add_module(str(i), built)
+            shape = built.output_shape
+        self.output_shape = (prod(shape),)
+        if module.residual and self.output_shape != shapes["state"]:
+            raise ValueError(f"residual: the output {self.output_shape} has not the state's shape {shapes['state']}")
+
+    def forward(self, inputs: Mapping[InputName, Tensor]) -> Tensor:
+        """Inputs of shape (B, ...) by name -> (B, out)."""
+        given = [inputs[name] for name in self.module.inputs]
+        x = given[0] if len(given) == 1 else torch.cat([part.flatten(1) for part in given], dim=-1)
+        for i in range(len(self.module.blocks)):
+            x = self.get_submodule(str(i))(x)
+        x = x.flatten(1)
+        return x + inputs["state"] if self.module.residual else x
+
+
+def _image(shape: tuple[int, ...], kind: str) -> tuple[int, int, int]:
+    if len(shape) != 3:
+        raise ValueError(f"{kind}: expected an input of shape (C, H, W), got {shape}")
+    return shape[0], shape[1], shape[2]

@@ -1,0 +1,84 @@
+"""The world model in torch, built from the spec: perception (paper section 3.1) and prediction in latent space."""
+
+from __future__ import annotations
+
+from os import PathLike
+
+import torch
+from torch import Tensor, nn
+
+from pyjepa.blocks import Network
+from pyjepa.spec import Spec
+
+
+class WorldModel(nn.Module):
+    """The encoder and the predictor of a spec's first level.
+
+    Symbols: B batch, S predictor steps, A action dimension, A' what the predictor reads per step (A with ``hold``,
+    else ``action_block * A``), L latent dimension. Actions are in the environment's units everywhere; they are
+    normalised inside. Parameters are named as in the agent file.
+    """
+
+    def __init__(self, spec: Spec) -> None:
+        """Raises NotImplementedError for what torch lacks and ValueError for what does not fit together."""
+        super().__init__()
+        if spec.actions.kind != "box":
+            raise NotImplementedError(f"the torch back end lacks {spec.actions.kind} actions")
+        if len(spec.levels) != 1:
+            raise NotImplementedError(f"the torch back end takes one level, the spec has {len(spec.levels)}")
+        self.spec = spec
+        level = spec.levels[0]
+        if level.encoder is None or level.predictor is None:
+            raise ValueError("a world model needs a level with an encoder and a predictor")
+        self.action_dim = len(spec.actions.low)
+        repeats = 1 if level.hold else level.action_block
+        self.plan_dim = self.action_dim * repeats
+        self.encoder_name, self.predictor_name = level.encoder, level.predictor
+        encoder = Network(spec.modules[level.encoder], {"observation": spec.observation.shape})
+        self.latent_dim = encoder.output_shape[0]
+        self.add_module(level.encoder, encoder)
+        shapes = {"state": (self.latent_dim,), "action": (self.plan_dim,)}
+        predictor = Network(spec.modules[level.predictor], shapes)  # type: ignore[arg-type]
+        if predictor.output_shape != (self.latent_dim,):
+            raise ValueError(f"the predictor puts out {predictor.output_shape}, the encoder {(self.latent_dim,)}")
+        self.add_module(level.predictor, predictor)
+        self.register_buffer("_center", torch.tensor(spec.actions.center * repeats), persistent=False)
+        self.register_buffer("_scale", torch.tensor(spec.actions.scale * repeats), persistent=False)
+
+    def encode(self, observation: Tensor) -> Tensor:
+        """Observations (..., *observation.shape), uint8 or float -> latents (..., L)."""
+        description = self.spec.observation
+        batch = observation.shape[: observation.dim() - len(description.shape)]
+        if observation.shape[len(batch) :] != description.shape:
+            raise ValueError(f"observation: expected (..., {description.shape}), got {tuple(observation.shape)}")
+        x = observation.reshape(-1, *description.shape).float() * description.scale + description.offset
+        latent: Tensor = self.get_submodule(self.encoder_name)({"observation": x})
+        return latent.reshape(*batch, self.latent_dim)
+
+    def normalise(self, actions: Tensor) -> Tensor:
+        """Actions (..., A') in the environment's units -> what the predictor reads."""
+        return (actions - self.get_buffer("_center")) / self.get_buffer("_scale")
+
+    def step(self, state: Tensor, action: Tensor) -> Tensor:
+        """``s[t+1] = Pred(s[t], a[t])``: states (B, L) and actions (B, A') -> states (B, L)."""
+        inputs = {"state": state, "action": self.normalise(action)}
+        predicted: Tensor = self.get_submodule(self.predictor_name)(inputs)
+        return predicted
+
+    def rollout(self, state: Tensor, actions: Tensor) -> Tensor:
+        """States (B, L) and actions (B, S, A') -> the S predicted states (B, S, L)."""
+        states = []
+        for action in actions.unbind(1):
+            state = self.step(state, action)
+            states.append(state)
+        return torch.stack(states, dim=1)
+
+    def export(self, path: str | PathLike[str], spec: Spec | None = None) -> None:
+        """Write the agent file, through the engine's validator. ``spec`` replaces this model's (provenance, cost).
+
+        Raises `pyjepa.errors.PyjepaError` if the file is not a valid agent.
+        """
+        from pyjepa import agent_file
+
+        tensors = {name: value.detach().cpu().float().contiguous().numpy() for name, value in self.state_dict().items()}
+        agent_file.save(path, self.spec if spec is None else spec, tensors)
