@@ -10,17 +10,12 @@
 #include "agent_file/json.hpp"
 #include "agent_file/mapping.hpp"
 #include "agent_file/safetensors.hpp"
+#include "agent_file/shapes.hpp"
 
 namespace pyjepa {
 namespace {
 
 static_assert(std::endian::native == std::endian::little, "weights are used as they lie in the file");
-
-std::string text(const std::vector<int>& shape) {
-    std::string out = "[";
-    for (std::size_t i = 0; i < shape.size(); ++i) out += (i ? ", " : "") + std::to_string(shape[i]);
-    return out + "]";
-}
 
 void check_finite(const std::string& name, std::span<const float> data) {
     // Adds up instead of stopping at the first, so that the compiler vectorises: files are nearly always
@@ -48,7 +43,7 @@ AgentFile read(SharedBytes file) {
         const TensorEntry& entry = *place->second;
         if (entry.shape != shape) {
             invalid("tensor " + printable(name),
-                    "wrong shape " + text(entry.shape) + ", the spec calls for " + text(shape));
+                    "wrong shape " + shape_text(entry.shape) + ", the spec calls for " + shape_text(shape));
         }
         const std::span<const float> values(reinterpret_cast<const float*>(data.data() + entry.begin),
                                             (entry.end - entry.begin) / sizeof(float));

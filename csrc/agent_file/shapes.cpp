@@ -16,13 +16,6 @@ namespace {
 
 using NamedShapes = std::vector<std::pair<std::string, std::vector<int>>>;
 
-std::string text(const Shape& shape) {
-    std::string out = "(";
-    for (const int size : shape)
-        out += std::to_string(size) + (shape.size() == 1 || &size != &shape.back() ? "," : "");
-    return out + ")";
-}
-
 // Every factor is at most 2^20 and every shape was kept within limits::elements, so a running product cannot
 // overflow.
 std::int64_t checked_elements(const Shape& shape, const std::string& where) {
@@ -30,8 +23,8 @@ std::int64_t checked_elements(const Shape& shape, const std::string& where) {
     for (const int size : shape) {
         elements *= size;
         if (elements > limits::elements) {
-            invalid(where, "output " + text(shape) + " has more than " + std::to_string(limits::elements) +
-                               " elements");
+            invalid(where, "output " + shape_text(shape) + " has more than " +
+                               std::to_string(limits::elements) + " elements");
         }
     }
     return elements;
@@ -39,7 +32,8 @@ std::int64_t checked_elements(const Shape& shape, const std::string& where) {
 
 void require_image(const Shape& input, const char* kind, const std::string& where) {
     if (input.size() != 3) {
-        invalid(where, std::string("block '") + kind + "' needs an input (C, H, W), got " + text(input));
+        invalid(where,
+                std::string("block '") + kind + "' needs an input (C, H, W), got " + shape_text(input));
     }
 }
 
@@ -63,7 +57,7 @@ struct OutputShape {
                 const int padded = shape[axis] + 2 * layer.padding;
                 if (layer.kernel > padded) {
                     invalid(place, "kernel " + std::to_string(layer.kernel) + " is larger than its input " +
-                                       text(shape) + " with padding " + std::to_string(layer.padding));
+                                       shape_text(shape) + " with padding " + std::to_string(layer.padding));
                 }
                 shape[axis] = (padded - layer.kernel) / layer.stride + 1;
             }
@@ -212,6 +206,12 @@ void check_all_referenced(const Spec& spec) {
 
 }  // namespace
 
+std::string shape_text(const Shape& shape) {
+    std::string out = "[";
+    for (std::size_t i = 0; i < shape.size(); ++i) out += (i ? ", " : "") + std::to_string(shape[i]);
+    return out + "]";
+}
+
 Shape module_input_shape(const Spec& spec, const ModuleSpec& module) {
     if (module.inputs == std::vector<Input>{Input::observation} && spec.observation.shape.size() == 3) {
         return spec.observation.shape;
@@ -267,10 +267,10 @@ void resolve_spec(Spec& spec) {
         invalid("spec.planner",
                 "candidates * horizon * actions is more than " + std::to_string(limits::plan_elements));
     }
-    check_all_referenced(spec);
     resolve_encoder(spec);
     check_predictor(spec);
     check_policy(spec);
+    check_all_referenced(spec);
 }
 
 }  // namespace pyjepa

@@ -1,11 +1,15 @@
 // How the parts of a spec fit together: internal to the reader, beside what agent_file.hpp offers.
 #pragma once
 
+#include <string>
+
 #include "model/spec.hpp"
 
 namespace pyjepa {
 
 // Checks that modules are wired up and fit each other, and fills in the sizes at the end of Spec.
 void resolve_spec(Spec& spec);
+
+std::string shape_text(const Shape& shape);  // "[3, 64, 64]"
 
 }  // namespace pyjepa

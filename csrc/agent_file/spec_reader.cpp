@@ -1,8 +1,6 @@
 // The spec from JSON: every field with its type and range. How the fields fit together is shapes.cpp's
 // business.
 #include <algorithm>
-#include <cctype>
-#include <cmath>
 #include <limits>
 
 #include "agent_file/agent_file.hpp"
@@ -248,9 +246,12 @@ ModuleSpec read_module(const Json& value, const std::string& name) {
 
 // Names are parts of tensor names, so a dot in one would make those ambiguous.
 bool is_identifier(const std::string& name) {
-    const auto word = [](char c) { return std::isalnum(static_cast<unsigned char>(c)) || c == '_'; };
+    const auto digit = [](char c) { return c >= '0' && c <= '9'; };
+    const auto word = [&](char c) {
+        return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_' || digit(c);
+    };
     return !name.empty() && name.size() <= limits::module_name &&
-           std::all_of(name.begin(), name.end(), word) && !(name.front() >= '0' && name.front() <= '9');
+           std::all_of(name.begin(), name.end(), word) && !digit(name.front());
 }
 
 std::map<std::string, ModuleSpec> read_modules(const Json& value) {
