@@ -1,0 +1,27 @@
+"""The exceptions of pyjepa; each is also the built-in exception that says the same, so either may be caught."""
+
+from __future__ import annotations
+
+
+class PyjepaError(Exception):
+    """What every error of pyjepa's own derives from."""
+
+
+class AgentFileError(PyjepaError, ValueError):
+    """An agent file or a spec is damaged or contradicts itself; the message names the place."""
+
+
+class UnsupportedError(PyjepaError, ValueError):
+    """Well-formed, but this engine lacks it: a reserved feature or a later version of the format."""
+
+
+class NotReadyError(PyjepaError, RuntimeError):
+    """Called before `configure` or `observe`."""
+
+
+class BusyError(PyjepaError, RuntimeError):
+    """Another thread is inside this agent."""
+
+
+class RolloutError(PyjepaError, RuntimeError):
+    """A rollout callback failed or returned non-finite costs."""
