@@ -15,7 +15,7 @@ def plan_cost(
     """The weighted sum of the spec's cost terms over plans; (B,).
 
     ``states`` (B, S, L) are predicted, ``actions`` (B, S, A') in the environment's units, ``goal`` (L,) or (B, L) is a
-    latent, ``previous`` (A,) or (B, A) the action executed last, None if there is none.
+    latent, ``previous`` (A',) or (B, A') what was executed last; None: nothing was, so the first action is no change.
     """
     return term_costs(model, states, actions, goal, previous).sum(dim=-1)
 
@@ -24,21 +24,17 @@ def term_costs(
     model: WorldModel, states: Tensor, actions: Tensor, goal: Tensor, previous: Tensor | None = None
 ) -> Tensor:
     """The same, term by term: (B, T), weights included."""
-    normalised = model.normalise(actions).reshape(len(actions), -1, model.action_dim)
-    if previous is None:
-        before = normalised[:, :1]
-    else:
-        center, scale = (model.get_buffer(name)[: model.action_dim] for name in ("_center", "_scale"))
-        before = ((previous - center) / scale).expand(len(actions), -1)[:, None]
+    normalised = model.normalise(actions)
+    before = normalised[:, 0] if previous is None else model.normalise(previous).expand(len(actions), -1)
     return torch.stack([_term(term, states, normalised, goal, before) for term in model.spec.cost], dim=-1)
 
 
 def _term(term: CostTerm, states: Tensor, actions: Tensor, goal: Tensor, before: Tensor) -> Tensor:
-    """One term: states (B, S, L), normalised actions (B, S', A), goal, the action before the plan (B, 1, A) -> (B,)."""
+    """One term: states (B, S, L), normalised actions (B, S, A'), goal, what came before the plan (B, A') -> (B,)."""
     if term.kind == "goal_distance":
         squared = (states - goal.unsqueeze(-2)).square().sum(dim=-1)
         distance = squared.sqrt() if term.metric == "l2" else squared
         return term.stage * distance[:, :-1].sum(dim=-1) + term.terminal * distance[:, -1]
     if term.kind == "action_size":
         return term.stage * actions.square().sum(dim=(-2, -1))
-    return term.stage * torch.diff(actions, dim=1, prepend=before).square().sum(dim=(-2, -1))
+    return term.stage * torch.diff(actions, dim=1, prepend=before[:, None]).square().sum(dim=(-2, -1))

@@ -78,7 +78,7 @@ class WorldModel(nn.Module):
 
         Raises `pyjepa.errors.PyjepaError` if the file is not a valid agent.
         """
-        from pyjepa import agent_file
+        from pyjepa.agent_file import save
 
         tensors = {name: value.detach().cpu().float().contiguous().numpy() for name, value in self.state_dict().items()}
-        agent_file.save(path, self.spec if spec is None else spec, tensors)
+        save(path, self.spec if spec is None else spec, tensors)

@@ -18,7 +18,8 @@ class CrossEntropyPlanner:
     """CEM over held or concatenated actions, warm-started from the plan before.
 
     Symbols: E environments, N candidates, S predictor steps (``horizon / action_block``), A' what the predictor reads.
-    Candidate 0 is the mean; samples are clamped to the bounds; mean and standard deviation are refitted to the elites.
+    Candidate 0 is the mean; samples are clamped to the bounds; mean and standard deviation are refitted to the elites;
+    the cheapest plan ever scored, means included, is returned and is the next warm start.
     """
 
     def __init__(self, model: WorldModel, planner: Planner | None = None, *, seed: int = 0) -> None:
@@ -53,25 +54,21 @@ class CrossEntropyPlanner:
         if mean is None:
             mean = ((self._low + self._high) / 2).expand(environments, self.steps, -1)
         std = (settings.std * self._half).expand_as(mean)
-        best, best_cost = mean, torch.full((environments,), torch.inf)
-        start = state.repeat_interleave(settings.candidates, dim=0)
-        target = goal.repeat_interleave(settings.candidates, dim=0)
+        best, best_cost = mean, self._score(mean[:, None], state, goal)[:, 0]
         for _ in range(settings.iterations):
             noise = torch.randn(environments, settings.candidates, *mean.shape[1:], generator=self._generator)
             noise[:, 0] = 0.0
             samples = (mean[:, None] + std[:, None] * noise).clamp(self._low, self._high)
-            flat = samples.flatten(0, 1)
-            cost = plan_cost(self.model, self.model.rollout(start, flat), flat, target).view(environments, -1)
+            cost = self._score(samples, state, goal)
             elite_cost, index = cost.topk(settings.elites, dim=1, largest=False)
             elites = samples[torch.arange(environments)[:, None], index]
-            better = elite_cost[:, 0] < best_cost
-            best = torch.where(better[:, None, None], elites[:, 0], best)
-            best_cost = torch.where(better, elite_cost[:, 0], best_cost)
+            best, best_cost = _cheaper(best, best_cost, elites[:, 0], elite_cost[:, 0])
             momentum = settings.momentum
             mean = momentum * mean + (1 - momentum) * elites.mean(dim=1)
             std = momentum * std + (1 - momentum) * elites.std(dim=1, correction=0)
             std = torch.maximum(std, settings.min_std * self._half)
-        self._mean = mean
+        best, _ = _cheaper(best, best_cost, mean, self._score(mean[:, None], state, goal)[:, 0])
+        self._mean = best
         return best
 
     def advance(self, steps: int = 1) -> None:
@@ -84,6 +81,17 @@ class CrossEntropyPlanner:
         """Go on with the environments where ``keep`` (E,) is true."""
         if self._mean is not None:
             self._mean = self._mean[keep]
+
+    def _score(self, samples: Tensor, state: Tensor, goal: Tensor) -> Tensor:
+        """Plans (E, N, S, A') from states (E, L) towards goals (E, L) -> costs (E, N)."""
+        candidates, plans = samples.shape[1], samples.flatten(0, 1)
+        start, target = (x.repeat_interleave(candidates, dim=0) for x in (state, goal))
+        return plan_cost(self.model, self.model.rollout(start, plans), plans, target).view(-1, candidates)
+
+
+def _cheaper(plan: Tensor, cost: Tensor, other: Tensor, other_cost: Tensor) -> tuple[Tensor, Tensor]:
+    better = other_cost < cost
+    return torch.where(better[:, None, None], other, plan), torch.where(better, other_cost, cost)
 
 
 def plan_flops(model: WorldModel, planner: Planner | None = None) -> int:

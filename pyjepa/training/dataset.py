@@ -28,12 +28,14 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from pyjepa.errors import PyjepaError
+
 FORMAT = "pyjepa-episodes"
 VERSION = 1
 REQUIRED: dict[str, int] = {"observation": 1, "action": 0}
 
 
-class DatasetError(ValueError):
+class DatasetError(PyjepaError, ValueError):
     """The file is no data set, or is damaged; the message names the file and, where known, episode and field."""
 
 
@@ -192,6 +194,13 @@ class EpisodeReader:
         for episode in range(len(self)):
             for name in self._fields:
                 self.read(episode, name)
+
+    def fingerprint(self) -> str:
+        """Eight hex digits that stand for the content: the CRC-32 of lengths and checksums."""
+        value = zlib.crc32(np.ascontiguousarray(self.lengths).data)
+        for name in sorted(self._checksums):
+            value = zlib.crc32(np.ascontiguousarray(self._checksums[name]).data, value)
+        return f"{value:08x}"
 
     def close(self) -> None:
         """Close the file."""

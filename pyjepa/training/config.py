@@ -1,0 +1,195 @@
+"""Training configuration: TOML files, checked field by field."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pyjepa.errors import PyjepaError
+
+Positive = Annotated[int, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0.0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class ConfigError(PyjepaError, ValueError):
+    """The configuration is wrong; the message names every field that is."""
+
+
+class Section(BaseModel):
+    """A table of the file: unknown keys and wrong types are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Data(Section):
+    """What is collected where no data set is given, and what training reads of it."""
+
+    episodes: Positive = 20_000
+    steps: Positive = 12
+    """Actions per episode, each held for ``action_block`` environment steps."""
+    action_block: Positive = 4
+    holdout: Positive = 512
+    """The last episodes of the data set, kept for the diagnostics."""
+    window: Annotated[int, Field(ge=2)] = 6
+    """Predictor steps per training clip."""
+
+
+class Architecture(Section):
+    """The sizes of encoder and predictor (the block kinds follow from the observation)."""
+
+    channels: Annotated[list[Positive], Field(min_length=1)] = [32, 32, 64]
+    kernels: Annotated[list[Positive], Field(min_length=1)] = [8, 3, 3]
+    strides: Annotated[list[Positive], Field(min_length=1)] = [4, 2, 2]
+    paddings: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [2, 1, 1]
+    encoder_hidden: Positive = 256
+    latent: Positive = 48
+    predictor_hidden: Annotated[list[Positive], Field(min_length=1)] = [128, 128]
+    activation: Literal["relu", "gelu", "silu", "mish", "tanh"] = "relu"
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> Architecture:
+        if not len(self.channels) == len(self.kernels) == len(self.strides) == len(self.paddings):
+            raise ValueError("channels, kernels, strides and paddings must have one entry per layer")
+        return self
+
+
+class Objective(Section):
+    """The weights of the loss (`pyjepa.objectives`)."""
+
+    prediction: Weight = 20.0
+    """Of the mean squared error of the multi-step prediction, over all steps of a clip."""
+    variance: Weight = 10.0
+    covariance: Weight = 1.0
+    regularised_steps: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0, 3, 6]
+    """The steps of a clip at which VICReg's variance and covariance are taken over the batch."""
+    temporal_variance: Weight = 10.0
+    temporal_variance_target: Weight = 0.5
+    inverse_dynamics: Weight = 2.0
+    temporal_similarity: Weight = 0.1
+
+
+class Optimiser(Section):
+    """AdamW, with a linear warm-up and a cosine decay to zero."""
+
+    steps: Positive = 5000
+    batch: Annotated[int, Field(ge=2)] = 128
+    learning_rate: Annotated[float, Field(gt=0.0)] = 1.5e-3
+    weight_decay: Weight = 1e-4
+    warmup: Annotated[int, Field(ge=0)] = 100
+    clip: Weight = 0.0
+    """The largest gradient norm; 0 does not clip."""
+
+
+class Alarms(Section):
+    """When a representation counts as collapsed. Each is checked at every evaluation after ``grace`` steps."""
+
+    grace: Annotated[int, Field(ge=0)] = 500
+    probe_r2: Fraction = 0.5
+    """The linear position probe explains less than this share of the variance."""
+    effective_rank: Weight = 4.0
+    """The effective rank of the latents is below this."""
+    std: Weight = 0.05
+    """A dimension's standard deviation counts as dead below this; the alarm trips when over half are dead."""
+    inverse_dynamics: Weight = 0.7
+    """Inverse dynamics scores more than this share of what a blind guess scores."""
+
+
+class Planning(Section):
+    """The planner defaults and the cost written into the agent file (`pyjepa.spec.Planner`)."""
+
+    horizon: Positive = 64
+    candidates: Positive = 256
+    iterations: Positive = 6
+    elites: Positive = 32
+    std: Annotated[float, Field(gt=0.0)] = 0.5
+    min_std: Weight = 0.05
+    momentum: Fraction = 0.0
+    metric: Literal["l2", "squared_l2"] = "l2"
+    terminal: Weight = 1.0
+    """Weight of the last step's goal distance; the steps before it weigh 1."""
+
+
+class Log(Section):
+    """How often (in training steps) things are written."""
+
+    every: Positive = 20
+    evaluate_every: Positive = 250
+    checkpoint_every: Positive = 250
+
+
+class Config(Section):
+    """Everything that decides how a training run goes."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    threads: Positive = 2
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of the encoder during training (autocast); the weights stay float32."""
+    data: Data = Data()
+    architecture: Architecture = Architecture()
+    objective: Objective = Objective()
+    optimiser: Optimiser = Optimiser()
+    alarms: Alarms = Alarms()
+    planning: Planning = Planning()
+    log: Log = Log()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Config:
+        if self.data.window > self.data.steps:
+            raise ValueError(f"data.window {self.data.window} is longer than data.steps {self.data.steps}")
+        if max(self.objective.regularised_steps) > self.data.window:
+            raise ValueError(f"objective.regularised_steps: the last step of a clip is {self.data.window}")
+        if self.data.episodes - self.data.holdout < self.optimiser.batch:
+            raise ValueError("data.episodes less data.holdout do not fill optimiser.batch")
+        if self.planning.horizon % self.data.action_block:
+            raise ValueError(f"planning.horizon: no multiple of data.action_block {self.data.action_block}")
+        return self
+
+    def digest(self) -> str:
+        """The SHA-256 of the values, whatever file they came from."""
+        return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()
+
+
+def default_config(name: str = "two_rooms") -> Path:
+    """The path of a configuration shipped with the package."""
+    return Path(str(files("pyjepa.training") / "configs" / f"{name}.toml"))
+
+
+def load_config(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> Config:
+    """Read a TOML file. ``overrides`` replaces values by dotted name (``{"optimiser.steps": 10}``).
+
+    Raises `ConfigError` naming every field that is unknown, missing or of a wrong type.
+    """
+    source = Path(path)
+    try:
+        values = tomllib.loads(source.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source}: no valid TOML: {error}") from error
+    for name, value in (overrides or {}).items():
+        *tables, key = name.split(".")
+        table = values
+        for part in tables:
+            table = table.setdefault(part, {})
+        table[key] = value
+    return validate(values, str(source))
+
+
+def validate(values: Mapping[str, Any], where: str) -> Config:
+    """A configuration from plain values; ``where`` names their source in error messages."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            field = ".".join(map(str, problem["loc"])) or "the file"
+            message = "unknown key" if problem["type"] == "extra_forbidden" else problem["msg"]
+            lines.append(f"{where}: {field}: {message} (given: {problem['input']!r})"[:400])
+        raise ConfigError("; ".join(lines)) from error
