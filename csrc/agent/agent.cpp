@@ -1,0 +1,99 @@
+#include "agent/agent.hpp"
+
+#include <algorithm>
+#include <string>
+
+#include "error.hpp"
+
+namespace pyjepa {
+namespace {
+
+constexpr int kMaxThreads = 1024;
+
+int checked_threads(int threads) {
+    if (threads < 1 || threads > kMaxThreads)
+        throw Error(PYJEPA_INVALID_ARGUMENT, "threads must be between 1 and " + std::to_string(kMaxThreads) +
+                                                 ", got " + std::to_string(threads));
+    return threads;
+}
+
+void check_count(const char* what, size_t given, size_t expected) {
+    if (given != expected)
+        throw Error(PYJEPA_INVALID_ARGUMENT, std::string(what) + " has room for " + std::to_string(given) +
+                                                 " floats, expected " + std::to_string(expected));
+}
+
+}  // namespace
+
+Agent::Agent(std::shared_ptr<const Model> model, int threads)
+    : model_(std::move(model)), pool_(checked_threads(threads)) {}
+
+Agent::Hold::Hold(const Agent& agent) : agent_(agent) {
+    if (agent.busy_.test_and_set(std::memory_order_acquire))
+        throw Error(PYJEPA_BUSY, "another thread is inside this agent: use agent.clone() for a second one");
+}
+
+std::unique_ptr<Agent> Agent::clone() const {
+    auto twin = std::make_unique<Agent>(model_, threads());
+    if (task_ != nullptr) twin->task_ = std::make_unique<Task>(*twin->model_, twin->pool_, task_->request());
+    return twin;
+}
+
+void Agent::configure(const pyjepa_task& task) {
+    task_ = std::make_unique<Task>(*model_, pool_, TaskRequest(*model_, task));
+}
+
+const Task& Agent::task() const {
+    if (task_ == nullptr) throw Error(PYJEPA_NOT_READY, "the agent has no task yet: call configure first");
+    return *task_;
+}
+
+Task& Agent::observed_task() {
+    if (!task().observed())
+        throw Error(PYJEPA_NOT_READY, "the agent has not seen every environment yet: call observe first");
+    return *task_;
+}
+
+void Agent::observe(const void* observation, size_t bytes, int steps) {
+    const Spec& spec = model_->spec();
+    const size_t element = spec.observation.dtype == DType::uint8 ? 1 : sizeof(float);
+    const size_t expected =
+        static_cast<size_t>(task().environments()) * static_cast<size_t>(spec.observation_size) * element;
+    if (bytes != expected)
+        throw Error(PYJEPA_INVALID_ARGUMENT,
+                    "the observation has " + std::to_string(bytes) + " bytes, expected " + std::to_string(expected));
+    if (steps < -1) throw Error(PYJEPA_INVALID_ARGUMENT, "steps must not be negative, got " + std::to_string(steps));
+    check_finite(spec, observation, task_->environments(), "the observation");
+    task_->observe(observation, steps == -1 ? spec.level.action_block : steps);
+}
+
+void Agent::act(float* actions, size_t count) {
+    if (model_->policy() == nullptr)
+        throw Error(PYJEPA_UNSUPPORTED, "this agent file has no policy: plan instead");
+    Task& task = observed_task();
+    check_count("actions", count, static_cast<size_t>(task.environments()) *
+                                      static_cast<size_t>(model_->spec().action_dim));
+    if (model_->policy_reads_goal() && task.request().goal.empty())
+        throw Error(PYJEPA_NOT_READY, "the policy reads a goal: configure one");
+    task.act(actions);
+}
+
+void Agent::plan(double deadline, pyjepa_plan_out& out) { observed_task().plan(deadline, out); }
+
+void Agent::reset(int environment) {
+    if (environment < -1 || environment >= task().environments())
+        throw Error(PYJEPA_INVALID_ARGUMENT, "environment must be between 0 and " +
+                                                 std::to_string(task().environments() - 1) + ", got " +
+                                                 std::to_string(environment));
+    task_->reset(environment);
+}
+
+void Agent::states(float* out, size_t count) const {
+    if (!task().observed())
+        throw Error(PYJEPA_NOT_READY, "the agent has not seen every environment yet: call observe first");
+    const size_t size = static_cast<size_t>(task_->environments()) * static_cast<size_t>(model_->spec().latent_dim);
+    check_count("states", count, size);
+    std::copy_n(task_->states(), size, out);
+}
+
+}  // namespace pyjepa

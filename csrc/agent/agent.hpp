@@ -1,0 +1,49 @@
+// An agent: a shared model, threads, and the task at hand.
+#pragma once
+
+#include <atomic>
+#include <memory>
+
+#include "agent/task.hpp"
+
+namespace pyjepa {
+
+class Agent {
+  public:
+    Agent(std::shared_ptr<const Model> model, int threads);
+
+    const Model& model() const noexcept { return *model_; }
+    int threads() const noexcept { return pool_.threads(); }
+    std::unique_ptr<Agent> clone() const;
+
+    void configure(const pyjepa_task& task);
+    void observe(const void* observation, size_t bytes, int steps);
+    void act(float* actions, size_t count);
+    void plan(double deadline, pyjepa_plan_out& out);
+    void reset(int environment);
+    void states(float* out, size_t count) const;
+    // The task at hand; throws Error(PYJEPA_NOT_READY) before configure.
+    const Task& task() const;
+
+    // One thread at a time: every call of the C ABI holds this while it is inside.
+    class Hold {
+      public:
+        explicit Hold(const Agent& agent);  // throws Error(PYJEPA_BUSY)
+        ~Hold() { agent_.busy_.clear(std::memory_order_release); }
+        Hold(const Hold&) = delete;
+        Hold& operator=(const Hold&) = delete;
+
+      private:
+        const Agent& agent_;
+    };
+
+  private:
+    Task& observed_task();
+
+    std::shared_ptr<const Model> model_;
+    Pool pool_;
+    std::unique_ptr<Task> task_;
+    mutable std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
+};
+
+}  // namespace pyjepa

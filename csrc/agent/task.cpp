@@ -1,0 +1,289 @@
+#include "agent/task.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+
+#include "error.hpp"
+#include "rollout/callback.hpp"
+#include "rollout/native.hpp"
+
+namespace pyjepa {
+namespace {
+
+[[noreturn]] void invalid(const std::string& message) { throw Error(PYJEPA_INVALID_ARGUMENT, message); }
+
+int in_range(const char* name, int value, int least, int most) {
+    if (value < least || value > most)
+        invalid(std::string(name) + " must be between " + std::to_string(least) + " and " + std::to_string(most) +
+                ", got " + std::to_string(value));
+    return value;
+}
+
+float or_default(float value, float otherwise) { return std::isnan(value) ? otherwise : value; }
+
+size_t observation_bytes(const Spec& spec) {
+    const size_t element = spec.observation.dtype == DType::uint8 ? 1 : sizeof(float);
+    return element * static_cast<size_t>(spec.observation_size);
+}
+
+// The bounds of each plan dimension: the action's, repeated where a predictor step reads several actions.
+std::vector<float> bounds(const Spec& spec, const float* given, const std::vector<float>& otherwise,
+                          const char* name) {
+    std::vector<float> out;
+    for (int d = 0; d < spec.plan_dim; ++d) {
+        const auto a = static_cast<size_t>(d % spec.action_dim);
+        out.push_back(given == nullptr ? otherwise[a] : given[a]);
+        if (!std::isfinite(out.back()))
+            invalid("action " + std::string(name) + "[" + std::to_string(a) + "] is not finite");
+    }
+    return out;
+}
+
+}  // namespace
+
+TaskRequest::TaskRequest(const Model& model, const pyjepa_task& task)
+    : rollout(task.rollout), rollout_user(task.rollout_user) {
+    const Spec& spec = model.spec();
+    const PlannerSpec& p = spec.planner;
+    const int block = spec.level.action_block;
+    PlannerSettings& s = settings;
+
+    in_range("algorithm", task.algorithm, PYJEPA_ALGORITHM_DEFAULT, PYJEPA_PREDICTIVE_SAMPLING);
+    in_range("interpolation", task.interpolation, PYJEPA_INTERPOLATION_DEFAULT, PYJEPA_CUBIC);
+    s.algorithm = task.algorithm == 0 ? p.algorithm : static_cast<Algorithm>(task.algorithm - 1);
+    s.interpolation = task.interpolation == 0 ? p.interpolation : static_cast<Interpolation>(task.interpolation - 1);
+    s.environments = in_range("environments", task.environments, 1, 1 << 16);
+    const int horizon = in_range("horizon", task.horizon == -1 ? p.horizon : task.horizon, 1, 1 << 20);
+    if (horizon % block != 0)
+        invalid("horizon " + std::to_string(horizon) + " is not a multiple of the model's action_block " +
+                std::to_string(block));
+    s.steps = horizon / block;
+    s.plan_dim = spec.plan_dim;
+    s.candidates = in_range("candidates", task.candidates == -1 ? p.candidates : task.candidates, 1, 1 << 20);
+    s.iterations = in_range("iterations", task.iterations == -1 ? p.iterations : task.iterations, 0, 10000);
+    s.elites = task.elites == -1 ? p.elites : task.elites;
+    if (s.algorithm == Algorithm::cem) {
+        in_range("elites", s.elites, 1, 1 << 20);
+        if (s.elites > s.candidates)
+            invalid("elites (" + std::to_string(s.elites) + ") exceed candidates (" + std::to_string(s.candidates) +
+                    ")");
+    } else if (task.elites != -1) {
+        invalid("elites belong to the planner cem");
+    }
+    int knots = task.knots == -1 ? p.knots : task.knots;
+    if (task.knots == -1 && knots > s.steps) knots = 0;  // a shorter horizon than the file's default was asked for
+    s.knots = knots == 0 ? s.steps : in_range("knots", knots, 1, s.steps);
+
+    s.std = or_default(task.std, p.std);
+    s.min_std = or_default(task.min_std, p.min_std);
+    s.momentum = or_default(task.momentum, p.momentum);
+    s.temperature = or_default(task.temperature, p.temperature);
+    if (!(s.std > 0.0f && s.std <= 10.0f)) invalid("std must be in (0, 10], got " + std::to_string(s.std));
+    if (!(s.min_std >= 0.0f && s.min_std <= s.std))
+        invalid("min_std must be in [0, std], got " + std::to_string(s.min_std));
+    if (!(s.momentum >= 0.0f && s.momentum < 1.0f))
+        invalid("momentum must be in [0, 1), got " + std::to_string(s.momentum));
+    if (!(s.temperature > 0.0f && std::isfinite(s.temperature)))
+        invalid("temperature must be positive, got " + std::to_string(s.temperature));
+    s.seed = task.seed;
+
+    s.low = bounds(spec, task.action_low, spec.actions.low, "low");
+    s.high = bounds(spec, task.action_high, spec.actions.high, "high");
+    for (size_t d = 0; d < s.low.size(); ++d)
+        if (!(s.low[d] < s.high[d]))
+            invalid("action bounds cross: low[" + std::to_string(d % static_cast<size_t>(spec.action_dim)) + "] = " +
+                    std::to_string(s.low[d]) + " is not below high = " + std::to_string(s.high[d]));
+
+    if (task.weights != nullptr) {
+        weights.assign(task.weights, task.weights + spec.cost.size());
+        for (size_t i = 0; i < weights.size(); ++i)
+            if (!(weights[i] >= 0.0f && std::isfinite(weights[i])))
+                invalid("weight " + std::to_string(i) + " must be finite and not negative, got " +
+                        std::to_string(weights[i]));
+    }
+    if (task.goal != nullptr) {
+        const size_t expected = static_cast<size_t>(s.environments) * observation_bytes(spec);
+        if (task.goal_bytes != expected)
+            invalid("the goal has " + std::to_string(task.goal_bytes) + " bytes, expected " +
+                    std::to_string(expected) + " (" + std::to_string(s.environments) + " observations)");
+        const auto* bytes = static_cast<const unsigned char*>(task.goal);
+        goal.assign(bytes, bytes + expected);
+        check_finite(spec, goal.data(), s.environments, "goal");
+    }
+}
+
+void check_finite(const Spec& spec, const void* observations, int environments, const char* what) {
+    if (spec.observation.dtype != DType::float32) return;
+    const auto* values = static_cast<const float*>(observations);
+    const ptrdiff_t size = spec.observation_size;
+    for (ptrdiff_t i = 0; i < size * environments; ++i)
+        if (!std::isfinite(values[i]))
+            invalid(std::string(what) + " is not finite: element " + std::to_string(i % size) + " of environment " +
+                    std::to_string(i / size));
+}
+
+Task::Task(const Model& model, Pool& pool, TaskRequest request)
+    : model_(model), pool_(pool), request_(std::move(request)), cost_(model.spec().cost, request_.weights) {
+    const Spec& spec = model.spec();
+    const PlannerSettings& s = request_.settings;
+    const auto e = static_cast<size_t>(s.environments), latent = static_cast<size_t>(spec.latent_dim);
+    const auto plan = static_cast<size_t>(s.steps) * static_cast<size_t>(s.plan_dim);
+
+    if (request_.rollout == nullptr && model.predictor() == nullptr)
+        throw Error(PYJEPA_UNSUPPORTED, "this agent file has no predictor: configure a rollout of your own");
+    if (request_.rollout == nullptr && request_.goal.empty() && cost_.needs_goal())
+        invalid("the cost term goal_distance needs a goal");
+
+    planner_ = make_planner(s);
+    const RolloutLimits limits{s.environments, s.candidates, s.steps, planner_->scratch(1)};
+    if (request_.rollout != nullptr)
+        rollout_ = std::make_unique<CallbackRollout>(spec, request_.rollout, request_.rollout_user, limits);
+    else
+        rollout_ = std::make_unique<NativeRollout>(model, cost_, pool, limits);
+    optimiser_ = std::make_unique<Optimiser>(*planner_, *rollout_);
+
+    states_ = AlignedFloats(e * latent);
+    previous_ = AlignedFloats(e * static_cast<size_t>(s.plan_dim));
+    plans_ = AlignedFloats(e * plan);
+    shift_.resize(e);
+    observed_ = std::make_unique<bool[]>(e);
+    planned_ = std::make_unique<bool[]>(e);
+    has_previous_ = std::make_unique<bool[]>(e);
+
+    size_t work = 0;
+    if (model.encoder() != nullptr) work = model.encoder()->workspace(1);
+    if (model.policy() != nullptr)
+        work = std::max(work, model.policy()->workspace(1) + 2 * latent + static_cast<size_t>(spec.action_dim));
+    lane_ = (static_cast<size_t>(spec.observation_size) + work + 15) / 16 * 16;
+    work_ = AlignedFloats(lane_ * static_cast<size_t>(pool.threads()));
+    if (!request_.goal.empty()) {
+        goals_ = AlignedFloats(e * latent);
+        encode(request_.goal.data(), goals_.data());
+    }
+}
+
+int Task::horizon() const noexcept { return request_.settings.steps * model_.spec().level.action_block; }
+
+double Task::flops() const noexcept {
+    const PlannerSettings& s = request_.settings;
+    return rollout_->flops_per_candidate() * s.environments * s.candidates * s.iterations;
+}
+
+void Task::encode(const unsigned char* observations, float* states) noexcept {
+    const Spec& spec = model_.spec();
+    const size_t bytes = observation_bytes(spec);
+    pool_.run(environments(), [&](int e, int thread) noexcept {
+        float* lane = work_.data() + lane_ * static_cast<size_t>(thread);
+        float* state = states + static_cast<ptrdiff_t>(e) * spec.latent_dim;
+        const unsigned char* from = observations + static_cast<size_t>(e) * bytes;
+        const Network* encoder = model_.encoder();
+        if (encoder == nullptr) {  // the observation is the state
+            model_.scale_observation(from, state);
+            return;
+        }
+        model_.scale_observation(from, lane);
+        encoder->forward(simd::kernels(), lane, spec.observation_size, 1, state, spec.latent_dim, false,
+                         lane + spec.observation_size);
+    });
+}
+
+void Task::observe(const void* observation, int steps) noexcept {
+    encode(static_cast<const unsigned char*>(observation), states_.data());
+    const float by = static_cast<float>(steps) / static_cast<float>(model_.spec().level.action_block);
+    for (int e = 0; e < environments(); ++e) {
+        observed_[static_cast<size_t>(e)] = true;
+        shift_[static_cast<size_t>(e)] += by;
+    }
+}
+
+bool Task::observed() const noexcept {
+    return std::all_of(observed_.get(), observed_.get() + environments(), [](bool b) { return b; });
+}
+
+void Task::act(float* actions) noexcept {
+    const Spec& spec = model_.spec();
+    const Network& policy = *model_.policy();
+    float* input = work_.data();
+    float* output = input + 2 * spec.latent_dim;
+    for (int e = 0; e < environments(); ++e) {
+        std::copy_n(states_.data() + static_cast<ptrdiff_t>(e) * spec.latent_dim, spec.latent_dim, input);
+        if (model_.policy_reads_goal())
+            std::copy_n(goals_.data() + static_cast<ptrdiff_t>(e) * spec.latent_dim, spec.latent_dim,
+                        input + spec.latent_dim);
+        policy.forward(simd::kernels(), input, policy.in(), 1, output, spec.action_dim, false,
+                       output + spec.action_dim);
+        simd::kernels().activate(output, spec.action_dim, 1, spec.action_dim, simd::Act::tanh);
+        for (int a = 0; a < spec.action_dim; ++a, ++actions) {
+            const auto i = static_cast<size_t>(a);
+            const float low = request_.settings.low[i], high = request_.settings.high[i];
+            *actions = 0.5f * (low + high) + 0.5f * (high - low) * output[a];
+        }
+    }
+}
+
+Situation Task::situation() const noexcept {
+    return {environments(),   states_.data(),       goals_.size() == 0 ? nullptr : goals_.data(),
+            previous_.data(), has_previous_.get()};
+}
+
+void Task::plan(double deadline, pyjepa_plan_out& out) {
+    const auto started = std::chrono::steady_clock::now();
+    const Deadline limit(deadline);
+    const Spec& spec = model_.spec();
+    const PlannerSettings& s = request_.settings;
+    const ptrdiff_t plan_size = static_cast<ptrdiff_t>(s.steps) * s.plan_dim;
+
+    for (int e = 0; e < environments(); ++e) {
+        const auto i = static_cast<size_t>(e);
+        if (!planned_[i]) {
+            shift_[i] = 0.0f;  // nothing to shift yet
+            continue;
+        }
+        // The step of the last plan that was executed last, for the cost of changing one's mind.
+        const int step = static_cast<int>(std::ceil(shift_[i])) - 1;
+        if (step < 0) continue;
+        const float* executed = plans_.data() + e * plan_size + std::min(step, s.steps - 1) * s.plan_dim;
+        for (int d = 0; d < s.plan_dim; ++d) {
+            const auto a = static_cast<size_t>(d % spec.action_dim);
+            previous_[i * static_cast<size_t>(s.plan_dim) + static_cast<size_t>(d)] =
+                (executed[d] - spec.actions.center[a]) / spec.actions.scale[a];
+        }
+        has_previous_[i] = true;
+    }
+
+    const int iterations = optimiser_->plan(situation(), shift_.data(), limit);
+
+    for (int e = 0; e < environments(); ++e) {
+        const auto i = static_cast<size_t>(e);
+        float* plan = plans_.data() + e * plan_size;
+        planner_->expand(optimiser_->knots(e), plan);
+        shift_[i] = 0.0f;
+        planned_[i] = true;
+        if (out.actions != nullptr)
+            expand_to_actions(spec, plan, s.steps,
+                              out.actions + static_cast<ptrdiff_t>(e) * horizon() * spec.action_dim);
+        if (out.cost != nullptr) out.cost[e] = optimiser_->cost(e);
+        if (out.states == nullptr && out.cost_terms == nullptr) continue;
+        rollout_->trace(
+            situation(), e, plan,
+            out.states == nullptr ? nullptr : out.states + static_cast<ptrdiff_t>(e) * (s.steps + 1) * spec.latent_dim,
+            out.cost_terms == nullptr ? nullptr
+                                      : out.cost_terms + static_cast<ptrdiff_t>(e) * cost_.terms() * s.steps);
+    }
+    out.iterations = iterations;
+    out.elapsed = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
+}
+
+void Task::reset(int environment) noexcept {
+    for (int e = 0; e < environments(); ++e) {
+        if (environment >= 0 && e != environment) continue;
+        const auto i = static_cast<size_t>(e);
+        planner_->reset(e);
+        shift_[i] = 0.0f;
+        observed_[i] = planned_[i] = has_previous_[i] = false;
+    }
+}
+
+}  // namespace pyjepa

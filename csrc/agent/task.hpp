@@ -1,0 +1,67 @@
+// A task: what to reach and how to plan it, checked, with everything allocated that carrying it out needs.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "model/model.hpp"
+#include "parallel/pool.hpp"
+#include "planner/optimise.hpp"
+#include "pyjepa/pyjepa.h"
+#include "rollout/cost.hpp"
+
+namespace pyjepa {
+
+// A task as asked for, owned: what clone() starts from. Empty vectors and -1 stand for the agent file's defaults.
+struct TaskRequest {
+    explicit TaskRequest(const Model& model, const pyjepa_task& task);
+
+    PlannerSettings settings;
+    std::vector<unsigned char> goal;  // E observations, or empty
+    std::vector<float> weights;       // (T,) or empty
+    pyjepa_rollout_fn rollout;
+    void* rollout_user;
+};
+
+// Throws if an observation of floats holds one that is not finite.
+void check_finite(const Spec& spec, const void* observations, int environments, const char* what);
+
+class Task {
+  public:
+    Task(const Model& model, Pool& pool, TaskRequest request);
+
+    const TaskRequest& request() const noexcept { return request_; }
+    int environments() const noexcept { return request_.settings.environments; }
+    int horizon() const noexcept;
+    const Cost& cost() const noexcept { return cost_; }
+    double flops() const noexcept;
+
+    void observe(const void* observation, int steps) noexcept;
+    void act(float* actions) noexcept;
+    void plan(double deadline, pyjepa_plan_out& out);
+    void reset(int environment) noexcept;
+    bool observed() const noexcept;
+    const float* states() const noexcept { return states_.data(); }
+
+  private:
+    void encode(const unsigned char* observations, float* states) noexcept;
+    Situation situation() const noexcept;
+
+    const Model& model_;
+    Pool& pool_;
+    TaskRequest request_;
+    Cost cost_;
+    std::unique_ptr<Planner> planner_;
+    std::unique_ptr<Rollout> rollout_;
+    std::unique_ptr<Optimiser> optimiser_;
+
+    AlignedFloats states_, goals_;       // (E, L)
+    AlignedFloats previous_;             // (E, D), normalised
+    AlignedFloats plans_;                // (E, S, D): the last plans
+    std::vector<float> shift_;           // (E,): predictor steps since the last plan
+    std::unique_ptr<bool[]> observed_, planned_, has_previous_;
+    size_t lane_ = 0;                    // floats per thread in work_
+    AlignedFloats work_;
+};
+
+}  // namespace pyjepa

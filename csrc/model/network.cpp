@@ -1,0 +1,87 @@
+#include "model/network.hpp"
+
+#include <algorithm>
+#include <numeric>
+
+namespace pyjepa {
+namespace {
+
+int elements(const Shape& shape) { return std::accumulate(shape.begin(), shape.end(), 1, std::multiplies<int>()); }
+
+// For each position of a channel-last image, where torch keeps it.
+std::vector<int> channels_last_order(const Shape& shape) {
+    std::vector<int> order;
+    for (int y = 0; y < shape[1]; ++y)
+        for (int x = 0; x < shape[2]; ++x)
+            for (int c = 0; c < shape[0]; ++c) order.push_back((c * shape[1] + y) * shape[2] + x);
+    return order;
+}
+
+}  // namespace
+
+Network::Network(const AgentFile& file, const std::string& name, std::vector<int> input_order) {
+    const ModuleSpec& spec = file.spec.modules.at(name);
+    residual_ = spec.residual;
+    Shape shape = module_input_shape(file.spec, spec);
+    in_ = elements(shape);
+    Layout layout = Layout::torch;
+    std::vector<int> order = std::move(input_order);
+    for (size_t i = 0; i < spec.blocks.size(); ++i) {
+        const std::string prefix = name + "." + std::to_string(i) + ".";
+        const Weights weights = [&](const std::string& parameter) { return file.tensors.at(prefix + parameter).data; };
+        const BlockSpec& block = spec.blocks[i];
+        const Shape out = block_output_shape(block, shape, prefix);
+        if (const auto* mlp = std::get_if<MlpSpec>(&block)) {
+            if (layout == Layout::channels_last) order = channels_last_order(shape);
+            blocks_.push_back(make_mlp(*mlp, elements(shape), order, weights));
+            layout = Layout::torch;
+        } else {
+            blocks_.push_back(std::holds_alternative<ConvSpec>(block)
+                                  ? make_conv(std::get<ConvSpec>(block), shape, layout, weights)
+                                  : make_impala(std::get<ImpalaSpec>(block), shape, layout, weights));
+            layout = Layout::channels_last;
+        }
+        order.clear();
+        shape = out;
+        sizes_.push_back(elements(shape));
+        widest_ = std::max(widest_, simd::padded(sizes_.back()));
+    }
+    out_ = sizes_.back();
+    if (layout == Layout::channels_last) output_order_ = channels_last_order(shape);
+    // The last block writes to y itself, unless its output needs sorting or it would overwrite what it still reads.
+    buffered_ = !output_order_.empty() || (blocks_.size() == 1 && !blocks_.front()->in_place());
+}
+
+size_t Network::workspace(int rows) const noexcept {
+    size_t block = 0;
+    for (const auto& b : blocks_) block = std::max(block, b->workspace(rows));
+    return block + 2 * static_cast<size_t>(widest_) * static_cast<size_t>(rows);
+}
+
+void Network::forward(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y, ptrdiff_t ldy,
+                      bool accumulate, float* work) const noexcept {
+    float* buffers[2] = {work, work + static_cast<ptrdiff_t>(widest_) * rows};
+    float* const block_work = work + 2 * static_cast<ptrdiff_t>(widest_) * rows;
+    for (size_t i = 0; i < blocks_.size(); ++i) {
+        const bool direct = i + 1 == blocks_.size() && !buffered_;
+        float* const to = direct ? y : buffers[i % 2];
+        const ptrdiff_t ld = direct ? ldy : widest_;
+        blocks_[i]->forward(kernels, x, ldx, rows, to, ld, direct && accumulate, block_work);
+        x = to;
+        ldx = ld;
+    }
+    if (!buffered_) return;
+    for (int r = 0; r < rows; ++r)
+        for (int j = 0; j < out_; ++j) {
+            float& to = y[r * ldy + (output_order_.empty() ? j : output_order_[static_cast<size_t>(j)])];
+            to = accumulate ? to + x[r * ldx + j] : x[r * ldx + j];
+        }
+}
+
+double Network::flops() const noexcept {
+    double total = 0.0;
+    for (const auto& b : blocks_) total += b->flops();
+    return total;
+}
+
+}  // namespace pyjepa

@@ -1,0 +1,67 @@
+#include "planner/optimise.hpp"
+
+#include <algorithm>
+
+namespace pyjepa {
+namespace {
+
+// The planner's mean as a proposal of one candidate.
+class Mean final : public Proposal {
+  public:
+    explicit Mean(const Planner& planner) : planner_(planner) {}
+    void fill(int e, int n0, int n1, float* out, float*) const noexcept override {
+        if (n0 < n1) planner_.expand(planner_.mean(e), out);
+    }
+    size_t scratch(int) const noexcept override { return 0; }
+
+  private:
+    const Planner& planner_;
+};
+
+}  // namespace
+
+Optimiser::Optimiser(Planner& planner, Rollout& rollout) : planner_(planner), rollout_(rollout) {
+    const auto e = static_cast<size_t>(planner.settings().environments);
+    cost_ = AlignedFloats(e * static_cast<size_t>(planner.settings().candidates));
+    best_ = AlignedFloats(e * planner.knots_size());
+    best_cost_.resize(e);
+}
+
+bool Optimiser::evaluate_mean(const Situation& now, const Deadline& deadline, bool first) {
+    if (!rollout_.evaluate(now, Mean(planner_), 1, cost_.data(), deadline)) return false;
+    for (int e = 0; e < now.environments; ++e) {
+        const auto i = static_cast<size_t>(e);
+        if (!first && !(cost_[i] < best_cost_[i])) continue;
+        best_cost_[i] = cost_[i];
+        std::copy_n(planner_.mean(e), planner_.knots_size(), best_.data() + i * planner_.knots_size());
+    }
+    return true;
+}
+
+int Optimiser::plan(const Situation& now, const float* shift, const Deadline& deadline) {
+    const PlannerSettings& s = planner_.settings();
+    for (int e = 0; e < s.environments; ++e) planner_.begin(e, shift[e]);
+    evaluate_mean(now, Deadline(), true);  // even with no time left: what is returned has been evaluated
+
+    int completed = 0;
+    for (; completed < s.iterations; ++completed) {
+        planner_.iterate(completed);
+        if (!rollout_.evaluate(now, planner_, s.candidates, cost_.data(), deadline)) break;
+        for (int e = 0; e < s.environments; ++e) {
+            const float* cost = cost_.data() + static_cast<ptrdiff_t>(e) * s.candidates;
+            const auto best = std::min_element(cost, cost + s.candidates) - cost;  // the first of equals
+            const auto i = static_cast<size_t>(e);
+            if (cost[best] < best_cost_[i]) {
+                best_cost_[i] = cost[best];
+                planner_.sample(e, static_cast<int>(best), best_.data() + i * planner_.knots_size());
+            }
+            planner_.refit(e, cost);
+        }
+    }
+    // What the last refit arrived at has not been evaluated yet.
+    if (completed == s.iterations && completed > 0) evaluate_mean(now, deadline, false);
+    for (int e = 0; e < s.environments; ++e) planner_.set_mean(e, knots(e));
+    return completed;
+}
+
+}  // namespace pyjepa

@@ -1,0 +1,34 @@
+// The loop of Mode-2 (paper section 3.1.2): propose, roll out, refit - until done or out of time.
+#pragma once
+
+#include <vector>
+
+#include "planner/planner.hpp"
+#include "rollout/rollout.hpp"
+
+namespace pyjepa {
+
+class Optimiser {
+  public:
+    // planner and rollout outlive it.
+    Optimiser(Planner& planner, Rollout& rollout);
+
+    // Plans for every environment from `now`, warm-started `shift` (E,) steps on; returns the iterations completed.
+    // When the deadline passes, the unfinished iteration is dropped; the incumbent was always evaluated.
+    int plan(const Situation& now, const float* shift, const Deadline& deadline);
+
+    // The incumbent: the cheapest plan evaluated, candidates and means alike; knots (K, D).
+    const float* knots(int e) const noexcept { return best_.data() + static_cast<size_t>(e) * planner_.knots_size(); }
+    float cost(int e) const noexcept { return best_cost_[static_cast<size_t>(e)]; }
+
+  private:
+    bool evaluate_mean(const Situation& now, const Deadline& deadline, bool first);
+
+    Planner& planner_;
+    Rollout& rollout_;
+    AlignedFloats cost_;       // (E, N)
+    AlignedFloats best_;       // (E, K, D)
+    std::vector<float> best_cost_;  // (E,)
+};
+
+}  // namespace pyjepa

@@ -1,0 +1,113 @@
+#include "planner/planner.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+namespace pyjepa {
+
+Planner::Planner(const PlannerSettings& settings)
+    : settings_(settings), knots_(settings.steps, settings.knots, settings.interpolation) {
+    const auto dim = static_cast<size_t>(settings_.plan_dim), e = static_cast<size_t>(settings_.environments);
+    knots_size_ = static_cast<size_t>(settings_.knots) * dim;
+    mean_ = AlignedFloats(e * knots_size_);
+    std_ = AlignedFloats(e * knots_size_);
+    drawn_ = AlignedFloats(knots_size_);
+    shifted_ = AlignedFloats(knots_size_);
+    sample_noise_ = AlignedFloats(static_cast<size_t>(noise_row(static_cast<int>(knots_size_))));
+    sum_.resize(knots_size_);
+    square_sum_.resize(knots_size_);
+    order_.resize(static_cast<size_t>(settings_.candidates));
+    plans_.resize(e);
+    keys_.resize(e);
+    for (size_t d = 0; d < dim; ++d) {
+        const float half_range = 0.5f * (settings_.high[d] - settings_.low[d]);
+        first_std_.push_back(settings_.std * half_range);
+        least_std_.push_back(settings_.min_std * half_range);
+    }
+    for (int i = 0; i < settings_.environments; ++i) reset(i);
+}
+
+void Planner::reset(int e) noexcept {
+    plans_[static_cast<size_t>(e)] = 0;
+    float* mean = mean_.data() + offset(e);
+    for (size_t i = 0; i < knots_size_; ++i) {
+        const size_t d = i % static_cast<size_t>(settings_.plan_dim);
+        mean[i] = 0.5f * (settings_.low[d] + settings_.high[d]);
+    }
+}
+
+void Planner::begin(int e, float shift) noexcept {
+    ++plans_[static_cast<size_t>(e)];
+    float* mean = mean_.data() + offset(e);
+    if (shift > 0.0f) {
+        knots_.shift(mean, settings_.plan_dim, shift, shifted_.data());
+        std::copy_n(shifted_.data(), knots_size_, mean);
+    }
+    float* std = std_.data() + offset(e);
+    for (size_t i = 0; i < knots_size_; ++i) std[i] = first_std_[i % static_cast<size_t>(settings_.plan_dim)];
+}
+
+void Planner::iterate(int iteration) noexcept {
+    for (size_t e = 0; e < keys_.size(); ++e)
+        keys_[e] = noise_key(settings_.seed, plans_[e], 0, static_cast<uint32_t>(iteration));
+}
+
+// Knots (n1 - n0, K, D). Environments share their noise: a batch plans exactly as its members would alone, and what one
+// environment draws never depends on who else is in the batch.
+void Planner::draw(int e, int n0, int n1, float* knots, float* noise) const noexcept {
+    const int count = static_cast<int>(knots_size_), row = noise_row(count);
+    gaussian(keys_[static_cast<size_t>(e)], 0, n0, n1, count, noise);
+    const float *mean = mean_.data() + offset(e), *std = std_.data() + offset(e);
+    for (int n = n0; n < n1; ++n, noise += row)
+        for (int i = 0; i < count; ++i) *knots++ = n == 0 ? mean[i] : mean[i] + std[i] * noise[i];
+}
+
+void Planner::expand(const float* knots, float* plan) const noexcept {
+    const int dim = settings_.plan_dim;
+    knots_.expand(knots, dim, plan);
+    for (int s = 0; s < settings_.steps; ++s, plan += dim)
+        for (int d = 0; d < dim; ++d) {
+            const auto i = static_cast<size_t>(d);
+            plan[d] = std::min(std::max(plan[d], settings_.low[i]), settings_.high[i]);
+        }
+}
+
+size_t Planner::scratch(int rows) const noexcept {
+    return static_cast<size_t>(rows) *
+           (knots_size_ + static_cast<size_t>(noise_row(static_cast<int>(knots_size_))));
+}
+
+void Planner::fill(int e, int n0, int n1, float* out, float* scratch) const noexcept {
+    float* knots = scratch;
+    float* noise = scratch + static_cast<size_t>(n1 - n0) * knots_size_;
+    draw(e, n0, n1, knots, noise);
+    const ptrdiff_t plan = static_cast<ptrdiff_t>(settings_.steps) * settings_.plan_dim;
+    for (int n = n0; n < n1; ++n, knots += knots_size_, out += plan) expand(knots, out);
+}
+
+void Planner::sample(int e, int n, float* knots) noexcept { draw(e, n, n + 1, knots, sample_noise_.data()); }
+
+void Planner::set_mean(int e, const float* knots) noexcept { std::copy_n(knots, knots_size_, mean_.data() + offset(e)); }
+
+int Planner::cheapest(const float* cost, int count) noexcept {
+    std::iota(order_.begin(), order_.end(), 0);
+    const auto cheaper = [cost](int a, int b) { return cost[a] < cost[b] || (cost[a] == cost[b] && a < b); };
+    std::partial_sort(order_.begin(), order_.begin() + count, order_.end(), cheaper);
+    while (count > 0 && !std::isfinite(cost[order_[static_cast<size_t>(count - 1)]])) --count;
+    return count;
+}
+
+std::unique_ptr<Planner> make_planner(const PlannerSettings& settings) {
+    switch (settings.algorithm) {
+        case Algorithm::cem:
+            return make_cem(settings);
+        case Algorithm::mppi:
+            return make_mppi(settings);
+        case Algorithm::predictive_sampling:
+            return make_predictive_sampling(settings);
+    }
+    return nullptr;
+}
+
+}  // namespace pyjepa

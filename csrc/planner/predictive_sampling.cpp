@@ -1,0 +1,26 @@
+// Predictive sampling (Howell et al. 2022): keep the best candidate, sample around it.
+#include <algorithm>
+
+#include "planner/planner.hpp"
+
+namespace pyjepa {
+namespace {
+
+class PredictiveSampling final : public Planner {
+  public:
+    using Planner::Planner;
+
+    void refit(int e, const float* cost) noexcept override {
+        if (cheapest(cost, 1) == 0) return;
+        sample(e, order_[0], drawn_.data());
+        set_mean(e, drawn_.data());
+    }
+};
+
+}  // namespace
+
+std::unique_ptr<Planner> make_predictive_sampling(const PlannerSettings& settings) {
+    return std::make_unique<PredictiveSampling>(settings);
+}
+
+}  // namespace pyjepa

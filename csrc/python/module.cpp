@@ -1,0 +1,344 @@
+// pyjepa._engine: the C ABI in Python. Shapes and defaults are the business of pyjepa/agent.py; here are handles, buffers
+// and errors.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "pyjepa/pyjepa.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using Floats = py::array_t<float, py::array::c_style>;
+
+[[noreturn]] void raise(const char* name, const std::string& message) {
+    const py::object type = py::module_::import("pyjepa.errors").attr(name);
+    PyErr_SetString(type.ptr(), message.c_str());
+    throw py::error_already_set();
+}
+
+void check(pyjepa_status status) {
+    if (status == PYJEPA_OK) return;
+    const std::string message = pyjepa_last_error();
+    switch (status) {
+        case PYJEPA_INVALID_ARGUMENT:
+            raise("InvalidArgumentError", message);
+        case PYJEPA_INVALID_FILE:
+            raise("AgentFileError", message);
+        case PYJEPA_UNSUPPORTED:
+            raise("UnsupportedError", message);
+        case PYJEPA_NOT_READY:
+            raise("NotReadyError", message);
+        case PYJEPA_BUSY:
+            raise("BusyError", message);
+        case PYJEPA_CALLBACK:
+            raise("RolloutError", message);
+        case PYJEPA_IO:
+            PyErr_SetString(PyExc_OSError, message.c_str());
+            throw py::error_already_set();
+        case PYJEPA_OUT_OF_MEMORY:
+            PyErr_SetString(PyExc_MemoryError, message.c_str());
+            throw py::error_already_set();
+        default:
+            raise("PyjepaError", message);
+    }
+}
+
+class Model {
+  public:
+    static Model load(const std::string& path) {
+        Model m;
+        pyjepa_status status;
+        {
+            const py::gil_scoped_release release;
+            status = pyjepa_model_load(path.c_str(), &m.handle_);
+        }
+        check(status);
+        return m;
+    }
+    static Model parse(const py::bytes& bytes) {
+        Model m;
+        const std::string_view view = bytes;
+        check(pyjepa_model_parse(view.data(), view.size(), &m.handle_));
+        return m;
+    }
+    Model(Model&& other) noexcept : handle_(other.handle_) { other.handle_ = nullptr; }
+    Model(const Model&) = delete;
+    Model& operator=(const Model&) = delete;
+    ~Model() { pyjepa_model_free(handle_); }
+
+    const pyjepa_model* handle() const { return handle_; }
+    std::string spec() const { return pyjepa_model_spec(handle_); }
+    py::dict dims() const {
+        pyjepa_model_dims d;
+        check(pyjepa_model_get_dims(handle_, &d));
+        py::dict out;
+        out["observation_size"] = d.observation_size;
+        out["observation_dtype"] = d.observation_dtype == PYJEPA_UINT8 ? "uint8" : "float32";
+        out["action_dim"] = d.action_dim;
+        out["latent_dim"] = d.latent_dim;
+        out["action_block"] = d.action_block;
+        out["cost_terms"] = d.cost_terms;
+        out["has_encoder"] = d.has_encoder != 0;
+        out["has_predictor"] = d.has_predictor != 0;
+        out["has_policy"] = d.has_policy != 0;
+        return out;
+    }
+    std::pair<size_t, size_t> module_sizes(const std::string& module) const {
+        size_t in = 0, out = 0;
+        check(pyjepa_model_module_sizes(handle_, module.c_str(), &in, &out));
+        return {in, out};
+    }
+    Floats forward(const std::string& module, const Floats& input) const {
+        const auto [in, out] = module_sizes(module);
+        if (input.ndim() != 2) raise("InvalidArgumentError", "input must have shape (batch, in)");
+        Floats output({input.shape(0), static_cast<py::ssize_t>(out)});
+        const float* from = input.data();
+        float* to = output.mutable_data();
+        const auto batch = static_cast<size_t>(input.shape(0)), given = static_cast<size_t>(input.shape(1));
+        pyjepa_status status;
+        {
+            const py::gil_scoped_release release;
+            status = pyjepa_model_forward(handle_, module.c_str(), from, batch, given, to, out);
+        }
+        check(status);
+        return output;
+    }
+
+  private:
+    Model() = default;
+    pyjepa_model* handle_ = nullptr;
+};
+
+class Agent {
+  public:
+    Agent(const Model& model, int threads) { check(pyjepa_agent_create(model.handle(), threads, &handle_)); }
+    Agent(const Agent&) = delete;
+    Agent& operator=(const Agent&) = delete;
+    ~Agent() {
+        const py::gil_scoped_release release;  // joins threads
+        pyjepa_agent_free(handle_);
+    }
+
+    std::unique_ptr<Agent> clone() const {
+        auto twin = std::unique_ptr<Agent>(new Agent());
+        twin->callback_ = callback_;
+        check(pyjepa_agent_clone(handle_, &twin->handle_));
+        // The clone's task still calls back into the original: give it its own context.
+        if (configured_) {
+            twin->task_ = task_;
+            twin->configure_task();
+        }
+        return twin;
+    }
+
+    void configure(int environments, int algorithm, int horizon, int candidates, int iterations, int elites, int knots,
+                   int interpolation, float std, float min_std, float momentum, float temperature, uint64_t seed,
+                   const std::optional<py::array>& goal, const std::optional<Floats>& low,
+                   const std::optional<Floats>& high, const std::optional<Floats>& weights,
+                   const py::object& rollout) {
+        Task task;
+        pyjepa_task_init(&task.raw);
+        task.raw.environments = environments;
+        task.raw.algorithm = algorithm;
+        task.raw.horizon = horizon;
+        task.raw.candidates = candidates;
+        task.raw.iterations = iterations;
+        task.raw.elites = elites;
+        task.raw.knots = knots;
+        task.raw.interpolation = interpolation;
+        task.raw.std = std;
+        task.raw.min_std = min_std;
+        task.raw.momentum = momentum;
+        task.raw.temperature = temperature;
+        task.raw.seed = seed;
+        task.goal = goal;
+        task.low = low;
+        task.high = high;
+        task.weights = weights;
+        task.rollout = rollout;
+        std::swap(task_, task);
+        try {
+            configure_task();
+        } catch (...) {
+            std::swap(task_, task);
+            throw;
+        }
+    }
+
+    void observe(const py::array& observation, int steps) {
+        const void* data = observation.data();
+        const auto bytes = static_cast<size_t>(observation.nbytes());
+        pyjepa_status status;
+        {
+            const py::gil_scoped_release release;
+            status = pyjepa_observe(handle_, data, bytes, steps);
+        }
+        check(status);
+    }
+
+    void act(Floats& out) { check(pyjepa_act(handle_, out.mutable_data(), static_cast<size_t>(out.size()))); }
+    void state(Floats& out) const {
+        check(pyjepa_state(handle_, out.mutable_data(), static_cast<size_t>(out.size())));
+    }
+
+    // Writes into the arrays given; returns (iterations, elapsed).
+    std::pair<int, double> plan(double deadline, Floats& actions, Floats& cost, std::optional<Floats>& states,
+                                std::optional<Floats>& cost_terms) {
+        pyjepa_plan_out out{};
+        out.size = sizeof out;
+        out.actions = actions.mutable_data();
+        out.cost = cost.mutable_data();
+        out.states = states ? states->mutable_data() : nullptr;
+        out.cost_terms = cost_terms ? cost_terms->mutable_data() : nullptr;
+        pyjepa_status status;
+        {
+            const py::gil_scoped_release release;
+            status = pyjepa_plan(handle_, deadline, &out);
+        }
+        if (status == PYJEPA_CALLBACK && callback_error_) {
+            const py::error_already_set error = std::move(*callback_error_);
+            callback_error_.reset();
+            py::set_error(error.type(), error.value());
+            py::raise_from(py::module_::import("pyjepa.errors").attr("RolloutError").ptr(),
+                           "the rollout callback raised an exception");
+            throw py::error_already_set();
+        }
+        if (status == PYJEPA_CALLBACK && !callback_message_.empty()) {
+            const std::string message = std::move(callback_message_);
+            callback_message_.clear();
+            raise("RolloutError", message);
+        }
+        check(status);
+        return {out.iterations, out.elapsed};
+    }
+
+    void reset(int environment) { check(pyjepa_reset(handle_, environment)); }
+
+    py::dict settings() const {
+        pyjepa_settings s{};
+        s.size = sizeof s;
+        check(pyjepa_get_settings(handle_, &s));
+        py::dict out;
+        out["environments"] = s.environments;
+        out["algorithm"] = s.algorithm;
+        out["horizon"] = s.horizon;
+        out["candidates"] = s.candidates;
+        out["iterations"] = s.iterations;
+        out["elites"] = s.elites;
+        out["knots"] = s.knots;
+        out["interpolation"] = s.interpolation;
+        out["threads"] = s.threads;
+        out["std"] = s.std;
+        out["min_std"] = s.min_std;
+        out["momentum"] = s.momentum;
+        out["temperature"] = s.temperature;
+        out["flops"] = s.flops;
+        return out;
+    }
+
+  private:
+    struct Task {
+        pyjepa_task raw{};
+        std::optional<py::array> goal;
+        std::optional<Floats> low, high, weights;
+        py::object rollout = py::none();
+    };
+
+    Agent() = default;
+
+    void configure_task() {
+        pyjepa_task raw = task_.raw;
+        if (task_.goal) {
+            raw.goal = task_.goal->data();
+            raw.goal_bytes = static_cast<size_t>(task_.goal->nbytes());
+        }
+        raw.action_low = task_.low ? task_.low->data() : nullptr;
+        raw.action_high = task_.high ? task_.high->data() : nullptr;
+        raw.weights = task_.weights ? task_.weights->data() : nullptr;
+        if (!task_.rollout.is_none()) {
+            raw.rollout = &Agent::call_back;
+            raw.rollout_user = this;
+        }
+        pyjepa_status status;
+        {
+            const py::gil_scoped_release release;
+            status = pyjepa_configure(handle_, &raw);
+        }
+        check(status);
+        callback_ = task_.rollout;
+        configured_ = true;
+    }
+
+    // The user's rollout: arrays in (copies, theirs to keep), an array of costs (E, N) out.
+    static int call_back(void* user, const float* states, const float* goals, const float* actions, size_t e, size_t n,
+                         size_t h, size_t a, size_t l, float* cost) {
+        auto& self = *static_cast<Agent*>(user);
+        const py::gil_scoped_acquire acquire;
+        try {
+            const py::object goal = goals == nullptr ? py::object(py::none()) : py::object(Floats({e, l}, goals));
+            const py::object result = self.callback_(Floats({e, l}, states), goal, Floats({e, n, h, a}, actions));
+            const auto costs = py::array_t<float, py::array::c_style | py::array::forcecast>::ensure(result);
+            if (!costs) throw py::error_already_set();
+            if (costs.ndim() != 2 || costs.shape(0) != static_cast<py::ssize_t>(e) ||
+                costs.shape(1) != static_cast<py::ssize_t>(n)) {
+                self.callback_message_ = "the rollout callback returned costs of shape " +
+                                         py::str(costs.attr("shape")).cast<std::string>() + ", expected (" +
+                                         std::to_string(e) + ", " + std::to_string(n) + ")";
+                return 2;
+            }
+            std::copy_n(costs.data(), e * n, cost);
+            return 0;
+        } catch (py::error_already_set& error) {
+            self.callback_error_.emplace(std::move(error));
+            return 1;
+        }
+    }
+
+    pyjepa_agent* handle_ = nullptr;
+    Task task_;
+    bool configured_ = false;
+    py::object callback_ = py::none();
+    std::optional<py::error_already_set> callback_error_;
+    std::string callback_message_;
+};
+
+}  // namespace
+
+PYBIND11_MODULE(_engine, m) {
+    m.doc() = "The engine behind pyjepa; use pyjepa.load.";
+    m.def("version", &pyjepa_version);
+    m.def("isa", [] {
+        const std::string name = pyjepa_isa();
+        if (name.empty()) raise("UnsupportedError", pyjepa_last_error());
+        return name;
+    });
+
+    py::class_<Model>(m, "Model")
+        .def_static("load", &Model::load, py::arg("path"))
+        .def_static("parse", &Model::parse, py::arg("data"))
+        .def_property_readonly("spec", &Model::spec)
+        .def_property_readonly("dims", &Model::dims)
+        .def("module_sizes", &Model::module_sizes, py::arg("module"))
+        .def("forward", &Model::forward, py::arg("module"), py::arg("input"));
+
+    py::class_<Agent>(m, "Agent")
+        .def(py::init<const Model&, int>(), py::arg("model"), py::arg("threads"))
+        .def("clone", &Agent::clone)
+        .def("configure", &Agent::configure, py::kw_only(), py::arg("environments"), py::arg("algorithm"),
+             py::arg("horizon"), py::arg("candidates"), py::arg("iterations"), py::arg("elites"), py::arg("knots"),
+             py::arg("interpolation"), py::arg("std"), py::arg("min_std"), py::arg("momentum"), py::arg("temperature"),
+             py::arg("seed"), py::arg("goal"), py::arg("low"), py::arg("high"), py::arg("weights"),
+             py::arg("rollout"))
+        .def("observe", &Agent::observe, py::arg("observation"), py::arg("steps"))
+        .def("act", &Agent::act, py::arg("out").noconvert())
+        .def("state", &Agent::state, py::arg("out").noconvert())
+        .def("plan", &Agent::plan, py::arg("deadline"), py::arg("actions").noconvert(), py::arg("cost").noconvert(),
+             py::arg("states").noconvert(), py::arg("cost_terms").noconvert())
+        .def("reset", &Agent::reset, py::arg("environment"))
+        .def("settings", &Agent::settings);
+}

@@ -1,0 +1,37 @@
+// action_size and action_change: squared norms of the normalised action and of its difference to the one before.
+#include "rollout/cost.hpp"
+
+namespace pyjepa {
+namespace {
+
+class ActionSize final : public CostTerm {
+  public:
+    void score(const StepView& s, float* out) const noexcept override {
+        for (int r = 0; r < s.rows; ++r) {
+            const float* a = s.actions + r * s.action_ld;
+            out[r] = 0.0f;
+            for (int d = 0; d < s.plan_dim; ++d) out[r] += a[d] * a[d];
+        }
+    }
+    bool judges_action() const noexcept override { return true; }
+};
+
+class ActionChange final : public CostTerm {
+  public:
+    void score(const StepView& s, float* out) const noexcept override {
+        for (int r = 0; r < s.rows; ++r) {
+            out[r] = 0.0f;
+            if (s.previous == nullptr) continue;
+            const float *a = s.actions + r * s.action_ld, *b = s.previous + r * s.previous_ld;
+            for (int d = 0; d < s.plan_dim; ++d) out[r] += (a[d] - b[d]) * (a[d] - b[d]);
+        }
+    }
+    bool judges_action() const noexcept override { return true; }
+};
+
+}  // namespace
+
+std::unique_ptr<CostTerm> make_action_size() { return std::make_unique<ActionSize>(); }
+std::unique_ptr<CostTerm> make_action_change() { return std::make_unique<ActionChange>(); }
+
+}  // namespace pyjepa

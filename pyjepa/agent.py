@@ -1,0 +1,275 @@
+"""The agent: perceive, act (Mode-1) and plan (Mode-2) with a trained model, in the C++ engine.
+
+Shapes: ``obs...`` the observation's shape, ``A`` action dimension, ``L`` latent dimension, ``H`` horizon in environment
+steps, ``S`` predictor steps (H / action_block), ``E`` environments. Where `Agent.configure` set up a batch, every array
+has a leading axis E; else it has none.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pyjepa import _engine
+from pyjepa.configurator import ALGORITHMS, INTERPOLATIONS, FloatArray, Rollout, Task, observation_array, resolve
+from pyjepa.errors import InvalidArgumentError, NotReadyError
+from pyjepa.spec import Spec
+
+
+class Model:
+    """An agent file in memory: the spec and packed weights. Immutable; agents and threads share it."""
+
+    def __init__(self, engine_model: _engine.Model) -> None:
+        self._engine = engine_model
+        self.spec: Spec = Spec.from_json(engine_model.spec)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Model:
+        """Reads and validates an agent file.
+
+        Raises `AgentFileError` (the file is damaged or contradicts itself), `UnsupportedError` (it needs what this engine
+        lacks) or `OSError`.
+        """
+        return Model(_engine.Model.load(os.fspath(path)))
+
+    @staticmethod
+    def from_bytes(data: bytes) -> Model:
+        """The model behind an agent file's bytes. Raises as `load` does."""
+        return Model(_engine.Model.parse(data))
+
+    @property
+    def latent_dim(self) -> int:
+        """L, the size of a latent state."""
+        return int(self._engine.dims["latent_dim"])
+
+    @property
+    def action_block(self) -> int:
+        """Environment steps per predictor step."""
+        return int(self._engine.dims["action_block"])
+
+    def forward(self, module: str, inputs: npt.ArrayLike) -> FloatArray:
+        """One module's output (batch, out) for ``inputs`` (batch, in): its inputs concatenated in the spec's order, as
+        they enter the network (observations scaled, actions normalised). For tests and tools.
+        """
+        return self._engine.forward(module, np.ascontiguousarray(inputs, dtype=np.float32))
+
+    def encode(self, observations: npt.ArrayLike) -> FloatArray:
+        """Latent states (batch, L) of observations (batch, obs...) of the spec's dtype."""
+        array = observation_array(self.spec, observations, "observations", batch=len(np.asarray(observations)))
+        scaled = array.reshape(len(array), -1).astype(np.float32) * np.float32(self.spec.observation.scale)
+        scaled += np.float32(self.spec.observation.offset)
+        name = self.spec.levels[0].encoder
+        return scaled if name is None else self.forward(name, scaled)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What Mode-2 decided. Arrays of a batch have a leading axis E."""
+
+    actions: FloatArray
+    """(H, A): the whole plan; execute the first few, then plan again."""
+    cost: float | FloatArray
+    """The predicted cost of `actions`; (E,) for a batch."""
+    cost_terms: Mapping[str, FloatArray]
+    """Each term's weighted share of the cost at every predictor step (S,); empty for callback rollouts."""
+    states: FloatArray | None
+    """(S + 1, L): the predicted latent states, the present one first; None for callback rollouts."""
+    iterations: int
+    """Planner iterations completed: the configured number, unless a deadline passed."""
+    elapsed: float
+    """Seconds spent planning."""
+
+
+class Agent:
+    """A model with a task: see the module's description for shapes. One thread at a time; `clone` for more."""
+
+    def __init__(self, model: Model, *, threads: int = 1) -> None:
+        """Raises `InvalidArgumentError` for a thread count the machine cannot have."""
+        if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
+            raise InvalidArgumentError(f"threads must be an integer between 1 and 1024, got {threads!r}")
+        self.model = model
+        self._engine = _engine.Agent(model._engine, threads)
+        self._batch: int | None = None
+        self._settings: dict[str, Any] | None = None
+
+    @property
+    def spec(self) -> Spec:
+        """The agent file's spec."""
+        return self.model.spec
+
+    def configure(
+        self,
+        *,
+        goal: npt.ArrayLike | None = None,
+        environments: int | None = None,
+        planner: str | None = None,
+        horizon: int | None = None,
+        candidates: int | None = None,
+        iterations: int | None = None,
+        elites: int | None = None,
+        knots: int | None = None,
+        interpolation: str | None = None,
+        std: float | None = None,
+        min_std: float | None = None,
+        momentum: float | None = None,
+        temperature: float | None = None,
+        bounds: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
+        weights: Mapping[str, float] | None = None,
+        rollout: Rollout | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Sets the task (paper section 3, the configurator) and allocates everything it needs. None: the file's default.
+
+        Args:
+            goal: an observation (obs...) to reach, or one per environment (E, obs...), which makes a batch.
+            environments: batch size E where the goal does not tell.
+            planner: ``cem``, ``mppi`` or ``predictive-sampling``.
+            horizon: environment steps, a multiple of the model's action_block.
+            candidates: action sequences evaluated per iteration.
+            iterations: planner iterations at most.
+            elites: candidates that CEM refits to.
+            knots: values along the horizon that the planner searches over (0: one per predictor step).
+            interpolation: between knots: ``zero``, ``linear`` or ``cubic``.
+            std: first spread of the candidates, as a fraction of half the action range.
+            min_std: least spread that CEM narrows to, likewise.
+            momentum: share of the old mean and spread that CEM keeps.
+            temperature: MPPI's, in standard deviations of the candidates' costs.
+            bounds: (low, high), each (A,) or a number, instead of the file's.
+            weights: factors u_i on the cost terms, by kind.
+            rollout: a function ``(states (E, L), goals (E, L) or None, actions (E, N, H, A)) -> costs (E, N)`` that
+                replaces the model's own prediction and cost. N differs from call to call.
+            seed: of the planner's noise.
+
+        Raises `InvalidArgumentError` for values that cannot be, naming them; the previous task then stays.
+        """
+        task = Task(
+            goal=goal, environments=environments, planner=planner, horizon=horizon, candidates=candidates,
+            iterations=iterations, elites=elites, knots=knots, interpolation=interpolation, std=std, min_std=min_std,
+            momentum=momentum, temperature=temperature, bounds=bounds, weights=weights, rollout=rollout, seed=seed,
+        )  # fmt: skip
+        arguments, batch = resolve(self.spec, task)
+        self._engine.configure(**arguments)
+        self._batch = batch
+        self._settings = self._engine.settings()
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The settings in force, defaults resolved; ``flops`` is one plan's rollout arithmetic."""
+        settings = self._configured()
+        names = {"algorithm": ALGORITHMS, "interpolation": INTERPOLATIONS}
+        return {key: names[key][value - 1] if key in names else value for key, value in settings.items()}
+
+    def observe(self, observation: npt.ArrayLike, *, steps: int | None = None) -> None:
+        """Encodes an observation (obs...), or one per environment (E, obs...): paper section 3, perception.
+
+        ``steps``: environment steps since the last call (default: action_block); the next plan starts from the last one
+        shifted by as much. Raises `InvalidArgumentError` for a wrong shape or dtype or a value that is not finite.
+        """
+        self._configured()
+        array = observation_array(self.spec, observation, "observation", batch=self._batch)
+        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 0):
+            raise InvalidArgumentError(f"steps must be an integer, not negative, got {steps!r}")
+        self._engine.observe(array, -1 if steps is None else steps)
+
+    @property
+    def state(self) -> FloatArray:
+        """The current latent state (L,). Raises `NotReadyError` before `observe`."""
+        self._configured()
+        out = np.empty(self._shape(self.model.latent_dim), np.float32)
+        self._engine.state(out)
+        return out
+
+    def act(self, observation: npt.ArrayLike | None = None, *, out: FloatArray | None = None) -> FloatArray:
+        """Mode-1 (paper section 3.1.1): the policy's action (A,) for the last observation, or for one given here.
+
+        Raises `UnsupportedError` where the agent file has no policy.
+        """
+        self._configured()
+        if observation is not None:
+            self.observe(observation)
+        out = self._out(out, self._shape(len(self.spec.actions.low)))
+        self._engine.act(out)
+        return out
+
+    def plan(
+        self,
+        observation: npt.ArrayLike | None = None,
+        *,
+        deadline: float | None = None,
+        out: FloatArray | None = None,
+    ) -> Plan:
+        """Mode-2 (paper section 3.1.2): the cheapest action sequence found, from the last observation or one given here.
+
+        ``deadline``: seconds from the call; when it passes, the unfinished iteration is dropped and the best evaluated
+        plan returned. ``out``: where to write the actions, float32 (H, A).
+
+        Raises `NotReadyError` before `observe`, `RolloutError` if a callback rollout fails, `BusyError` if another thread
+        is inside this agent.
+        """
+        settings = self._configured()
+        if deadline is not None and not deadline >= 0.0:
+            raise InvalidArgumentError(f"deadline must be a number of seconds, not negative, got {deadline!r}")
+        if observation is not None:
+            self.observe(observation)
+        steps = settings["horizon"] // self.model.action_block
+        latent, terms = self.model.latent_dim, [term.kind for term in self.spec.cost]
+        native = settings["flops"] > 0
+        actions = self._out(out, self._shape(settings["horizon"], len(self.spec.actions.low)))
+        cost = np.empty(self._shape(1), np.float32)
+        states = np.empty(self._shape(steps + 1, latent), np.float32) if native else None
+        cost_terms = np.empty(self._shape(len(terms), steps), np.float32) if native else None
+        # The engine takes 0 as "no deadline"; a deadline of 0 has passed already.
+        seconds = 0.0 if deadline is None or math.isinf(deadline) else max(deadline, 1e-12)
+        iterations, elapsed = self._engine.plan(seconds, actions, cost, states, cost_terms)
+        return Plan(
+            actions=actions,
+            cost=float(cost[0]) if self._batch is None else cost[:, 0],
+            cost_terms={} if cost_terms is None else {name: cost_terms[..., i, :] for i, name in enumerate(terms)},
+            states=states,
+            iterations=iterations,
+            elapsed=elapsed,
+        )
+
+    def reset(self, *, env: int | None = None) -> None:
+        """A new episode, for all environments or for one of a batch: forgets state, warm start and plan count."""
+        self._configured()
+        self._engine.reset(-1 if env is None else env)
+
+    def clone(self) -> Agent:
+        """A second agent with the same model, threads and task, and none of the history."""
+        twin = Agent.__new__(Agent)
+        twin.model, twin._batch, twin._settings = self.model, self._batch, self._settings
+        twin._engine = self._engine.clone()
+        return twin
+
+    def _configured(self) -> dict[str, Any]:
+        if self._settings is None:
+            raise NotReadyError("the agent has no task yet: call configure first")
+        return self._settings
+
+    def _shape(self, *shape: int) -> tuple[int, ...]:
+        return shape if self._batch is None else (self._batch, *shape)
+
+    @staticmethod
+    def _out(out: FloatArray | None, shape: tuple[int, ...]) -> FloatArray:
+        if out is None:
+            return np.empty(shape, np.float32)
+        if out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous or not out.flags.writeable:
+            raise InvalidArgumentError(
+                f"out must be a writeable, contiguous float32 array of shape {shape}, got {out.dtype} {out.shape}"
+            )
+        return out
+
+
+def load(path: str | os.PathLike[str], *, threads: int = 1) -> Agent:
+    """An agent from an agent file, ready to `Agent.configure`. Takes milliseconds and does not import torch.
+
+    Raises `AgentFileError`, `UnsupportedError` or `OSError`, as `Model.load` does.
+    """
+    return Agent(Model.load(path), threads=threads)
