@@ -7,6 +7,10 @@ class PyjepaError(Exception):
     """What every error of pyjepa's own derives from."""
 
 
+class InvalidArgumentError(PyjepaError, ValueError):
+    """A value, shape or size that cannot be; the message gives the one expected and the one given."""
+
+
 class AgentFileError(PyjepaError, ValueError):
     """An agent file or a spec is damaged or contradicts itself; the message names the place."""
 
@@ -25,3 +29,7 @@ class BusyError(PyjepaError, RuntimeError):
 
 class RolloutError(PyjepaError, RuntimeError):
     """A rollout callback failed or returned non-finite costs."""
+
+
+class InvalidArgumentError(PyjepaError, ValueError):
+    """A value, shape, dtype or size that cannot be; the message gives the expected one and the given one."""

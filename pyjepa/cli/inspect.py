@@ -183,10 +183,7 @@ def _print(report: _Report) -> None:
         "Blocks",
         ("block", "layers"),
         [
-            (
-                f"{name}.{i}",
-                text + (" (+ state)" if spec.modules[name].residual and i == len(module.blocks) - 1 else ""),
-            )
+            (f"{name}.{i}", text)
             for name, module in report.modules.items()
             for i, text in enumerate(module.blocks)
         ],
