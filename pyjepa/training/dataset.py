@@ -15,9 +15,11 @@ An action may stand for several environment steps; ``metadata["action_block"]`` 
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import tempfile
+import re
+import secrets
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -65,9 +67,9 @@ class EpisodeWriter:
         self._lengths: list[int] = []
         self._checksums: dict[str, list[int]] = {name: [] for name in fields}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle, self._temporary = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.name, suffix=".part")
-        os.close(handle)
-        self._file = h5py.File(self._temporary, "w")
+        self._temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(8)}.tmp")
+        # Metadata in blocks of its own, from the front on: a file cut short then still tells what it lacks.
+        self._file = h5py.File(self._temporary, "x", meta_block_size=1 << 16)
         self._file.attrs.update(format=FORMAT, version=VERSION, metadata=json.dumps(dict(metadata or {})))
         for name, (shape, dtype) in fields.items():
             rows = steps + self.extra[name]
@@ -132,18 +134,25 @@ class EpisodeReader:
         try:
             self._file = h5py.File(self.path, "r")
         except OSError as error:
-            raise DatasetError(f"{self.path}: cut short, or not an HDF5 file ({error})") from error
+            raise DatasetError(f"{self.path}: {_why_not_hdf5(self.path, str(error))}") from error
+        try:
+            self._open()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _open(self) -> None:
         attributes = self._file.attrs
         if attributes.get("format") != FORMAT or int(attributes.get("version", 0)) != VERSION:
             raise DatasetError(
                 f"{self.path}: expected format {FORMAT!r} version {VERSION}, "
                 f"got {attributes.get('format')!r} version {attributes.get('version')}"
             )
+        for name in ("length", *(f"{group}/{name}" for name in REQUIRED for group in ("fields", "crc32"))):
+            if name not in self._file:
+                raise DatasetError(f"{self.path}: {name} is missing")
         self.metadata: dict[str, Any] = json.loads(attributes["metadata"])
         self._fields: dict[str, Any] = dict(self._file["fields"].items())
-        for name in REQUIRED:
-            if name not in self._fields:
-                raise DatasetError(f"{self.path}: field {name!r} is missing")
         self.extra = {name: int(field.attrs["extra"]) for name, field in self._fields.items()}
         self.lengths: NDArray[np.int64] = self._file["length"][:]
         self._checksums = {name: self._file[f"crc32/{name}"][:] for name in self._fields}
@@ -265,3 +274,32 @@ class WindowSampler:
                 ready = coming.result()
                 coming = pool.submit(self.batch, index + 1) if index + 1 < last else None
                 yield ready
+
+
+def _why_not_hdf5(path: Path, message: str) -> str:
+    """What to say of a file that HDF5 does not open: where a file that was cut short breaks off, if it can be told."""
+    stored = re.search(r"stored_eof = (\d+)", message)
+    if stored is None:
+        return f"not an HDF5 file, or damaged at its head ({message})"
+    content = path.read_bytes()
+    begin = f"cut short after {len(content)} of {stored[1]} bytes"
+    # With zeros for what is lost, HDF5 opens the file and tells where each chunk should be.
+    padded = io.BytesIO(content + bytes(int(stored[1]) - len(content)))
+    try:
+        with h5py.File(padded, "r") as file:
+            lost = min((_first_lost(field, len(content)), name) for name, field in file["fields"].items() if len(field))
+    except (OSError, KeyError, ValueError, RuntimeError):
+        return f"{begin}; its index is lost, so no episode of any field can be read"
+    return f"{begin}; episode {lost[0]}, field {lost[1]!r} is the first that is lost"
+
+
+def _first_lost(field: Any, size: int) -> int:
+    """The first episode of a field that does not lie within the file's first ``size`` bytes."""
+    for episode in range(len(field)):
+        try:
+            chunk = field.id.get_chunk_info_by_coord((episode, *(0,) * (field.ndim - 1)))
+        except (OSError, RuntimeError):  # its entry in the index is lost
+            return episode
+        if chunk.byte_offset is None or chunk.byte_offset + chunk.size > size:
+            return episode
+    return len(field)

@@ -197,7 +197,7 @@ class Trainer:
             states = self.model.encode(observations)
         loss, terms = clip_losses(self.model, self.inverse, self.vicreg, config.objective, states.float(), actions)
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"step {self.step}: the loss is {float(loss)}; try a smaller learning_rate")
+            raise FloatingPointError(f"step {self.step}: the loss is {loss.item()}; try a smaller learning_rate")
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         if config.optimiser.clip:
