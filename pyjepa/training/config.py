@@ -93,7 +93,7 @@ class Alarms(Section):
     """When a representation counts as collapsed. Each is checked at every evaluation after ``grace`` steps."""
 
     grace: Annotated[int, Field(ge=0)] = 500
-    probe_r2: Fraction = 0.5
+    probe_r2: Annotated[float, Field(le=1.0)] = 0.5
     """The linear position probe explains less than this share of the variance."""
     effective_rank: Weight = 4.0
     """The effective rank of the latents is below this."""

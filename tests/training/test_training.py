@@ -1,0 +1,294 @@
+"""Training: configuration, the loop, resuming, alarms. The long version trains the agent that is shipped."""
+
+import itertools
+import json
+import math
+import tomllib
+
+import numpy as np
+import pytest
+import torch
+
+from pyjepa.objectives.inverse_dynamics import InverseDynamics
+from pyjepa.objectives.vicreg import VICReg
+from pyjepa.training.checkpoint import CheckpointError, first_difference, load_checkpoint, save_checkpoint
+from pyjepa.training.collection import collect_two_rooms
+from pyjepa.training.config import Alarms, Config, ConfigError, default_config, load_config, validate
+from pyjepa.training.dataset import EpisodeReader
+from pyjepa.training.diagnostics import CollapseWarning, diagnose, effective_rank, linear_probe, tripped
+from pyjepa.training.loop import Trainer, clip_losses, learning_rate
+from pyjepa.training.two_rooms import build_spec, train_two_rooms
+from pyjepa.world_model import WorldModel
+
+TINY = {
+    "threads": 1,
+    "data": {"episodes": 96, "steps": 4, "holdout": 32, "window": 3},
+    "architecture": {
+        "channels": [4, 4],
+        "kernels": [8, 3],
+        "strides": [4, 4],
+        "paddings": [2, 1],
+        "encoder_hidden": 16,
+        "latent": 8,
+        "predictor_hidden": [16],
+    },
+    "objective": {"regularised_steps": [0, 3]},
+    "optimiser": {"steps": 8, "batch": 16, "warmup": 2},
+    "alarms": {"grace": 100, "probe_r2": -100.0, "effective_rank": 0.0, "std": 0.0, "inverse_dynamics": 100.0},
+    "planning": {"horizon": 12, "candidates": 16, "iterations": 2, "elites": 4},
+    "log": {"every": 2, "evaluate_every": 4, "checkpoint_every": 3},
+}
+
+
+def tiny(**changes):
+    return validate({**TINY, **changes}, "test")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "data.h5"
+    collect_two_rooms(path, episodes=96, seed=0, steps=4)
+    return path
+
+
+def weights(trainer):
+    return {**trainer.model.state_dict(), **trainer.inverse.state_dict(prefix="inverse.")}
+
+
+def assert_same_bits(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+# ---- configuration --------------------------------------------------------------------------------------------------
+
+
+def test_the_shipped_configuration_states_every_field_and_is_the_default():
+    values = tomllib.loads(default_config().read_text())
+    assert values == Config().model_dump() == load_config(default_config()).model_dump()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[optimiser]\nlearning_rat = 1e-3", r"optimiser\.learning_rat: unknown key"),
+        ("[optimiser]\nsteps = '10'", r"optimiser\.steps: Input should be a valid integer \(given: '10'\)"),
+        ("[optimiser]\nsteps = 10.0", r"optimiser\.steps: Input should be a valid integer"),
+        ("[optimiser]\nsteps = 0", r"optimiser\.steps: Input should be greater than 0"),
+        ("[architecture]\nchannels = [32, 'x', 64]", r"architecture\.channels\.1: Input should be a valid integer"),
+        ("[architecture]\nactivation = 'softplus'", r"architecture\.activation: Input should be 'relu'"),
+        ("[architecture]\nchannels = [32]", r"architecture: .*one entry per layer"),
+        ("seed = true", r"seed: Input should be a valid integer"),
+        ("[data]\nwindow = 20", r"data\.window 20 is longer than data\.steps 12"),
+        ("[objective]\nregularised_steps = [0, 9]", "the last step of a clip is 6"),
+        ("[planning]\nhorizon = 63", r"planning\.horizon"),
+        ("[log", "no valid TOML"),
+        ("[x]\n[optimiser]\nbatch = 1", r"optimiser\.batch: .*; .*: x: unknown key"),
+    ],
+)
+def test_a_wrong_configuration_names_its_fields(tmp_path, text, message):
+    path = tmp_path / "wrong.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=rf"(?s)wrong\.toml: .*{message}"):
+        load_config(path)
+
+
+def test_overrides_replace_values_by_name(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text("[optimiser]\nsteps = 10")
+    config = load_config(path, {"optimiser.steps": 20, "seed": 5})
+    assert (config.optimiser.steps, config.seed) == (20, 5)
+    assert config.digest() != load_config(path).digest()
+
+
+# ---- the loop -------------------------------------------------------------------------------------------------------
+
+
+def test_the_learning_rate_warms_up_and_decays_to_zero():
+    config = tiny(optimiser={"steps": 100, "batch": 16, "warmup": 10, "learning_rate": 1.0})
+    rates = [learning_rate(step, config) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[9]
+    assert all(a > b for a, b in itertools.pairwise(rates[9:]))
+    assert rates[100] == pytest.approx(0)
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms():
+    config = tiny()
+    model = WorldModel(build_spec(config))
+    inverse = InverseDynamics(8, 2)
+    states, actions = torch.randn(16, 4, 8), torch.rand(16, 3, 2) * 3
+    loss, terms = clip_losses(model, inverse, VICReg(), config.objective, states, actions)
+    expected = sum(getattr(config.objective, name) * value for name, value in terms.items())
+    assert set(terms) == {
+        "prediction",
+        "variance",
+        "covariance",
+        "temporal_variance",
+        "inverse_dynamics",
+        "temporal_similarity",
+    }
+    assert torch.allclose(loss, expected)
+    rolled = model.rollout(states[:, 0], actions)
+    assert torch.allclose(terms["prediction"], ((rolled - states[:, 1:]) ** 2).mean())
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_an_interrupted_and_resumed_run_ends_with_the_same_bits(data, tmp_path, precision):
+    config = tiny(precision=precision)
+    with EpisodeReader(data) as episodes:
+        straight = Trainer(build_spec(config), config, episodes)
+        start = {name: value.clone() for name, value in weights(straight).items()}
+        straight.run()
+        checkpoint = tmp_path / "run" / "checkpoint.pt"
+        first = Trainer(build_spec(config), config, episodes)
+        assert_same_bits(weights(first), start)
+        first.run(until=5, checkpoint=checkpoint)
+        torch.manual_seed(12345)  # whatever else the process drew in between
+        second = Trainer(build_spec(config), config, episodes)
+        second.resume(checkpoint)
+        assert second.step == 5
+        second.run(checkpoint=checkpoint)
+    assert second.step == straight.step == 8
+    assert_same_bits(weights(straight), weights(second))
+    assert not torch.equal(weights(straight)["encoder.0.conv0.weight"], start["encoder.0.conv0.weight"])
+    without_time = [
+        [{k: v for k, v in row.items() if k != "seconds"} for row in trainer.history] for trainer in (straight, second)
+    ]
+    assert without_time[0] == without_time[1]
+    assert [row["step"] for row in without_time[0]] == [2, 4, 6, 8]
+    assert json.loads(checkpoint.with_name("metrics.json").read_text()) == second.history
+
+
+def test_runs_are_logged_to_tensorboard(data, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = tiny()
+    with EpisodeReader(data) as episodes:
+        trainer = Trainer(build_spec(config), config, episodes)
+        trainer.run(checkpoint=tmp_path / "checkpoint.pt")
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss/prediction")] == [2, 4, 6, 8]
+    probe = events.Scalars("diagnostics/probe_px")
+    assert [event.step for event in probe] == [4, 8]
+    assert probe[-1].value == pytest.approx(trainer.diagnostics.probe_px)
+
+
+def test_resuming_with_something_else_is_an_error(data, tmp_path):
+    config, checkpoint = tiny(), tmp_path / "checkpoint.pt"
+    with EpisodeReader(data) as episodes:
+        Trainer(build_spec(config), config, episodes).run(until=1, checkpoint=checkpoint)
+        other = tiny(optimiser={"steps": 9, "batch": 16, "warmup": 2})
+        with pytest.raises(CheckpointError, match=r"another configuration: optimiser\.steps: 8, not 9"):
+            Trainer(build_spec(other), other, episodes).resume(checkpoint)
+    collect_two_rooms(tmp_path / "other.h5", episodes=96, seed=1, steps=4)
+    with EpisodeReader(tmp_path / "other.h5") as episodes:
+        with pytest.raises(CheckpointError, match="another data set"):
+            Trainer(build_spec(config), config, episodes).resume(checkpoint)
+        checkpoint.write_bytes(checkpoint.read_bytes()[:-200])
+        with pytest.raises(CheckpointError, match="damaged"):
+            Trainer(build_spec(config), config, episodes).resume(checkpoint)
+
+
+def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, {"step": 1})
+    with pytest.raises(Exception, match="pickle"):
+        save_checkpoint(path, {"step": lambda: 2})
+    assert load_checkpoint(path)["step"] == 1
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(FileNotFoundError):
+        load_checkpoint(tmp_path / "nowhere.pt")
+
+
+def test_the_first_difference_is_named():
+    assert first_difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == "a.c: 2, not 3"
+    assert first_difference({"a": 1}, {"a": 1, "b": 2}) == "b: None, not 2"
+    assert first_difference({"a": [1]}, {"a": [1]}) is None
+
+
+# ---- alarms ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_effective_rank_counts_directions():
+    torch.manual_seed(0)
+    independent = torch.randn(20_000, 6)
+    assert effective_rank(independent) == pytest.approx(6, abs=0.01)
+    assert effective_rank(independent[:, :2] @ torch.randn(2, 6)) < 2.001
+    assert effective_rank(torch.ones(10, 6)) == 0
+
+
+def test_the_probe_finds_what_is_linear_in_the_latent_and_nothing_else():
+    torch.manual_seed(0)
+    positions = torch.rand(2000, 2) * 60
+    latents = positions @ torch.randn(2, 8) + 3
+    r2, distance = linear_probe(latents, positions)
+    assert r2 == pytest.approx(1)
+    assert distance < 1e-3
+    r2, distance = linear_probe(torch.randn(2000, 8), positions)
+    assert r2 < 0.02
+    assert distance > 15
+
+
+def test_a_collapsed_encoder_trips_every_alarm_and_a_telling_one_none():
+    config = tiny()
+    rng = np.random.default_rng(0)
+    actions = rng.uniform(-3, 3, (64, 3, 2)).astype(np.float32)
+    clips = {
+        "observation": rng.integers(0, 256, (64, 4, 2, 64, 64), dtype=np.uint8),
+        "action": actions,
+        "position": rng.uniform(2, 61, (64, 4, 2)).astype(np.float32),
+    }
+    model, inverse = WorldModel(build_spec(config)), InverseDynamics(8, 2)
+    with torch.no_grad():
+        for parameter in model.get_submodule("encoder").parameters():
+            parameter.zero_()
+    found = diagnose(model, inverse, clips, Alarms())
+    messages = tripped(found, Alarms())
+    assert len(messages) == 4
+    for word, message in zip(
+        ("probe", "effective rank", "standard deviation", "inverse dynamics"), messages, strict=True
+    ):
+        assert word in message
+    assert all(math.isfinite(value) for value in found.as_dict().values())
+
+    class Telling:
+        """Stands for a trained model: the latent is the position, and actions move it."""
+
+        def encode(self, observations):
+            return observations.flatten(2)[..., :8].float()
+
+        def rollout(self, state, actions):
+            return state[:, None] + torch.zeros(*actions.shape[:2], 8)
+
+        def normalise(self, actions):
+            return actions / 3
+
+    signal = rng.normal(size=(64, 4, 8)).astype(np.float32)
+    clips["observation"] = signal
+    clips["position"] = signal[..., :2]
+    assert tripped(diagnose(Telling(), lambda states, actions: torch.tensor(0.01), clips, Alarms()), Alarms()) == []
+
+
+def test_an_alarm_is_a_visible_warning_and_is_kept(data):
+    alarms = {"grace": 5, "probe_r2": 1.0, "effective_rank": 0.0, "std": 0.0, "inverse_dynamics": 100.0}
+    config = tiny(alarms=alarms)
+    with EpisodeReader(data) as episodes:
+        trainer = Trainer(build_spec(config), config, episodes)
+        with pytest.warns(CollapseWarning, match="step 8: the linear position probe explains") as caught:
+            trainer.run()
+    assert len(caught) == 1  # the evaluation at step 4 lies within the grace period
+    assert trainer.alarms == [str(caught[0].message)]
+
+
+# ---- the whole thing ------------------------------------------------------------------------------------------------
+
+
+def test_a_run_directory_is_not_overwritten_and_needs_a_checkpoint_to_resume(tmp_path):
+    with pytest.raises(CheckpointError, match="nothing to resume"):
+        train_two_rooms(tiny(), tmp_path / "agent.safetensors", run_directory=tmp_path / "run", resume=True)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint.pt").touch()
+    with pytest.raises(FileExistsError, match="resume that run, or choose another"):
+        train_two_rooms(tiny(), tmp_path / "agent.safetensors", run_directory=tmp_path / "run")
