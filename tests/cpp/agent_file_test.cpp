@@ -590,10 +590,10 @@ TEST(AgentFile, CapsTextAndCounts) {
     expect_error(PYJEPA_INVALID_FILE, "is not a name",
                  spec("\"policy\": {", '"' + std::string(65, 'p') + "\": {"));
     std::string entries, terms, layers, modules;
-    for (int i = 0; i < 256; ++i) entries += ",\"k" + std::to_string(i) + "\":\"\"";
+    for (int i = 0; i < 256; ++i) entries.append(",\"k").append(std::to_string(i)).append("\":\"\"");
     for (int i = 0; i < 64; ++i) terms += "{\"kind\":\"action_size\"},";
     for (int i = 0; i < 256; ++i) layers += "{\"out\":1},";
-    for (int i = 0; i < 64; ++i) modules += "\"m" + std::to_string(i) + "\":{},";
+    for (int i = 0; i < 64; ++i) modules.append("\"m").append(std::to_string(i)).append("\":{},");
     expect_error(PYJEPA_INVALID_FILE, "spec.provenance: more than 256 entries",
                  spec("\"seed\": \"7\"", "\"seed\": \"7\"" + entries));
     expect_error(PYJEPA_INVALID_FILE, "spec.cost: has 65 items", spec("\"cost\": [", "\"cost\": [" + terms));
