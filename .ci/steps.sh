@@ -1,0 +1,103 @@
+# The checks, one function each. Sourced by .ci/run and .ci/full under `set -euo pipefail`, in the root of a checkout.
+
+logs=build/ci
+venv=$PWD/.venv
+mkdir -p "$logs"
+
+prepare() {
+  if [ ! -e /usr/include/gtest/gtest.h ]; then
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends libgtest-dev
+  fi
+}
+
+# The README's test command, to the letter: it makes .venv, which the other checks use.
+readme_tests() {
+  local command
+  command=$(python3 .ci/readme_command.py test)
+  printf '%s' "$command"
+  bash -euo pipefail -c "$command" 2>&1 | tee "$logs/pytest.log"
+}
+
+python_style() {
+  "$venv/bin/ruff" check .
+  "$venv/bin/ruff" format --check .
+}
+
+cpp_style() {
+  git ls-files -z 'csrc/*.cpp' 'csrc/*.hpp' 'csrc/*.h' 'tests/*.cpp' 'tests/*.hpp' 'tests/*.h' |
+    xargs -0 "$venv/bin/clang-format" --dry-run -Werror
+}
+
+# From a directory without ./pyjepa, so that the installed package is judged.
+types() {
+  local root=$PWD elsewhere
+  elsewhere=$(mktemp -d)
+  (cd "$elsewhere" && "$venv/bin/mypy" --config-file "$root/pyproject.toml" --cache-dir "$elsewhere/cache" -p pyjepa)
+  rm -rf "$elsewhere"
+}
+
+# A wheel from a clean clone holds exactly the files listed: what is not committed cannot be missed here.
+wheel() {
+  local work
+  work=$(mktemp -d)
+  git clone --quiet --no-hardlinks . "$work/clone"
+  PIP_CONSTRAINT=$PWD/tests/constraints.txt PIP_BUILD_CONSTRAINT=$PWD/tests/constraints.txt \
+    "$venv/bin/python" -m build --wheel --outdir "$work/dist" "$work/clone"
+  "$venv/bin/python" .ci/wheel_contents.py "$work"/dist/*.whl
+  rm -rf "$work"
+}
+
+# cpp_tests PRESET
+cpp_tests() {
+  # cmake asks the Python it finds for nlohmann-json's headers.
+  "$venv/bin/python" -m pip install --quiet -c tests/constraints.txt nlohmann-json
+  PATH=$venv/bin:$PATH cmake --preset "$1" -DPython_EXECUTABLE="$venv/bin/python"
+  PATH=$venv/bin:$PATH cmake --build --preset "$1" -j "$(nproc)"
+  PATH=$venv/bin:$PATH ctest --preset "$1" -j "$(nproc)" 2>&1 | tee "$logs/ctest-$1.log"
+}
+
+# An inline function that a file built for AVX emits as a weak symbol may replace everybody's copy of it, and crash
+# machines without AVX. So those files must define no weak symbols (and some symbols, or this looks at the wrong ones).
+simd_symbols() {
+  local isa object weak
+  for isa in avx2 avx512; do
+    object=build/release/CMakeFiles/pyjepa_core.dir/csrc/simd/$isa.cpp.o
+    nm --defined-only "$object" | grep -q ' T '
+    weak=$(nm -C --defined-only "$object" | awk '$2 ~ /^[WwVvu]$/')
+    if [ -n "$weak" ]; then
+      printf '%s defines weak symbols:\n%s\n' "$object" "$weak"
+      return 1
+    fi
+    printf '%s: no weak symbols\n' "$isa.cpp.o"
+  done
+}
+
+slow_tests() {
+  "$venv/bin/python" -m pytest -m slow 2>&1 | tee "$logs/pytest-slow.log"
+}
+
+# The hostile files once more, with the extension itself under the address and undefined-behaviour sanitizers.
+# Python leaks on purpose at exit, so leaks are left to the C++ tests.
+hostile_files_sanitized() {
+  local site=$PWD/$logs/sanitized
+  rm -rf "$site"
+  PIP_BUILD_CONSTRAINT=$PWD/tests/constraints.txt "$venv/bin/python" -m pip install --quiet --no-deps --target "$site" \
+    -C build-dir="$logs/sanitized-build" -C cmake.build-type=RelWithDebInfo \
+    -C cmake.define.PYJEPA_SANITIZE=address,undefined .
+  PYTHONPATH=$site LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libstdc++.so)" \
+    ASAN_OPTIONS=detect_leaks=0 "$venv/bin/python" -m pytest tests/test_agent_file.py 2>&1 |
+    tee "$logs/pytest-sanitized.log"
+}
+
+# The runners' own words on what ran.
+counts() {
+  local log
+  for log in "$@"; do
+    [ -e "$logs/$log.log" ] || continue
+    case $log in
+      ctest*) grep -E '^[0-9]+% tests passed' "$logs/$log.log" | tail -n 1 ;;
+      *) grep -E '^=+ .* in [0-9.]+s' "$logs/$log.log" | tail -n 1 ;;
+    esac
+  done
+}
