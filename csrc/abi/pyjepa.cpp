@@ -55,14 +55,13 @@ T& not_null(T* pointer, const char* name) {
     return *pointer;
 }
 
-// A struct that may come from a caller compiled against an older or newer header: as much of it as both know, the rest
-// from `defaults`.
+// A struct that may come from a caller compiled against an older or newer header: as much of it as both know,
+// the rest from `defaults`.
 template <class T>
 T versioned(const T* given, const T& defaults, const char* name) {
     T out = defaults;
     const size_t size = not_null(given, name).size;
-    if (size < sizeof(size_t))
-        throw Error(PYJEPA_INVALID_ARGUMENT, std::string(name) + ".size is not set");
+    if (size < sizeof(size_t)) throw Error(PYJEPA_INVALID_ARGUMENT, std::string(name) + ".size is not set");
     std::memcpy(static_cast<void*>(&out), given, size < sizeof(T) ? size : sizeof(T));
     out.size = sizeof(T);
     return out;
@@ -79,7 +78,9 @@ void give_back(T* to, const T& from) {
 
 extern "C" {
 
-const char* pyjepa_version(void) { return PYJEPA_VERSION; }
+const char* pyjepa_version(void) {
+    return PYJEPA_VERSION;
+}
 
 const char* pyjepa_isa(void) {
     const char* name = "";
@@ -87,9 +88,12 @@ const char* pyjepa_isa(void) {
     return name;
 }
 
-const char* pyjepa_last_error(void) { return last_error; }
+const char* pyjepa_last_error(void) {
+    return last_error;
+}
 
-// ---- model ----------------------------------------------------------------------------------------------------------
+// ---- model
+// ----------------------------------------------------------------------------------------------------------
 
 pyjepa_status pyjepa_model_load(const char* path, pyjepa_model** out) {
     return guarded([&] {
@@ -110,7 +114,9 @@ pyjepa_status pyjepa_model_parse(const void* bytes, size_t size, pyjepa_model** 
     });
 }
 
-void pyjepa_model_free(pyjepa_model* model) { delete model; }
+void pyjepa_model_free(pyjepa_model* model) {
+    delete model;
+}
 
 pyjepa_status pyjepa_model_get_dims(const pyjepa_model* model, pyjepa_model_dims* out) {
     return guarded([&] {
@@ -142,8 +148,8 @@ pyjepa_status pyjepa_model_module_sizes(const pyjepa_model* model, const char* m
     });
 }
 
-pyjepa_status pyjepa_model_forward(const pyjepa_model* model, const char* module, const float* input, size_t batch,
-                                   size_t in_size, float* output, size_t out_size) {
+pyjepa_status pyjepa_model_forward(const pyjepa_model* model, const char* module, const float* input,
+                                   size_t batch, size_t in_size, float* output, size_t out_size) {
     return guarded([&] {
         not_null(module, "module");
         const pyjepa::Model& m = *not_null(model, "model").model;
@@ -153,14 +159,15 @@ pyjepa_status pyjepa_model_forward(const pyjepa_model* model, const char* module
         if (in_size != static_cast<size_t>(network.in()) || out_size != static_cast<size_t>(network.out()))
             throw Error(PYJEPA_INVALID_ARGUMENT,
                         "module '" + std::string(module) + "' maps " + std::to_string(network.in()) + " to " +
-                            std::to_string(network.out()) + " values, got " + std::to_string(in_size) + " and " +
-                            std::to_string(out_size));
+                            std::to_string(network.out()) + " values, got " + std::to_string(in_size) +
+                            " and " + std::to_string(out_size));
         if (batch == 0) return;
         m.forward(module, &not_null(input, "input"), static_cast<int>(batch), &not_null(output, "output"));
     });
 }
 
-// ---- agent ----------------------------------------------------------------------------------------------------------
+// ---- agent
+// ----------------------------------------------------------------------------------------------------------
 
 pyjepa_status pyjepa_agent_create(const pyjepa_model* model, int32_t threads, pyjepa_agent** out) {
     return guarded([&] {
@@ -178,7 +185,9 @@ pyjepa_status pyjepa_agent_clone(const pyjepa_agent* agent, pyjepa_agent** out) 
     });
 }
 
-void pyjepa_agent_free(pyjepa_agent* agent) { delete agent; }
+void pyjepa_agent_free(pyjepa_agent* agent) {
+    delete agent;
+}
 
 void pyjepa_task_init(pyjepa_task* task) {
     if (task == nullptr) return;

@@ -60,9 +60,10 @@ void Agent::observe(const void* observation, size_t bytes, int steps) {
     const size_t expected =
         static_cast<size_t>(task().environments()) * static_cast<size_t>(spec.observation_size) * element;
     if (bytes != expected)
-        throw Error(PYJEPA_INVALID_ARGUMENT,
-                    "the observation has " + std::to_string(bytes) + " bytes, expected " + std::to_string(expected));
-    if (steps < -1) throw Error(PYJEPA_INVALID_ARGUMENT, "steps must not be negative, got " + std::to_string(steps));
+        throw Error(PYJEPA_INVALID_ARGUMENT, "the observation has " + std::to_string(bytes) +
+                                                 " bytes, expected " + std::to_string(expected));
+    if (steps < -1)
+        throw Error(PYJEPA_INVALID_ARGUMENT, "steps must not be negative, got " + std::to_string(steps));
     check_finite(spec, observation, task_->environments(), "the observation");
     task_->observe(observation, steps == -1 ? spec.level.action_block : steps);
 }
@@ -71,14 +72,16 @@ void Agent::act(float* actions, size_t count) {
     if (model_->policy() == nullptr)
         throw Error(PYJEPA_UNSUPPORTED, "this agent file has no policy: plan instead");
     Task& task = observed_task();
-    check_count("actions", count, static_cast<size_t>(task.environments()) *
-                                      static_cast<size_t>(model_->spec().action_dim));
+    check_count("actions", count,
+                static_cast<size_t>(task.environments()) * static_cast<size_t>(model_->spec().action_dim));
     if (model_->policy_reads_goal() && task.request().goal.empty())
         throw Error(PYJEPA_NOT_READY, "the policy reads a goal: configure one");
     task.act(actions);
 }
 
-void Agent::plan(double deadline, pyjepa_plan_out& out) { observed_task().plan(deadline, out); }
+void Agent::plan(double deadline, pyjepa_plan_out& out) {
+    observed_task().plan(deadline, out);
+}
 
 void Agent::reset(int environment) {
     if (environment < -1 || environment >= task().environments())
@@ -91,7 +94,8 @@ void Agent::reset(int environment) {
 void Agent::states(float* out, size_t count) const {
     if (!task().observed())
         throw Error(PYJEPA_NOT_READY, "the agent has not seen every environment yet: call observe first");
-    const size_t size = static_cast<size_t>(task_->environments()) * static_cast<size_t>(model_->spec().latent_dim);
+    const size_t size =
+        static_cast<size_t>(task_->environments()) * static_cast<size_t>(model_->spec().latent_dim);
     check_count("states", count, size);
     std::copy_n(task_->states(), size, out);
 }

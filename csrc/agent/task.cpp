@@ -12,16 +12,20 @@
 namespace pyjepa {
 namespace {
 
-[[noreturn]] void invalid(const std::string& message) { throw Error(PYJEPA_INVALID_ARGUMENT, message); }
+[[noreturn]] void invalid(const std::string& message) {
+    throw Error(PYJEPA_INVALID_ARGUMENT, message);
+}
 
 int in_range(const char* name, int value, int least, int most) {
     if (value < least || value > most)
-        invalid(std::string(name) + " must be between " + std::to_string(least) + " and " + std::to_string(most) +
-                ", got " + std::to_string(value));
+        invalid(std::string(name) + " must be between " + std::to_string(least) + " and " +
+                std::to_string(most) + ", got " + std::to_string(value));
     return value;
 }
 
-float or_default(float value, float otherwise) { return std::isnan(value) ? otherwise : value; }
+float or_default(float value, float otherwise) {
+    return std::isnan(value) ? otherwise : value;
+}
 
 size_t observation_bytes(const Spec& spec) {
     const size_t element = spec.observation.dtype == DType::uint8 ? 1 : sizeof(float);
@@ -53,7 +57,8 @@ TaskRequest::TaskRequest(const Model& model, const pyjepa_task& task)
     in_range("algorithm", task.algorithm, PYJEPA_ALGORITHM_DEFAULT, PYJEPA_PREDICTIVE_SAMPLING);
     in_range("interpolation", task.interpolation, PYJEPA_INTERPOLATION_DEFAULT, PYJEPA_CUBIC);
     s.algorithm = task.algorithm == 0 ? p.algorithm : static_cast<Algorithm>(task.algorithm - 1);
-    s.interpolation = task.interpolation == 0 ? p.interpolation : static_cast<Interpolation>(task.interpolation - 1);
+    s.interpolation =
+        task.interpolation == 0 ? p.interpolation : static_cast<Interpolation>(task.interpolation - 1);
     s.environments = in_range("environments", task.environments, 1, 1 << 16);
     const int horizon = in_range("horizon", task.horizon == -1 ? p.horizon : task.horizon, 1, 1 << 20);
     if (horizon % block != 0)
@@ -67,19 +72,27 @@ TaskRequest::TaskRequest(const Model& model, const pyjepa_task& task)
     if (s.algorithm == Algorithm::cem) {
         in_range("elites", s.elites, 1, 1 << 20);
         if (s.elites > s.candidates)
-            invalid("elites (" + std::to_string(s.elites) + ") exceed candidates (" + std::to_string(s.candidates) +
-                    ")");
+            invalid("elites (" + std::to_string(s.elites) + ") exceed candidates (" +
+                    std::to_string(s.candidates) + ")");
     } else if (task.elites != -1) {
         invalid("elites belong to the planner cem");
     }
     int knots = task.knots == -1 ? p.knots : task.knots;
-    if (task.knots == -1 && knots > s.steps) knots = 0;  // a shorter horizon than the file's default was asked for
+    if (task.knots == -1 && knots > s.steps)
+        knots = 0;  // a shorter horizon than the file's default was asked for
     s.knots = knots == 0 ? s.steps : in_range("knots", knots, 1, s.steps);
 
     s.std = or_default(task.std, p.std);
-    s.min_std = or_default(task.min_std, p.min_std);
+    s.min_std = std::min(or_default(task.min_std, p.min_std), std::isnan(task.min_std) ? s.std : INFINITY);
     s.momentum = or_default(task.momentum, p.momentum);
     s.temperature = or_default(task.temperature, p.temperature);
+    const auto belongs = [&](const char* name, float given, Algorithm owner, const char* planner) {
+        if (!std::isnan(given) && s.algorithm != owner)
+            invalid(std::string(name) + " belongs to the planner " + planner);
+    };
+    belongs("min_std", task.min_std, Algorithm::cem, "cem");
+    belongs("momentum", task.momentum, Algorithm::cem, "cem");
+    belongs("temperature", task.temperature, Algorithm::mppi, "mppi");
     if (!(s.std > 0.0f && s.std <= 10.0f)) invalid("std must be in (0, 10], got " + std::to_string(s.std));
     if (!(s.min_std >= 0.0f && s.min_std <= s.std))
         invalid("min_std must be in [0, std], got " + std::to_string(s.min_std));
@@ -93,8 +106,8 @@ TaskRequest::TaskRequest(const Model& model, const pyjepa_task& task)
     s.high = bounds(spec, task.action_high, spec.actions.high, "high");
     for (size_t d = 0; d < s.low.size(); ++d)
         if (!(s.low[d] < s.high[d]))
-            invalid("action bounds cross: low[" + std::to_string(d % static_cast<size_t>(spec.action_dim)) + "] = " +
-                    std::to_string(s.low[d]) + " is not below high = " + std::to_string(s.high[d]));
+            invalid("action bounds cross: low[" + std::to_string(d % static_cast<size_t>(spec.action_dim)) +
+                    "] = " + std::to_string(s.low[d]) + " is not below high = " + std::to_string(s.high[d]));
 
     if (task.weights != nullptr) {
         weights.assign(task.weights, task.weights + spec.cost.size());
@@ -120,8 +133,8 @@ void check_finite(const Spec& spec, const void* observations, int environments, 
     const ptrdiff_t size = spec.observation_size;
     for (ptrdiff_t i = 0; i < size * environments; ++i)
         if (!std::isfinite(values[i]))
-            invalid(std::string(what) + " is not finite: element " + std::to_string(i % size) + " of environment " +
-                    std::to_string(i / size));
+            invalid(std::string(what) + " is not finite: element " + std::to_string(i % size) +
+                    " of environment " + std::to_string(i / size));
 }
 
 Task::Task(const Model& model, Pool& pool, TaskRequest request)
@@ -155,7 +168,8 @@ Task::Task(const Model& model, Pool& pool, TaskRequest request)
     size_t work = 0;
     if (model.encoder() != nullptr) work = model.encoder()->workspace(1);
     if (model.policy() != nullptr)
-        work = std::max(work, model.policy()->workspace(1) + 2 * latent + static_cast<size_t>(spec.action_dim));
+        work =
+            std::max(work, model.policy()->workspace(1) + 2 * latent + static_cast<size_t>(spec.action_dim));
     lane_ = (static_cast<size_t>(spec.observation_size) + work + 15) / 16 * 16;
     work_ = AlignedFloats(lane_ * static_cast<size_t>(pool.threads()));
     if (!request_.goal.empty()) {
@@ -164,7 +178,9 @@ Task::Task(const Model& model, Pool& pool, TaskRequest request)
     }
 }
 
-int Task::horizon() const noexcept { return request_.settings.steps * model_.spec().level.action_block; }
+int Task::horizon() const noexcept {
+    return request_.settings.steps * model_.spec().level.action_block;
+}
 
 double Task::flops() const noexcept {
     const PlannerSettings& s = request_.settings;
@@ -224,8 +240,8 @@ void Task::act(float* actions) noexcept {
 }
 
 Situation Task::situation() const noexcept {
-    return {environments(),   states_.data(),       goals_.size() == 0 ? nullptr : goals_.data(),
-            previous_.data(), has_previous_.get()};
+    return {environments(), states_.data(), goals_.size() == 0 ? nullptr : goals_.data(), previous_.data(),
+            has_previous_.get()};
 }
 
 void Task::plan(double deadline, pyjepa_plan_out& out) {
@@ -268,7 +284,8 @@ void Task::plan(double deadline, pyjepa_plan_out& out) {
         if (out.states == nullptr && out.cost_terms == nullptr) continue;
         rollout_->trace(
             situation(), e, plan,
-            out.states == nullptr ? nullptr : out.states + static_cast<ptrdiff_t>(e) * (s.steps + 1) * spec.latent_dim,
+            out.states == nullptr ? nullptr
+                                  : out.states + static_cast<ptrdiff_t>(e) * (s.steps + 1) * spec.latent_dim,
             out.cost_terms == nullptr ? nullptr
                                       : out.cost_terms + static_cast<ptrdiff_t>(e) * cost_.terms() * s.steps);
     }

@@ -12,7 +12,8 @@
 
 namespace pyjepa {
 
-// A task as asked for, owned: what clone() starts from. Empty vectors and -1 stand for the agent file's defaults.
+// A task as asked for, owned: what clone() starts from. Empty vectors and -1 stand for the agent file's
+// defaults.
 struct TaskRequest {
     explicit TaskRequest(const Model& model, const pyjepa_task& task);
 
@@ -55,12 +56,12 @@ class Task {
     std::unique_ptr<Rollout> rollout_;
     std::unique_ptr<Optimiser> optimiser_;
 
-    AlignedFloats states_, goals_;       // (E, L)
-    AlignedFloats previous_;             // (E, D), normalised
-    AlignedFloats plans_;                // (E, S, D): the last plans
-    std::vector<float> shift_;           // (E,): predictor steps since the last plan
+    AlignedFloats states_, goals_;  // (E, L)
+    AlignedFloats previous_;        // (E, D), normalised
+    AlignedFloats plans_;           // (E, S, D): the last plans
+    std::vector<float> shift_;      // (E,): predictor steps since the last plan
     std::unique_ptr<bool[]> observed_, planned_, has_previous_;
-    size_t lane_ = 0;                    // floats per thread in work_
+    size_t lane_ = 0;  // floats per thread in work_
     AlignedFloats work_;
 };
 

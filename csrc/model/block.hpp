@@ -1,8 +1,8 @@
 // A block of a network: packed weights and a forward pass. One file per kind: mlp.cpp, conv.cpp, impala.cpp.
 //
-// Inside the engine images are (H, W, C), channel last; torch's (C, H, W) is undone when weights are packed, and restored
-// only where a network ends in an image. To add a block: a spec struct (spec.hpp, spec.py), its reader and shape
-// (agent_file/), a file here, a torch module (pyjepa/blocks.py).
+// Inside the engine images are (H, W, C), channel last; torch's (C, H, W) is undone when weights are packed,
+// and restored only where a network ends in an image. To add a block: a spec struct (spec.hpp, spec.py), its
+// reader and shape (agent_file/), a file here, a torch module (pyjepa/blocks.py).
 #pragma once
 
 #include <functional>
@@ -21,10 +21,10 @@ class Block {
     virtual ~Block() = default;
     // Floats of scratch that forward needs for `rows` inputs.
     virtual size_t workspace(int rows) const noexcept = 0;
-    // y[r] = f(x[r]), added to y if `accumulate`. Real-time safe: no allocation, no system call, no exception. y may be
-    // x itself only where in_place() says so.
-    virtual void forward(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y, ptrdiff_t ldy,
-                         bool accumulate, float* work) const noexcept = 0;
+    // y[r] = f(x[r]), added to y if `accumulate`. Real-time safe: no allocation, no system call, no
+    // exception. y may be x itself only where in_place() says so.
+    virtual void forward(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y,
+                         ptrdiff_t ldy, bool accumulate, float* work) const noexcept = 0;
     virtual bool in_place() const noexcept { return false; }
     // Multiply-adds * 2 for one input.
     virtual double flops() const noexcept = 0;
@@ -37,9 +37,12 @@ using Weights = std::function<std::span<const float>(const std::string&)>;
 enum class Layout { torch, channels_last };
 
 // `order`: what PackedDense takes, for the first layer.
-std::unique_ptr<Block> make_mlp(const MlpSpec& spec, int in, std::span<const int> order, const Weights& weights);
-std::unique_ptr<Block> make_conv(const ConvSpec& spec, const Shape& in, Layout layout, const Weights& weights);
-std::unique_ptr<Block> make_impala(const ImpalaSpec& spec, const Shape& in, Layout layout, const Weights& weights);
+std::unique_ptr<Block> make_mlp(const MlpSpec& spec, int in, std::span<const int> order,
+                                const Weights& weights);
+std::unique_ptr<Block> make_conv(const ConvSpec& spec, const Shape& in, Layout layout,
+                                 const Weights& weights);
+std::unique_ptr<Block> make_impala(const ImpalaSpec& spec, const Shape& in, Layout layout,
+                                   const Weights& weights);
 
 inline simd::Act to_act(Activation a) {
     switch (a) {

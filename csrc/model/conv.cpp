@@ -13,8 +13,9 @@ class Conv final : public Block {
         for (size_t j = 0; j < spec.layers.size(); ++j) {
             const ConvLayerSpec& l = spec.layers[j];
             const std::string name = "conv" + std::to_string(j);
-            layers_.emplace_back(shape, j == 0 ? layout : Layout::channels_last, l.out, l.kernel, l.stride, l.padding,
-                                 to_act(l.activation), weights(name + ".weight"), weights(name + ".bias"));
+            layers_.emplace_back(shape, j == 0 ? layout : Layout::channels_last, l.out, l.kernel, l.stride,
+                                 l.padding, to_act(l.activation), weights(name + ".weight"),
+                                 weights(name + ".bias"));
             shape = layers_.back().out();
             patches_ = std::max(patches_, layers_.back().workspace());
             image_ = std::max(image_, layers_.back().out_size());
@@ -23,8 +24,8 @@ class Conv final : public Block {
 
     size_t workspace(int) const noexcept override { return patches_ + 2 * image_; }
 
-    void forward(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y, ptrdiff_t ldy,
-                 bool accumulate, float* work) const noexcept override {
+    void forward(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y,
+                 ptrdiff_t ldy, bool accumulate, float* work) const noexcept override {
         float* images[2] = {work + patches_, work + patches_ + image_};
         for (int r = 0; r < rows; ++r) {
             const float* from = x + r * ldx;
@@ -50,7 +51,8 @@ class Conv final : public Block {
 
 }  // namespace
 
-std::unique_ptr<Block> make_conv(const ConvSpec& spec, const Shape& in, Layout layout, const Weights& weights) {
+std::unique_ptr<Block> make_conv(const ConvSpec& spec, const Shape& in, Layout layout,
+                                 const Weights& weights) {
     return std::make_unique<Conv>(spec, in, layout, weights);
 }
 

@@ -6,8 +6,8 @@
 namespace pyjepa {
 namespace {
 
-// A patch lies in memory as the image does: channel last, it is (kernel, kernel, C); in torch's layout (C, kernel,
-// kernel). This is the torch column behind each of its elements.
+// A patch lies in memory as the image does: channel last, it is (kernel, kernel, C); in torch's layout (C,
+// kernel, kernel). This is the torch column behind each of its elements.
 std::vector<int> patch_order(int channels, int kernel, Layout layout) {
     std::vector<int> order;
     if (layout == Layout::torch) return order;
@@ -58,8 +58,8 @@ void Conv2d::forward(const simd::Kernels& kernels, const float* x, float* y, boo
     for (int from = 0; from < positions; from += kRows) {
         const int rows = std::min(kRows, positions - from);
         for (int r = 0; r < rows; ++r) gather(x, from + r, work + static_cast<ptrdiff_t>(r) * in);
-        kernels.dense(dense_.view(), work, in, rows, y + static_cast<ptrdiff_t>(from) * out_[0], out_[0], act_,
-                      accumulate);
+        kernels.dense(dense_.view(), work, in, rows, y + static_cast<ptrdiff_t>(from) * out_[0], out_[0],
+                      act_, accumulate);
     }
 }
 

@@ -16,11 +16,16 @@ class Conv2d {
            std::span<const float> weight, std::span<const float> bias);
 
     const Shape& out() const noexcept { return out_; }  // (C, H, W); the data is channel last
-    size_t out_size() const noexcept { return static_cast<size_t>(out_[0]) * static_cast<size_t>(out_[1] * out_[2]); }
+    size_t out_size() const noexcept {
+        return static_cast<size_t>(out_[0]) * static_cast<size_t>(out_[1] * out_[2]);
+    }
     static constexpr int kRows = 48;  // patches gathered at a time
-    size_t workspace() const noexcept { return static_cast<size_t>(kRows) * static_cast<size_t>(dense_.in()); }
+    size_t workspace() const noexcept {
+        return static_cast<size_t>(kRows) * static_cast<size_t>(dense_.in());
+    }
     // One image. work: workspace() floats.
-    void forward(const simd::Kernels& kernels, const float* x, float* y, bool accumulate, float* work) const noexcept;
+    void forward(const simd::Kernels& kernels, const float* x, float* y, bool accumulate,
+                 float* work) const noexcept;
     double flops() const noexcept { return 2.0 * dense_.in() * dense_.out() * out_[1] * out_[2]; }
 
   private:

@@ -17,7 +17,8 @@ PackedDense::PackedDense(std::span<const float> weight, std::span<const float> b
         for (int k = 0; k < in; ++k, to += width) {
             const int from = order.empty() ? k : order[static_cast<size_t>(k)];
             for (int c = 0; c < std::min(width, out - c0); ++c)
-                to[c] = weight[static_cast<size_t>(c0 + c) * static_cast<size_t>(in) + static_cast<size_t>(from)];
+                to[c] =
+                    weight[static_cast<size_t>(c0 + c) * static_cast<size_t>(in) + static_cast<size_t>(from)];
         }
     }
 }

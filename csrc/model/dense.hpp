@@ -17,7 +17,7 @@ class AlignedFloats {
   public:
     AlignedFloats() = default;
     explicit AlignedFloats(size_t count)
-        : data_(count == 0 ? nullptr : new(std::align_val_t{64}) float[count]()), size_(count) {}
+        : data_(count == 0 ? nullptr : new (std::align_val_t{64}) float[count]()), size_(count) {}
     float* data() noexcept { return data_.get(); }
     const float* data() const noexcept { return data_.get(); }
     size_t size() const noexcept { return size_; }
@@ -37,8 +37,8 @@ class AlignedFloats {
 // One dense layer's packed weights. Movable; `view()` is what the kernels take.
 class PackedDense {
   public:
-    // weight (out, in) and bias (out,) in torch's layout. Column k of the packed layer reads column order[k] of weight
-    // (empty: the same), for inputs that the engine keeps in another order than torch.
+    // weight (out, in) and bias (out,) in torch's layout. Column k of the packed layer reads column order[k]
+    // of weight (empty: the same), for inputs that the engine keeps in another order than torch.
     PackedDense(std::span<const float> weight, std::span<const float> bias, int in, int out,
                 std::span<const int> order = {});
     simd::Dense view() const noexcept { return {panels_.data(), bias_.data(), in_, out_}; }

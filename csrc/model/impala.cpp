@@ -63,8 +63,8 @@ class Impala final : public Block {
     // The patches, and three images: the stage's own, and two for the inside of a residual block.
     size_t workspace(int) const noexcept override { return patches_ + 3 * image_; }
 
-    void forward(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y, ptrdiff_t ldy,
-                 bool accumulate, float* work) const noexcept override {
+    void forward(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y,
+                 ptrdiff_t ldy, bool accumulate, float* work) const noexcept override {
         float* const state = work + patches_;
         float* const a = state + image_;
         float* const b = a + image_;
@@ -74,7 +74,8 @@ class Impala final : public Block {
             for (const Stage& stage : stages_) {
                 stage.entry.forward(kernels, from, a, false, work);
                 max_pool(a, stage.entry.out(), state);
-                size = static_cast<size_t>(stage.pooled[0]) * static_cast<size_t>(stage.pooled[1] * stage.pooled[2]);
+                size = static_cast<size_t>(stage.pooled[0]) *
+                       static_cast<size_t>(stage.pooled[1] * stage.pooled[2]);
                 for (size_t i = 0; i < stage.residual.size(); i += 2) {
                     relu(state, size, a);
                     stage.residual[i].forward(kernels, a, b, false, work);
@@ -106,7 +107,8 @@ class Impala final : public Block {
 
 }  // namespace
 
-std::unique_ptr<Block> make_impala(const ImpalaSpec& spec, const Shape& in, Layout layout, const Weights& weights) {
+std::unique_ptr<Block> make_impala(const ImpalaSpec& spec, const Shape& in, Layout layout,
+                                   const Weights& weights) {
     return std::make_unique<Impala>(spec, in, layout, weights);
 }
 

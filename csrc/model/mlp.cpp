@@ -14,8 +14,12 @@ struct MlpLayer {
     AlignedFloats gamma, beta;
 };
 
-bool has_layer_norm(Norm n) { return n == Norm::layer || n == Norm::layer_simnorm; }
-bool has_simnorm(Norm n) { return n == Norm::simnorm || n == Norm::layer_simnorm; }
+bool has_layer_norm(Norm n) {
+    return n == Norm::layer || n == Norm::layer_simnorm;
+}
+bool has_simnorm(Norm n) {
+    return n == Norm::simnorm || n == Norm::layer_simnorm;
+}
 
 class Mlp final : public Block {
   public:
@@ -27,7 +31,10 @@ class Mlp final : public Block {
             const std::string linear = "linear" + std::to_string(j), norm = "norm" + std::to_string(j);
             MlpLayer made{PackedDense(weights(linear + ".weight"), weights(linear + ".bias"), in, layer.out,
                                       j == 0 ? order : std::span<const int>{}),
-                          layer.norm, to_act(layer.activation), {}, {}};
+                          layer.norm,
+                          to_act(layer.activation),
+                          {},
+                          {}};
             if (has_layer_norm(layer.norm)) {
                 made.gamma = copy(weights(norm + ".weight"));
                 made.beta = copy(weights(norm + ".bias"));
@@ -44,8 +51,8 @@ class Mlp final : public Block {
         return 2 * static_cast<size_t>(hidden_) * static_cast<size_t>(rows);
     }
 
-    void forward(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y, ptrdiff_t ldy,
-                 bool accumulate, float* work) const noexcept override {
+    void forward(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y,
+                 ptrdiff_t ldy, bool accumulate, float* work) const noexcept override {
         float* buffers[2] = {work, work + static_cast<ptrdiff_t>(hidden_) * rows};
         for (size_t j = 0; j < layers_.size(); ++j) {
             const MlpLayer& layer = layers_[j];
@@ -88,7 +95,8 @@ class Mlp final : public Block {
 
 }  // namespace
 
-std::unique_ptr<Block> make_mlp(const MlpSpec& spec, int in, std::span<const int> order, const Weights& weights) {
+std::unique_ptr<Block> make_mlp(const MlpSpec& spec, int in, std::span<const int> order,
+                                const Weights& weights) {
     return std::make_unique<Mlp>(spec, in, order, weights);
 }
 

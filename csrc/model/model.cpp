@@ -21,7 +21,8 @@ int input_size(const Spec& spec, const std::string& module, Input input) {
     return 0;
 }
 
-// The engine keeps a module's inputs in one order (observation, state, action, goal), whatever the spec lists.
+// The engine keeps a module's inputs in one order (observation, state, action, goal), whatever the spec
+// lists.
 std::vector<int> engine_order(const Spec& spec, const std::string& name, const ModuleSpec& module) {
     std::vector<int> order;
     for (const Input wanted : {Input::observation, Input::state, Input::action, Input::goal}) {
@@ -58,7 +59,8 @@ const Network* Model::find(const std::optional<std::string>& name) const noexcep
 
 const Network& Model::module(const std::string& name) const {
     const Network* found = find(name);
-    if (found == nullptr) throw Error(PYJEPA_INVALID_ARGUMENT, "this agent file has no module '" + name + "'");
+    if (found == nullptr)
+        throw Error(PYJEPA_INVALID_ARGUMENT, "this agent file has no module '" + name + "'");
     return *found;
 }
 
@@ -69,7 +71,8 @@ void Model::forward(const std::string& name, const float* input, int batch, floa
     const int in = network.in(), out = network.out();
     // A few rows at a time, so that the scratch stays small whatever the batch.
     constexpr int block = 64;
-    AlignedFloats work(network.workspace(block)), sorted(static_cast<size_t>(block) * static_cast<size_t>(in));
+    AlignedFloats work(network.workspace(block)),
+        sorted(static_cast<size_t>(block) * static_cast<size_t>(in));
     const auto& inputs = spec_.modules.at(name).inputs;
     int state_at = 0;
     for (const Input i : inputs) {
@@ -82,7 +85,8 @@ void Model::forward(const std::string& name, const float* input, int batch, floa
         float* y = output + static_cast<ptrdiff_t>(from) * out;
         if (network.residual())
             for (int r = 0; r < rows; ++r)
-                std::copy_n(x + static_cast<ptrdiff_t>(r) * in + state_at, out, y + static_cast<ptrdiff_t>(r) * out);
+                std::copy_n(x + static_cast<ptrdiff_t>(r) * in + state_at, out,
+                            y + static_cast<ptrdiff_t>(r) * out);
         if (!order.empty()) {
             for (int r = 0; r < rows; ++r)
                 for (int j = 0; j < in; ++j)

@@ -17,8 +17,10 @@ class Model {
     const Spec& spec() const noexcept { return spec_; }
     // nullptr where the agent file has none.
     const Network* encoder() const noexcept { return find(spec_.level.encoder); }
-    const Network* predictor() const noexcept { return find(spec_.level.predictor); }  // reads [state, action]
-    const Network* policy() const noexcept { return find(spec_.policy); }              // reads [state, goal]
+    const Network* predictor() const noexcept {
+        return find(spec_.level.predictor);
+    }                                                                      // reads [state, action]
+    const Network* policy() const noexcept { return find(spec_.policy); }  // reads [state, goal]
     bool policy_reads_goal() const noexcept { return policy_reads_goal_; }
 
     // A module on inputs as the spec lists them; for tools and tests. Allocates.

@@ -6,7 +6,9 @@
 namespace pyjepa {
 namespace {
 
-int elements(const Shape& shape) { return std::accumulate(shape.begin(), shape.end(), 1, std::multiplies<int>()); }
+int elements(const Shape& shape) {
+    return std::accumulate(shape.begin(), shape.end(), 1, std::multiplies<int>());
+}
 
 // For each position of a channel-last image, where torch keeps it.
 std::vector<int> channels_last_order(const Shape& shape) {
@@ -28,7 +30,9 @@ Network::Network(const AgentFile& file, const std::string& name, std::vector<int
     std::vector<int> order = std::move(input_order);
     for (size_t i = 0; i < spec.blocks.size(); ++i) {
         const std::string prefix = name + "." + std::to_string(i) + ".";
-        const Weights weights = [&](const std::string& parameter) { return file.tensors.at(prefix + parameter).data; };
+        const Weights weights = [&](const std::string& parameter) {
+            return file.tensors.at(prefix + parameter).data;
+        };
         const BlockSpec& block = spec.blocks[i];
         const Shape out = block_output_shape(block, shape, prefix);
         if (const auto* mlp = std::get_if<MlpSpec>(&block)) {
@@ -48,7 +52,8 @@ Network::Network(const AgentFile& file, const std::string& name, std::vector<int
     }
     out_ = sizes_.back();
     if (layout == Layout::channels_last) output_order_ = channels_last_order(shape);
-    // The last block writes to y itself, unless its output needs sorting or it would overwrite what it still reads.
+    // The last block writes to y itself, unless its output needs sorting or it would overwrite what it still
+    // reads.
     buffered_ = !output_order_.empty() || (blocks_.size() == 1 && !blocks_.front()->in_place());
 }
 
@@ -58,8 +63,8 @@ size_t Network::workspace(int rows) const noexcept {
     return block + 2 * static_cast<size_t>(widest_) * static_cast<size_t>(rows);
 }
 
-void Network::forward(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y, ptrdiff_t ldy,
-                      bool accumulate, float* work) const noexcept {
+void Network::forward(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y,
+                      ptrdiff_t ldy, bool accumulate, float* work) const noexcept {
     float* buffers[2] = {work, work + static_cast<ptrdiff_t>(widest_) * rows};
     float* const block_work = work + 2 * static_cast<ptrdiff_t>(widest_) * rows;
     for (size_t i = 0; i < blocks_.size(); ++i) {

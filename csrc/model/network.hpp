@@ -13,22 +13,23 @@ namespace pyjepa {
 
 class Network {
   public:
-    // `input_order`: see PackedDense; for networks whose inputs the engine keeps in another order than the spec lists.
+    // `input_order`: see PackedDense; for networks whose inputs the engine keeps in another order than the
+    // spec lists.
     Network(const AgentFile& file, const std::string& name, std::vector<int> input_order = {});
 
     int in() const noexcept { return in_; }
     int out() const noexcept { return out_; }
     bool residual() const noexcept { return residual_; }
     size_t workspace(int rows) const noexcept;
-    // y[r] = blocks(x[r]), added to y if `accumulate`. y may be x. The residual connection is the caller's: it holds the
-    // state, and adding to it in place is free.
-    void forward(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y, ptrdiff_t ldy,
-                 bool accumulate, float* work) const noexcept;
+    // y[r] = blocks(x[r]), added to y if `accumulate`. y may be x. The residual connection is the caller's:
+    // it holds the state, and adding to it in place is free.
+    void forward(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y,
+                 ptrdiff_t ldy, bool accumulate, float* work) const noexcept;
     double flops() const noexcept;
 
   private:
     std::vector<std::unique_ptr<Block>> blocks_;
-    std::vector<int> sizes_;        // outputs of each block
+    std::vector<int> sizes_;         // outputs of each block
     std::vector<int> output_order_;  // torch position of each output, where the network ends in an image
     int in_ = 0, out_ = 0, widest_ = 0;
     bool residual_ = false, buffered_ = false;

@@ -87,7 +87,7 @@ struct PlannerSpec {
     int elites = 32;
     int knots = 0;  // 0: one per predictor step
     Interpolation interpolation = Interpolation::zero;
-    float std = 0.5f;      // fraction of half the action range
+    float std = 0.5f;  // fraction of half the action range
     float min_std = 0.05f;
     float momentum = 0.0f;
     float temperature = 0.5f;
@@ -104,7 +104,8 @@ struct Spec {
     PlannerSpec planner;
     std::string json;  // the text it was read from
 
-    // Sizes that follow from the above; the reader fills them in after checking that everything fits together.
+    // Sizes that follow from the above; the reader fills them in after checking that everything fits
+    // together.
     int observation_size = 0;  // product of observation.shape
     int action_dim = 0;        // A
     int latent_dim = 0;        // L: what the encoder puts out (without encoder: observation_size)

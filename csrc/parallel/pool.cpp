@@ -28,11 +28,17 @@ void wake_all(std::atomic<uint32_t>& word) noexcept {
     syscall(SYS_futex, &word, FUTEX_WAKE_PRIVATE, 0x7fffffff, nullptr, nullptr, 0);
 }
 #else
-void sleep_on(std::atomic<uint32_t>& word, uint32_t value) noexcept { word.wait(value); }
-void wake_all(std::atomic<uint32_t>& word) noexcept { word.notify_all(); }
+void sleep_on(std::atomic<uint32_t>& word, uint32_t value) noexcept {
+    word.wait(value);
+}
+void wake_all(std::atomic<uint32_t>& word) noexcept {
+    word.notify_all();
+}
 #endif
 
-bool has_tile(uint64_t job) noexcept { return (job & kMask) < ((job >> 24) & kMask); }
+bool has_tile(uint64_t job) noexcept {
+    return (job & kMask) < ((job >> 24) & kMask);
+}
 
 }  // namespace
 
@@ -46,7 +52,9 @@ Pool::Pool(int threads) {
     }
 }
 
-Pool::~Pool() { join(); }
+Pool::~Pool() {
+    join();
+}
 
 void Pool::join() noexcept {
     stop_.store(true);

@@ -17,14 +17,17 @@ class Pool {
 
     int threads() const noexcept { return static_cast<int>(workers_.size()) + 1; }
 
-    // Calls f(index, thread) for index 0 .. count - 1, in any order, on any thread; returns when all are done. Idle
-    // threads spin for a bounded time, then sleep on a futex; nothing else enters the kernel, nothing allocates. One
-    // run at a time.
+    // Calls f(index, thread) for index 0 .. count - 1, in any order, on any thread; returns when all are
+    // done. Idle threads spin for a bounded time, then sleep on a futex; nothing else enters the kernel,
+    // nothing allocates. One run at a time.
     template <class F>
     void run(int count, const F& f) noexcept {
-        run_erased(count, [](const void* context, int index, int thread) noexcept {
-            (*static_cast<const F*>(context))(index, thread);
-        }, &f);
+        run_erased(
+            count,
+            [](const void* context, int index, int thread) noexcept {
+                (*static_cast<const F*>(context))(index, thread);
+            },
+            &f);
     }
     static constexpr int kMaxTiles = (1 << 24) - 1;
 
@@ -35,8 +38,9 @@ class Pool {
     void join() noexcept;
     bool run_one(int thread) noexcept;
 
-    // The job word: epoch (16 bits), tile count (24), next tile (24). A thread owns a tile once it has moved `next` past
-    // it, and only then reads task_ and context_, which stay as they are until every owned tile is finished.
+    // The job word: epoch (16 bits), tile count (24), next tile (24). A thread owns a tile once it has moved
+    // `next` past it, and only then reads task_ and context_, which stay as they are until every owned tile
+    // is finished.
     std::atomic<uint64_t> job_{0};
     Task task_ = nullptr;
     const void* context_ = nullptr;

@@ -40,6 +40,8 @@ class Cem final : public Planner {
 
 }  // namespace
 
-std::unique_ptr<Planner> make_cem(const PlannerSettings& settings) { return std::make_unique<Cem>(settings); }
+std::unique_ptr<Planner> make_cem(const PlannerSettings& settings) {
+    return std::make_unique<Cem>(settings);
+}
 
 }  // namespace pyjepa

@@ -9,15 +9,16 @@ namespace pyjepa {
 
 class Knots {
   public:
-    // knots values over `steps` predictor steps. zero: each is held for its share of the steps; linear and cubic: the
-    // first lies on the first step, the last on the last.
+    // knots values over `steps` predictor steps. zero: each is held for its share of the steps; linear and
+    // cubic: the first lies on the first step, the last on the last.
     Knots(int steps, int knots, Interpolation interpolation);
 
     int count() const noexcept { return knots_; }
     int steps() const noexcept { return steps_; }
     // knots (K, D) -> out (S, D).
     void expand(const float* knots, int dim, float* out) const noexcept;
-    // The knots of the same curve seen `by` steps later; past its end it stays at its last value. out must not be knots.
+    // The knots of the same curve seen `by` steps later; past its end it stays at its last value. out must
+    // not be knots.
     void shift(const float* knots, int dim, float by, float* out) const noexcept;
 
   private:

@@ -1,6 +1,6 @@
 // Model-predictive path integral control (Williams et al. 2017): the mean of all candidates, weighted by
-// exp(-(cost - least cost) / (temperature * spread of the costs)). Measuring the temperature in standard deviations of
-// the costs makes one setting serve models whose costs differ in scale.
+// exp(-(cost - least cost) / (temperature * spread of the costs)). Measuring the temperature in standard
+// deviations of the costs makes one setting serve models whose costs differ in scale.
 #include <algorithm>
 #include <cmath>
 
@@ -52,6 +52,8 @@ class Mppi final : public Planner {
 
 }  // namespace
 
-std::unique_ptr<Planner> make_mppi(const PlannerSettings& settings) { return std::make_unique<Mppi>(settings); }
+std::unique_ptr<Planner> make_mppi(const PlannerSettings& settings) {
+    return std::make_unique<Mppi>(settings);
+}
 
 }  // namespace pyjepa

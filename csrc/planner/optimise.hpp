@@ -13,12 +13,15 @@ class Optimiser {
     // planner and rollout outlive it.
     Optimiser(Planner& planner, Rollout& rollout);
 
-    // Plans for every environment from `now`, warm-started `shift` (E,) steps on; returns the iterations completed.
-    // When the deadline passes, the unfinished iteration is dropped; the incumbent was always evaluated.
+    // Plans for every environment from `now`, warm-started `shift` (E,) steps on; returns the iterations
+    // completed. When the deadline passes, the unfinished iteration is dropped; the incumbent was always
+    // evaluated.
     int plan(const Situation& now, const float* shift, const Deadline& deadline);
 
     // The incumbent: the cheapest plan evaluated, candidates and means alike; knots (K, D).
-    const float* knots(int e) const noexcept { return best_.data() + static_cast<size_t>(e) * planner_.knots_size(); }
+    const float* knots(int e) const noexcept {
+        return best_.data() + static_cast<size_t>(e) * planner_.knots_size();
+    }
     float cost(int e) const noexcept { return best_cost_[static_cast<size_t>(e)]; }
 
   private:
@@ -26,8 +29,8 @@ class Optimiser {
 
     Planner& planner_;
     Rollout& rollout_;
-    AlignedFloats cost_;       // (E, N)
-    AlignedFloats best_;       // (E, K, D)
+    AlignedFloats cost_;            // (E, N)
+    AlignedFloats best_;            // (E, K, D)
     std::vector<float> best_cost_;  // (E,)
 };
 

@@ -53,24 +53,32 @@ void Planner::iterate(int iteration) noexcept {
         keys_[e] = noise_key(settings_.seed, plans_[e], 0, static_cast<uint32_t>(iteration));
 }
 
-// Knots (n1 - n0, K, D). Environments share their noise: a batch plans exactly as its members would alone, and what one
-// environment draws never depends on who else is in the batch.
+// Knots (n1 - n0, K, D). Environments share their noise: a batch plans exactly as its members would alone,
+// and what one environment draws never depends on who else is in the batch.
 void Planner::draw(int e, int n0, int n1, float* knots, float* noise) const noexcept {
     const int count = static_cast<int>(knots_size_), row = noise_row(count);
     gaussian(keys_[static_cast<size_t>(e)], 0, n0, n1, count, noise);
     const float *mean = mean_.data() + offset(e), *std = std_.data() + offset(e);
-    for (int n = n0; n < n1; ++n, noise += row)
-        for (int i = 0; i < count; ++i) *knots++ = n == 0 ? mean[i] : mean[i] + std[i] * noise[i];
+    for (int n = n0; n < n1; ++n, noise += row, knots += count) {
+        if (n == 0) {
+            std::copy_n(mean, count, knots);
+            continue;
+        }
+        for (int i = 0; i < count; ++i) knots[i] = mean[i] + std[i] * noise[i];
+        clamp(knots, settings_.knots);
+    }
+}
+
+void Planner::clamp(float* values, int rows) const noexcept {
+    const auto dim = static_cast<size_t>(settings_.plan_dim);
+    for (int r = 0; r < rows; ++r, values += dim)
+        for (size_t d = 0; d < dim; ++d)
+            values[d] = std::min(std::max(values[d], settings_.low[d]), settings_.high[d]);
 }
 
 void Planner::expand(const float* knots, float* plan) const noexcept {
-    const int dim = settings_.plan_dim;
-    knots_.expand(knots, dim, plan);
-    for (int s = 0; s < settings_.steps; ++s, plan += dim)
-        for (int d = 0; d < dim; ++d) {
-            const auto i = static_cast<size_t>(d);
-            plan[d] = std::min(std::max(plan[d], settings_.low[i]), settings_.high[i]);
-        }
+    knots_.expand(knots, settings_.plan_dim, plan);
+    clamp(plan, settings_.steps);  // cubic curves overshoot their knots
 }
 
 size_t Planner::scratch(int rows) const noexcept {
@@ -86,9 +94,13 @@ void Planner::fill(int e, int n0, int n1, float* out, float* scratch) const noex
     for (int n = n0; n < n1; ++n, knots += knots_size_, out += plan) expand(knots, out);
 }
 
-void Planner::sample(int e, int n, float* knots) noexcept { draw(e, n, n + 1, knots, sample_noise_.data()); }
+void Planner::sample(int e, int n, float* knots) noexcept {
+    draw(e, n, n + 1, knots, sample_noise_.data());
+}
 
-void Planner::set_mean(int e, const float* knots) noexcept { std::copy_n(knots, knots_size_, mean_.data() + offset(e)); }
+void Planner::set_mean(int e, const float* knots) noexcept {
+    std::copy_n(knots, knots_size_, mean_.data() + offset(e));
+}
 
 int Planner::cheapest(const float* cost, int count) noexcept {
     std::iota(order_.begin(), order_.end(), 0);

@@ -1,7 +1,9 @@
-// Planners: propose candidates, refit to their costs. One file per algorithm; the loop around them is optimise.hpp.
+// Planners: propose candidates, refit to their costs. One file per algorithm; the loop around them is
+// optimise.hpp.
 //
-// The phases have names, and only the first allocates: construct -> reset -> begin -> (iterate -> fill -> refit)* .
-// To add one: its name in spec.hpp, spec.py and pyjepa.h, a class in a file here, its line in make_planner.
+// The phases have names, and only the first allocates: construct -> reset -> begin -> (iterate -> fill ->
+// refit)* . To add one: its name in spec.hpp, spec.py and pyjepa.h, a class in a file here, its line in
+// make_planner.
 #pragma once
 
 #include <memory>
@@ -36,7 +38,8 @@ class Planner : public Proposal {
     // Candidate 0 is the current mean; the others are drawn around it.
     void fill(int e, int n0, int n1, float* out, float* scratch) const noexcept override;
     size_t scratch(int rows) const noexcept override;
-    // Moves mean (and spread) of environment e towards the candidates of this iteration that cost (N,) favours.
+    // Moves mean (and spread) of environment e towards the candidates of this iteration that cost (N,)
+    // favours.
     virtual void refit(int e, const float* cost) noexcept = 0;
 
     // The knots (K, D) of one candidate of this iteration, drawn again.
@@ -52,19 +55,21 @@ class Planner : public Proposal {
 
   protected:
     size_t offset(int e) const noexcept { return static_cast<size_t>(e) * knots_size_; }
-    // The `count` cheapest candidates in order of (cost, index), without those of infinite cost; returns how many.
+    // The `count` cheapest candidates in order of (cost, index), without those of infinite cost; returns how
+    // many.
     int cheapest(const float* cost, int count) noexcept;
 
     PlannerSettings settings_;
     Knots knots_;
-    size_t knots_size_;  // K * D
-    AlignedFloats mean_, std_;  // (E, K, D)
+    size_t knots_size_;                         // K * D
+    AlignedFloats mean_, std_;                  // (E, K, D)
     std::vector<float> first_std_, least_std_;  // (D,)
-    std::vector<int> order_;   // (N,)
-    AlignedFloats drawn_;      // (K, D): one candidate
-    std::vector<double> sum_, square_sum_;  // (K, D)
+    std::vector<int> order_;                    // (N,)
+    AlignedFloats drawn_;                       // (K, D): one candidate
+    std::vector<double> sum_, square_sum_;      // (K, D)
 
   private:
+    void clamp(float* values, int rows) const noexcept;  // (rows, D), to the bounds
     void draw(int e, int n0, int n1, float* knots, float* noise) const noexcept;
 
     std::vector<uint64_t> plans_;  // (E,): plans since the episode began

@@ -41,7 +41,8 @@ inline uint32_t as_bits(float f) noexcept {
 
 // log(u) for u in [2^-24, 1]: the mantissa around 1 by a polynomial (Cephes logf).
 inline float log_unit(float u) noexcept {
-    const uint32_t bits = as_bits(u) - 0x3f3504f3u;  // sqrt(1/2): the mantissa falls into [sqrt(1/2), sqrt(2))
+    const uint32_t bits =
+        as_bits(u) - 0x3f3504f3u;  // sqrt(1/2): the mantissa falls into [sqrt(1/2), sqrt(2))
     const float e = static_cast<float>(static_cast<int32_t>(bits) >> 23);
     const float x = as_float((bits & 0x007fffffu) + 0x3f3504f3u) - 1.0f;
     float p = 7.0376836292e-2f;
@@ -61,13 +62,16 @@ inline float log_unit(float u) noexcept {
 inline void box_muller(uint32_t a, uint32_t b, float& n0, float& n1) noexcept {
     const float u = static_cast<float>((a >> 8) + 1) * 5.9604644775390625e-8f;  // (0, 1]
     const float radius = std::sqrt(-2.0f * log_unit(u));
-    // The angle: a quadrant from the top two bits, and half a turn's fraction f in [-1/4, 1/4) from the next 24.
+    // The angle: a quadrant from the top two bits, and half a turn's fraction f in [-1/4, 1/4) from the
+    // next 24.
     const uint32_t quadrant = b >> 30;
-    const float f = static_cast<float>(static_cast<int32_t>((b >> 6) & 0xffffffu) - 0x800000) * 2.98023223876953125e-8f;
+    const float f =
+        static_cast<float>(static_cast<int32_t>((b >> 6) & 0xffffffu) - 0x800000) * 2.98023223876953125e-8f;
     const float t = f * 3.14159265f, z = t * t;
     const float sine = t + t * z * (-1.6666654611e-1f + z * (8.3321608736e-3f + z * -1.9515295891e-4f));
     const float cosine =
-        1.0f - 0.5f * z + z * z * (4.166664568298827e-2f + z * (-1.388731625493765e-3f + z * 2.443315711809948e-5f));
+        1.0f - 0.5f * z +
+        z * z * (4.166664568298827e-2f + z * (-1.388731625493765e-3f + z * 2.443315711809948e-5f));
     const float c = (quadrant & 1u) != 0 ? sine : cosine, s = (quadrant & 1u) != 0 ? cosine : sine;
     n0 = radius * ((quadrant + 1u) & 2u ? -c : c);
     n1 = radius * (quadrant & 2u ? -s : s);

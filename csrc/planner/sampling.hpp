@@ -1,8 +1,8 @@
 // Gaussian noise from counters: the same numbers whoever draws them, whenever, on every machine.
 //
-// A draw is named by (seed, plan, level, iteration) - the key - and (stream, candidate, index). The generator is
-// Philox4x32-10 (Salmon et al. 2011); normals come from it by Box-Muller with logarithm, sine and cosine of our own, in
-// single precision without contraction.
+// A draw is named by (seed, plan, level, iteration) - the key - and (stream, candidate, index). The generator
+// is Philox4x32-10 (Salmon et al. 2011); normals come from it by Box-Muller with logarithm, sine and cosine
+// of our own, in single precision without contraction.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,9 @@ struct NoiseKey {
 NoiseKey noise_key(uint64_t seed, uint64_t plan, uint32_t level, uint32_t iteration) noexcept;
 
 // Normals come in groups of four.
-constexpr int noise_row(int count) { return (count + 3) / 4 * 4; }
+constexpr int noise_row(int count) {
+    return (count + 3) / 4 * 4;
+}
 
 // out[(n - n0), j] for candidates n0 .. n1 - 1 and j < noise_row(count), row length noise_row(count).
 void gaussian(NoiseKey key, uint32_t stream, int n0, int n1, int count, float* out) noexcept;

@@ -1,8 +1,11 @@
-// pyjepa._engine: the C ABI in Python. Shapes and defaults are the business of pyjepa/agent.py; here are handles, buffers
-// and errors.
+// pyjepa._engine: the C ABI in Python. Shapes and defaults are the business of pyjepa/agent.py; here are
+// handles, buffers and errors.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <algorithm>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -136,9 +139,9 @@ class Agent {
         return twin;
     }
 
-    void configure(int environments, int algorithm, int horizon, int candidates, int iterations, int elites, int knots,
-                   int interpolation, float std, float min_std, float momentum, float temperature, uint64_t seed,
-                   const std::optional<py::array>& goal, const std::optional<Floats>& low,
+    void configure(int environments, int algorithm, int horizon, int candidates, int iterations, int elites,
+                   int knots, int interpolation, float std, float min_std, float momentum, float temperature,
+                   uint64_t seed, const std::optional<py::array>& goal, const std::optional<Floats>& low,
                    const std::optional<Floats>& high, const std::optional<Floats>& weights,
                    const py::object& rollout) {
         Task task;
@@ -275,13 +278,15 @@ class Agent {
     }
 
     // The user's rollout: arrays in (copies, theirs to keep), an array of costs (E, N) out.
-    static int call_back(void* user, const float* states, const float* goals, const float* actions, size_t e, size_t n,
-                         size_t h, size_t a, size_t l, float* cost) {
+    static int call_back(void* user, const float* states, const float* goals, const float* actions, size_t e,
+                         size_t n, size_t h, size_t a, size_t l, float* cost) {
         auto& self = *static_cast<Agent*>(user);
         const py::gil_scoped_acquire acquire;
         try {
-            const py::object goal = goals == nullptr ? py::object(py::none()) : py::object(Floats({e, l}, goals));
-            const py::object result = self.callback_(Floats({e, l}, states), goal, Floats({e, n, h, a}, actions));
+            const py::object goal =
+                goals == nullptr ? py::object(py::none()) : py::object(Floats({e, l}, goals));
+            const py::object result =
+                self.callback_(Floats({e, l}, states), goal, Floats({e, n, h, a}, actions));
             const auto costs = py::array_t<float, py::array::c_style | py::array::forcecast>::ensure(result);
             if (!costs) throw py::error_already_set();
             if (costs.ndim() != 2 || costs.shape(0) != static_cast<py::ssize_t>(e) ||
@@ -330,15 +335,15 @@ PYBIND11_MODULE(_engine, m) {
         .def(py::init<const Model&, int>(), py::arg("model"), py::arg("threads"))
         .def("clone", &Agent::clone)
         .def("configure", &Agent::configure, py::kw_only(), py::arg("environments"), py::arg("algorithm"),
-             py::arg("horizon"), py::arg("candidates"), py::arg("iterations"), py::arg("elites"), py::arg("knots"),
-             py::arg("interpolation"), py::arg("std"), py::arg("min_std"), py::arg("momentum"), py::arg("temperature"),
-             py::arg("seed"), py::arg("goal"), py::arg("low"), py::arg("high"), py::arg("weights"),
-             py::arg("rollout"))
+             py::arg("horizon"), py::arg("candidates"), py::arg("iterations"), py::arg("elites"),
+             py::arg("knots"), py::arg("interpolation"), py::arg("std"), py::arg("min_std"),
+             py::arg("momentum"), py::arg("temperature"), py::arg("seed"), py::arg("goal"), py::arg("low"),
+             py::arg("high"), py::arg("weights"), py::arg("rollout"))
         .def("observe", &Agent::observe, py::arg("observation"), py::arg("steps"))
         .def("act", &Agent::act, py::arg("out").noconvert())
         .def("state", &Agent::state, py::arg("out").noconvert())
-        .def("plan", &Agent::plan, py::arg("deadline"), py::arg("actions").noconvert(), py::arg("cost").noconvert(),
-             py::arg("states").noconvert(), py::arg("cost_terms").noconvert())
+        .def("plan", &Agent::plan, py::arg("deadline"), py::arg("actions").noconvert(),
+             py::arg("cost").noconvert(), py::arg("states").noconvert(), py::arg("cost_terms").noconvert())
         .def("reset", &Agent::reset, py::arg("environment"))
         .def("settings", &Agent::settings);
 }

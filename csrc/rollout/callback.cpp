@@ -14,7 +14,8 @@ void expand_to_actions(const Spec& spec, const float* plan, int steps, float* ac
         for (int i = 0; i < repeat; ++i, actions += spec.plan_dim) std::copy_n(plan, spec.plan_dim, actions);
 }
 
-CallbackRollout::CallbackRollout(const Spec& spec, pyjepa_rollout_fn function, void* user, const RolloutLimits& limits)
+CallbackRollout::CallbackRollout(const Spec& spec, pyjepa_rollout_fn function, void* user,
+                                 const RolloutLimits& limits)
     : spec_(spec), function_(function), user_(user), steps_(limits.steps) {
     const auto n = static_cast<size_t>(limits.candidates), s = static_cast<size_t>(steps_);
     plans_ = AlignedFloats(n * s * static_cast<size_t>(spec.plan_dim));
@@ -36,9 +37,10 @@ bool CallbackRollout::evaluate(const Situation& now, const Proposal& proposal, i
     }
     const ptrdiff_t count = static_cast<ptrdiff_t>(now.environments) * candidates;
     std::fill_n(cost, count, std::nanf(""));  // what the callback leaves out is found out
-    const int result = function_(user_, now.states, now.goals, actions_.data(), static_cast<size_t>(now.environments),
-                                 static_cast<size_t>(candidates), static_cast<size_t>(horizon),
-                                 static_cast<size_t>(spec_.action_dim), static_cast<size_t>(spec_.latent_dim), cost);
+    const int result =
+        function_(user_, now.states, now.goals, actions_.data(), static_cast<size_t>(now.environments),
+                  static_cast<size_t>(candidates), static_cast<size_t>(horizon),
+                  static_cast<size_t>(spec_.action_dim), static_cast<size_t>(spec_.latent_dim), cost);
     if (result != 0)
         throw Error(PYJEPA_CALLBACK, "the rollout callback failed with code " + std::to_string(result));
     for (ptrdiff_t i = 0; i < count; ++i)

@@ -1,5 +1,6 @@
-// Cost terms: small classes with one method, composed with weights (paper section 3.2). To add one: its kind in
-// spec.hpp and spec.py, a class in a file cost_<kind>.cpp here, its line in make_cost_term, a torch twin in pyjepa/cost.py.
+// Cost terms: small classes with one method, composed with weights (paper section 3.2). To add one: its kind
+// in spec.hpp and spec.py, a class in a file cost_<kind>.cpp here, its line in make_cost_term, a torch twin
+// in pyjepa/cost.py.
 #pragma once
 
 #include <memory>
@@ -20,8 +21,8 @@ struct StepView {
     const float* states;  // (rows, L), row distance state_ld
     ptrdiff_t state_ld;
     int latent;
-    const float* goal;     // (L,)
-    const float* actions;  // (rows, D) normalised, row distance action_ld
+    const float* goal;      // (L,)
+    const float* actions;   // (rows, D) normalised, row distance action_ld
     const float* previous;  // the same one step earlier, or nullptr if there was none
     ptrdiff_t action_ld;
     ptrdiff_t previous_ld;
@@ -34,7 +35,8 @@ class CostTerm {
     // out[r] for every row. Real-time safe.
     virtual void score(const StepView& step, float* out) const noexcept = 0;
     virtual bool needs_goal() const noexcept { return false; }
-    // Whether the term judges the action rather than the state it leads to: then its stage weight holds at every step.
+    // Whether the term judges the action rather than the state it leads to: then its stage weight holds at
+    // every step.
     virtual bool judges_action() const noexcept { return false; }
 };
 
@@ -50,8 +52,8 @@ class Cost {
     Cost(const std::vector<CostSpec>& specs, const std::vector<float>& weights);
     int terms() const noexcept { return static_cast<int>(terms_.size()); }
     bool needs_goal() const noexcept;
-    // total[r] += the weighted terms of one step; `last` says whether it is the plan's last. `each` (T,), if given,
-    // receives the weighted terms of row 0. scratch: rows floats.
+    // total[r] += the weighted terms of one step; `last` says whether it is the plan's last. `each` (T,), if
+    // given, receives the weighted terms of row 0. scratch: rows floats.
     void add(const StepView& step, bool last, float* total, float* each, float* scratch) const noexcept;
 
   private:

@@ -1,4 +1,5 @@
-// action_size and action_change: squared norms of the normalised action and of its difference to the one before.
+// action_size and action_change: squared norms of the normalised action and of its difference to the one
+// before.
 #include "rollout/cost.hpp"
 
 namespace pyjepa {
@@ -31,7 +32,11 @@ class ActionChange final : public CostTerm {
 
 }  // namespace
 
-std::unique_ptr<CostTerm> make_action_size() { return std::make_unique<ActionSize>(); }
-std::unique_ptr<CostTerm> make_action_change() { return std::make_unique<ActionChange>(); }
+std::unique_ptr<CostTerm> make_action_size() {
+    return std::make_unique<ActionSize>();
+}
+std::unique_ptr<CostTerm> make_action_change() {
+    return std::make_unique<ActionChange>();
+}
 
 }  // namespace pyjepa

@@ -22,6 +22,8 @@ class GoalDistance final : public CostTerm {
 
 }  // namespace
 
-std::unique_ptr<CostTerm> make_goal_distance(Metric metric) { return std::make_unique<GoalDistance>(metric); }
+std::unique_ptr<CostTerm> make_goal_distance(Metric metric) {
+    return std::make_unique<GoalDistance>(metric);
+}
 
 }  // namespace pyjepa

@@ -7,17 +7,20 @@
 namespace pyjepa {
 namespace {
 
-// Rows per tile: a multiple of every register tile's height (6, 8 and 12 rows) that keeps small models in L1 and lets
-// weights be reused; smaller where that would leave threads without work.
+// Rows per tile: a multiple of every register tile's height (6, 8 and 12 rows) that keeps small models in L1
+// and lets weights be reused; smaller where that would leave threads without work.
 int choose_block(const RolloutLimits& limits, int threads) {
     constexpr int preferred = 48, smallest = 12;
     for (int block = preferred; block > smallest; block -= 12)
-        if (static_cast<long>(limits.environments) * ((limits.candidates + block - 1) / block) >= 2L * threads)
+        if (static_cast<long>(limits.environments) * ((limits.candidates + block - 1) / block) >=
+            2L * threads)
             return block;
     return threads == 1 ? preferred : smallest;
 }
 
-size_t round_up(size_t n) { return (n + 15) / 16 * 16; }
+size_t round_up(size_t n) {
+    return (n + 15) / 16 * 16;
+}
 
 }  // namespace
 
@@ -82,14 +85,16 @@ bool NativeRollout::evaluate(const Situation& now, const Proposal& proposal, int
     return !expired.load(std::memory_order_relaxed);
 }
 
-bool NativeRollout::trace(const Situation& now, int e, const float* plan, float* states, float* terms) noexcept {
+bool NativeRollout::trace(const Situation& now, int e, const float* plan, float* states,
+                          float* terms) noexcept {
     const Lane l = lane(0);
     std::copy_n(plan, static_cast<ptrdiff_t>(steps_) * plan_dim_, l.actions);
     roll(now, e, 1, l, states, terms);
     return true;
 }
 
-void NativeRollout::roll(const Situation& now, int e, int rows, const Lane& l, float* states, float* terms) noexcept {
+void NativeRollout::roll(const Situation& now, int e, int rows, const Lane& l, float* states,
+                         float* terms) noexcept {
     const simd::Kernels& kernels = simd::kernels();
     const ActionSpec& box = model_.spec().actions;
     const auto action_dim = static_cast<size_t>(model_.spec().action_dim);
@@ -100,7 +105,8 @@ void NativeRollout::roll(const Situation& now, int e, int rows, const Lane& l, f
         l.actions[i] = (l.actions[i] - box.center[a]) / box.scale[a];
     }
     const float* start = now.states + static_cast<ptrdiff_t>(e) * latent_;
-    for (int r = 0; r < rows; ++r) std::copy_n(start, latent_, l.state + static_cast<ptrdiff_t>(r) * state_ld_);
+    for (int r = 0; r < rows; ++r)
+        std::copy_n(start, latent_, l.state + static_cast<ptrdiff_t>(r) * state_ld_);
     std::fill_n(l.cost, rows, 0.0f);
     if (states != nullptr) std::copy_n(start, latent_, states);
 
@@ -108,10 +114,13 @@ void NativeRollout::roll(const Situation& now, int e, int rows, const Lane& l, f
     for (int t = 0; t < steps_; ++t) {
         const float* actions = l.actions + static_cast<ptrdiff_t>(t) * plan_dim_;
         for (int r = 0; r < rows; ++r)
-            std::copy_n(actions + r * sequence, plan_dim_, l.state + static_cast<ptrdiff_t>(r) * state_ld_ + latent_);
-        predictor_.forward(kernels, l.state, state_ld_, rows, l.state, state_ld_, predictor_.residual(), l.network);
+            std::copy_n(actions + r * sequence, plan_dim_,
+                        l.state + static_cast<ptrdiff_t>(r) * state_ld_ + latent_);
+        predictor_.forward(kernels, l.state, state_ld_, rows, l.state, state_ld_, predictor_.residual(),
+                           l.network);
 
-        StepView step{kernels, rows, l.state, state_ld_, latent_, goal, actions, nullptr, sequence, sequence, plan_dim_};
+        StepView step{kernels, rows,    l.state,  state_ld_, latent_,  goal,
+                      actions, nullptr, sequence, sequence,  plan_dim_};
         if (t > 0) {
             step.previous = actions - plan_dim_;
         } else if (now.has_previous[e]) {
@@ -120,7 +129,8 @@ void NativeRollout::roll(const Situation& now, int e, int rows, const Lane& l, f
         }
         float each[kMaxCostTerms];
         cost_.add(step, t + 1 == steps_, l.cost, terms == nullptr ? nullptr : each, l.scratch);
-        if (states != nullptr) std::copy_n(l.state, latent_, states + static_cast<ptrdiff_t>(t + 1) * latent_);
+        if (states != nullptr)
+            std::copy_n(l.state, latent_, states + static_cast<ptrdiff_t>(t + 1) * latent_);
         if (terms != nullptr)
             for (int i = 0; i < cost_.terms(); ++i) terms[static_cast<ptrdiff_t>(i) * steps_ + t] = each[i];
     }

@@ -1,7 +1,7 @@
 // Rollouts through the model's own predictor, on the CPU.
 //
-// A tile - one environment, a few dozen candidates - goes through the whole horizon with its activations in cache:
-// weights stream, nothing else moves, and threads meet once per call.
+// A tile - one environment, a few dozen candidates - goes through the whole horizon with its activations in
+// cache: weights stream, nothing else moves, and threads meet once per call.
 #pragma once
 
 #include <vector>

@@ -1,7 +1,7 @@
 // The rollout interface: candidates in, costs out. The planners are written once, over this.
 //
-// Symbols: E environments, N candidates, S predictor steps, D plan dimension (what the predictor reads per step), L
-// latent dimension, T cost terms.
+// Symbols: E environments, N candidates, S predictor steps, D plan dimension (what the predictor reads per
+// step), L latent dimension, T cost terms.
 #pragma once
 
 #include <chrono>
@@ -26,12 +26,13 @@ class Deadline {
     std::chrono::steady_clock::time_point at_;
 };
 
-// Where candidates come from. A worker draws its own tile's: fill is a pure function, callable from any thread.
+// Where candidates come from. A worker draws its own tile's: fill is a pure function, callable from any
+// thread.
 class Proposal {
   public:
     virtual ~Proposal() = default;
-    // Candidates n0 .. n1 - 1 of environment e, within the action bounds: out (n1 - n0, S, D). `scratch` holds
-    // scratch(n1 - n0) floats.
+    // Candidates n0 .. n1 - 1 of environment e, within the action bounds: out (n1 - n0, S, D). `scratch`
+    // holds scratch(n1 - n0) floats.
     virtual void fill(int e, int n0, int n1, float* out, float* scratch) const noexcept = 0;
     virtual size_t scratch(int rows) const noexcept = 0;
 };
@@ -46,23 +47,25 @@ struct RolloutLimits {
 
 // The present, per environment. The pointers stay valid while the rollout is in use.
 struct Situation {
-    int environments;       // E
-    const float* states;    // (E, L)
-    const float* goals;     // (E, L) or nullptr
-    const float* previous;  // (E, D): the normalised action before this plan
+    int environments;          // E
+    const float* states;       // (E, L)
+    const float* goals;        // (E, L) or nullptr
+    const float* previous;     // (E, D): the normalised action before this plan
     const bool* has_previous;  // (E,)
 };
 
 class Rollout {
   public:
     virtual ~Rollout() = default;
-    // cost (E, candidates); a candidate whose prediction is not finite costs +infinity. Returns false if the deadline
-    // passed first: cost is then incomplete. Throws Error(PYJEPA_CALLBACK) where the rollout is the user's and fails.
+    // cost (E, candidates); a candidate whose prediction is not finite costs +infinity. Returns false if the
+    // deadline passed first: cost is then incomplete. Throws Error(PYJEPA_CALLBACK) where the rollout is the
+    // user's and fails.
     virtual bool evaluate(const Situation& now, const Proposal& proposal, int candidates, float* cost,
                           const Deadline& deadline) = 0;
-    // What a plan (S, D) of environment e leads to: states (S + 1, L) and cost terms (T, S), either may be nullptr.
-    // Returns false where the rollout cannot tell.
-    virtual bool trace(const Situation& now, int e, const float* plan, float* states, float* terms) noexcept = 0;
+    // What a plan (S, D) of environment e leads to: states (S + 1, L) and cost terms (T, S), either may be
+    // nullptr. Returns false where the rollout cannot tell.
+    virtual bool trace(const Situation& now, int e, const float* plan, float* states,
+                       float* terms) noexcept = 0;
     // Multiply-adds * 2 for one candidate; 0 if unknown.
     virtual double flops_per_candidate() const noexcept = 0;
 };

@@ -1,6 +1,7 @@
-// The one kernel body. Each instruction-set file defines PYJEPA_ISA (its namespace), PYJEPA_VECTOR (floats per
-// register) and PYJEPA_TILE_ROWS / PYJEPA_TILE_VECTORS, then includes this. Everything is internal to that file but the
-// table, so that the linker can never merge a wider instruction set's copy of a function into the baseline.
+// The one kernel body. Each instruction-set file defines PYJEPA_ISA (its namespace), PYJEPA_VECTOR (floats
+// per register) and PYJEPA_TILE_ROWS / PYJEPA_TILE_VECTORS, then includes this. Everything is internal to
+// that file but the table, so that the linker can never merge a wider instruction set's copy of a function
+// into the baseline.
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -19,8 +20,12 @@ inline V load(const float* p) {
     __builtin_memcpy(&v, p, sizeof v);
     return v;
 }
-inline void store(float* p, V v) { __builtin_memcpy(p, &v, sizeof v); }
-inline V splat(float x) { return x - V{}; }
+inline void store(float* p, V v) {
+    __builtin_memcpy(p, &v, sizeof v);
+}
+inline V splat(float x) {
+    return x - V{};
+}
 inline V load_part(const float* p, int count) {
     V v{};
     __builtin_memcpy(&v, p, sizeof(float) * static_cast<size_t>(count));
@@ -39,10 +44,19 @@ inline V from_bits(I i) {
     __builtin_memcpy(&v, &i, sizeof v);
     return v;
 }
-inline V choose(I mask, V yes, V no) { return from_bits((bits(yes) & mask) | (bits(no) & ~mask)); }
-inline V vmin(V a, V b) { return choose(a < b, a, b); }
-inline V vmax(V a, V b) { return choose(a > b, a, b); }
-inline V vabs(V a) { return from_bits(bits(a) & 0x7fffffff); }
+inline V choose(I mask, V yes, V no) {
+    return from_bits((bits(yes) & mask) | (bits(no) & ~mask));
+}
+// Where either is not a number: b.
+inline V vmin(V a, V b) {
+    return choose(a < b, a, b);
+}
+inline V vmax(V a, V b) {
+    return choose(a > b, a, b);
+}
+inline V vabs(V a) {
+    return from_bits(bits(a) & 0x7fffffff);
+}
 inline float sum(V v) {  // lane order, so that the result is the same wherever the vector came from
     float lanes[W];
     store(lanes, v);
@@ -51,11 +65,13 @@ inline float sum(V v) {  // lane order, so that the result is the same wherever 
     return lanes[0];
 }
 
-// ---- elementary functions -------------------------------------------------------------------------------------------
+// ---- elementary functions
+// -------------------------------------------------------------------------------------------
 
-// Relative error below 2e-7 on [-87, 88], clamped outside: range reduction by ln 2, then a polynomial of degree 6.
+// Relative error below 2e-7 on [-87, 88], clamped outside: range reduction by ln 2, then a polynomial of
+// degree 6.
 inline V vexp(V x) {
-    x = vmin(vmax(x, splat(-87.0f)), splat(88.0f));
+    x = vmin(splat(88.0f), vmax(splat(-87.0f), x));  // in this order, NaN stays NaN
     const V magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
     const V shifted = x * 1.44269504f + magic;
     const V n = shifted - magic;
@@ -116,12 +132,13 @@ inline V apply(V x, Act act) {
     return x;
 }
 
-// ---- dense ----------------------------------------------------------------------------------------------------------
+// ---- dense
+// ----------------------------------------------------------------------------------------------------------
 
 // One register tile: R rows by C vectors of columns, over all of k.
 template <int R, int C>
-inline void tile(const float* panel, int width, const float* bias, int in, const float* x, ptrdiff_t ldx, float* y,
-                 ptrdiff_t ldy, int columns, Act act, bool accumulate) {
+inline void tile(const float* panel, int width, const float* bias, int in, const float* x, ptrdiff_t ldx,
+                 float* y, ptrdiff_t ldy, int columns, Act act, bool accumulate) {
     V acc[R][C];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
@@ -157,13 +174,13 @@ inline void tile(const float* panel, int width, const float* bias, int in, const
         }
 }
 
-typedef void (*TileFn)(const float*, int, const float*, int, const float*, ptrdiff_t, float*, ptrdiff_t, int, Act,
-                       bool);
+typedef void (*TileFn)(const float*, int, const float*, int, const float*, ptrdiff_t, float*, ptrdiff_t, int,
+                       Act, bool);
 
 // All rows of one strip of C vectors, R at a time and the rest in one smaller tile.
 template <int R, int C>
-void strip(const float* panel, int width, const float* bias, int in, const float* x, ptrdiff_t ldx, int rows, float* y,
-           ptrdiff_t ldy, int columns, Act act, bool accumulate) {
+void strip(const float* panel, int width, const float* bias, int in, const float* x, ptrdiff_t ldx, int rows,
+           float* y, ptrdiff_t ldy, int columns, Act act, bool accumulate) {
     while (rows >= R) {
         tile<R, C>(panel, width, bias, in, x, ldx, y, ldy, columns, act, accumulate);
         x += R * ldx;
@@ -171,8 +188,7 @@ void strip(const float* panel, int width, const float* bias, int in, const float
         rows -= R;
     }
     if constexpr (R > 1) {
-        if (rows > 0)
-            strip<R / 2, C>(panel, width, bias, in, x, ldx, rows, y, ldy, columns, act, accumulate);
+        if (rows > 0) strip<R / 2, C>(panel, width, bias, in, x, ldx, rows, y, ldy, columns, act, accumulate);
     }
 }
 
@@ -188,14 +204,18 @@ void dense(const Dense& w, const float* x, ptrdiff_t ldx, int rows, float* y, pt
             const float* from = panel + c;
             const float* bias = w.bias + c0 + c;
             float* to = y + c0 + c;
-#define PYJEPA_STRIP(R, C) \
-    strip<R, C>(from, width, bias, w.in, x, ldx, rows, to, ldy, left, act, accumulate)
+#define PYJEPA_STRIP(R, C) strip<R, C>(from, width, bias, w.in, x, ldx, rows, to, ldy, left, act, accumulate)
             const int vectors = (width - c < strip_columns ? width - c : strip_columns) / W;
-            if constexpr (PYJEPA_TILE_VECTORS == 4) {  // 32 registers: keep 24 accumulators whatever the width
-                if (vectors == 4) PYJEPA_STRIP(6, 4);
-                else if (vectors == 3) PYJEPA_STRIP(8, 3);
-                else if (vectors == 2) PYJEPA_STRIP(12, 2);
-                else PYJEPA_STRIP(12, 1);
+            if constexpr (PYJEPA_TILE_VECTORS ==
+                          4) {  // 32 registers: keep 24 accumulators whatever the width
+                if (vectors == 4)
+                    PYJEPA_STRIP(6, 4);
+                else if (vectors == 3)
+                    PYJEPA_STRIP(8, 3);
+                else if (vectors == 2)
+                    PYJEPA_STRIP(12, 2);
+                else
+                    PYJEPA_STRIP(12, 1);
             } else {  // 16 registers; widths are multiples of 16, so of the strip
                 PYJEPA_STRIP(PYJEPA_TILE_ROWS, PYJEPA_TILE_VECTORS);
             }
@@ -205,7 +225,8 @@ void dense(const Dense& w, const float* x, ptrdiff_t ldx, int rows, float* y, pt
     }
 }
 
-// ---- rows -----------------------------------------------------------------------------------------------------------
+// ---- rows
+// -----------------------------------------------------------------------------------------------------------
 
 template <class F>
 inline void for_row(float* y, int n, F f) {
@@ -286,7 +307,8 @@ void squared_distance(const float* z, ptrdiff_t ld, int rows, int n, const float
 #define PYJEPA_STRINGIFY2(x) #x
 #define PYJEPA_STRINGIFY(x) PYJEPA_STRINGIFY2(x)
 extern const Kernels table;
-const Kernels table = {PYJEPA_STRINGIFY(PYJEPA_ISA), dense, layer_norm, simnorm, activate, add, squared_distance};
+const Kernels table = {
+    PYJEPA_STRINGIFY(PYJEPA_ISA), dense, layer_norm, simnorm, activate, add, squared_distance};
 #undef PYJEPA_STRINGIFY
 #undef PYJEPA_STRINGIFY2
 

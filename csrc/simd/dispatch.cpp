@@ -51,9 +51,10 @@ const Kernels& choose() {
         if (const Kernels* found = find_kernels(wanted)) return *found;
         std::string known;
         for (size_t i = 0; i < count; ++i)
-            if (entries[i].available) known += std::string(known.empty() ? "" : ", ") + entries[i].kernels->name;
-        throw Error(PYJEPA_UNSUPPORTED,
-                    "PYJEPA_ISA: '" + std::string(wanted) + "' is not available here (available: " + known + ")");
+            if (entries[i].available)
+                known += std::string(known.empty() ? "" : ", ") + entries[i].kernels->name;
+        throw Error(PYJEPA_UNSUPPORTED, "PYJEPA_ISA: '" + std::string(wanted) +
+                                            "' is not available here (available: " + known + ")");
     }
     for (size_t i = 0; i < count; ++i)
         if (entries[i].available) return *entries[i].kernels;
@@ -66,7 +67,8 @@ const Kernels* find_kernels(const char* name) noexcept {
     size_t count = 0;
     const Entry* entries = begin_entries(count);
     for (size_t i = 0; i < count; ++i)
-        if (entries[i].available && std::strcmp(entries[i].kernels->name, name) == 0) return entries[i].kernels;
+        if (entries[i].available && std::strcmp(entries[i].kernels->name, name) == 0)
+            return entries[i].kernels;
     return nullptr;
 }
 

@@ -1,7 +1,8 @@
 // The arithmetic of the engine: one body (body.hpp), compiled once per instruction set, chosen at run time.
 //
-// A row's result never depends on how many rows are computed with it: every output is accumulated over k in order,
-// starting from the bias, whatever the tile. Matrices are row-major; `ld` is the distance between rows in floats.
+// A row's result never depends on how many rows are computed with it: every output is accumulated over k in
+// order, starting from the bias, whatever the tile. Matrices are row-major; `ld` is the distance between rows
+// in floats.
 #pragma once
 
 #include <cstddef>
@@ -11,11 +12,13 @@ namespace pyjepa::simd {
 // Outputs are packed in panels of 64 columns; the last panel is as wide as it needs to be, in steps of 16.
 constexpr int kPanel = 64;
 constexpr int kUnit = 16;
-constexpr int padded(int n) { return (n + kUnit - 1) / kUnit * kUnit; }
+constexpr int padded(int n) {
+    return (n + kUnit - 1) / kUnit * kUnit;
+}
 
 enum class Act : int { none, relu, gelu, silu, mish, tanh };
 
-struct Dense {          // y = x W^T + b, packed by pack_dense (model/dense.hpp)
+struct Dense {            // y = x W^T + b, packed by pack_dense (model/dense.hpp)
     const float* panels;  // per panel: [in][width]
     const float* bias;    // [padded(out)]
     int in;
@@ -38,8 +41,8 @@ struct Kernels {
     void (*squared_distance)(const float* z, ptrdiff_t ld, int rows, int n, const float* goal, float* out);
 };
 
-// The best instruction set of this machine, or the one PYJEPA_ISA names (baseline, avx2, avx512). Throws Error if that
-// one is unknown or this machine lacks it. Decided once per process.
+// The best instruction set of this machine, or the one PYJEPA_ISA names (baseline, avx2, avx512). Throws
+// Error if that one is unknown or this machine lacks it. Decided once per process.
 const Kernels& kernels();
 
 // One by name; nullptr if it is unknown or this machine (or build) lacks it.

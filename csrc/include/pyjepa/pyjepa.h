@@ -1,12 +1,13 @@
-/* pyjepa: load an agent file, perceive, act and plan. C ABI, append-only: functions and struct members are only ever
- * added (at the end), never changed or removed.
+/* pyjepa: load an agent file, perceive, act and plan. C ABI, append-only: functions and struct members are
+ * only ever added (at the end), never changed or removed.
  *
- * Every call returns a status; on failure pyjepa_last_error() says what was wrong, in the calling thread, until its
- * next failing call. Handles are opaque and freed by their pyjepa_*_free. Buffers belong to the caller. All arrays are
- * row-major (C order), without gaps.
+ * Every call returns a status; on failure pyjepa_last_error() says what was wrong, in the calling thread,
+ * until its next failing call. Handles are opaque and freed by their pyjepa_*_free. Buffers belong to the
+ * caller. All arrays are row-major (C order), without gaps.
  *
- * Threads: a model is immutable and may be shared. An agent is used by one thread at a time; a second call while one
- * runs returns PYJEPA_BUSY. After pyjepa_configure, pyjepa_observe, pyjepa_act and pyjepa_plan allocate nothing.
+ * Threads: a model is immutable and may be shared. An agent is used by one thread at a time; a second call
+ * while one runs returns PYJEPA_BUSY. After pyjepa_configure, pyjepa_observe, pyjepa_act and pyjepa_plan
+ * allocate nothing.
  *
  * Symbols: E environments, A action dimension, L latent dimension, H horizon in environment steps, S = H /
  * action_block predictor steps, N candidates, T cost terms.
@@ -62,21 +63,24 @@ typedef enum pyjepa_interpolation {
 /* The library's version, "major.minor.patch". Never NULL. */
 PYJEPA_API const char* pyjepa_version(void);
 
-/* The instruction set the kernels run with: "baseline", "avx2" or "avx512". PYJEPA_ISA overrides the choice. */
+/* The instruction set the kernels run with: "baseline", "avx2" or "avx512". PYJEPA_ISA overrides the choice.
+ */
 PYJEPA_API const char* pyjepa_isa(void);
 
-/* What went wrong in this thread's last failing call; "" if nothing did. Valid until the thread's next failing call. */
+/* What went wrong in this thread's last failing call; "" if nothing did. Valid until the thread's next
+ * failing call. */
 PYJEPA_API const char* pyjepa_last_error(void);
 
-/* ---- model --------------------------------------------------------------------------------------------------- */
+/* ---- model
+ * --------------------------------------------------------------------------------------------------- */
 
 typedef struct pyjepa_model_dims {
-    int32_t observation_size; /* elements of one observation */
+    int32_t observation_size;  /* elements of one observation */
     int32_t observation_dtype; /* pyjepa_dtype */
-    int32_t action_dim;       /* A */
-    int32_t latent_dim;       /* L */
-    int32_t action_block;     /* environment steps per predictor step */
-    int32_t cost_terms;       /* T */
+    int32_t action_dim;        /* A */
+    int32_t latent_dim;        /* L */
+    int32_t action_block;      /* environment steps per predictor step */
+    int32_t cost_terms;        /* T */
     int32_t has_encoder;
     int32_t has_predictor;
     int32_t has_policy;
@@ -90,15 +94,17 @@ PYJEPA_API pyjepa_status pyjepa_model_get_dims(const pyjepa_model* model, pyjepa
 /* The spec as JSON; belongs to the model. */
 PYJEPA_API const char* pyjepa_model_spec(const pyjepa_model* model);
 
-/* Runs one module on `batch` inputs, each the module's inputs concatenated as they enter the network (observations
- * already scaled, actions already normalised): input (batch, in), output (batch, out). For parity tests and tools; it
- * allocates. `in_size`/`out_size` are checked. */
-PYJEPA_API pyjepa_status pyjepa_model_forward(const pyjepa_model* model, const char* module, const float* input,
-                                              size_t batch, size_t in_size, float* output, size_t out_size);
-PYJEPA_API pyjepa_status pyjepa_model_module_sizes(const pyjepa_model* model, const char* module, size_t* in_size,
-                                                   size_t* out_size);
+/* Runs one module on `batch` inputs, each the module's inputs concatenated as they enter the network
+ * (observations already scaled, actions already normalised): input (batch, in), output (batch, out). For
+ * parity tests and tools; it allocates. `in_size`/`out_size` are checked. */
+PYJEPA_API pyjepa_status pyjepa_model_forward(const pyjepa_model* model, const char* module,
+                                              const float* input, size_t batch, size_t in_size, float* output,
+                                              size_t out_size);
+PYJEPA_API pyjepa_status pyjepa_model_module_sizes(const pyjepa_model* model, const char* module,
+                                                   size_t* in_size, size_t* out_size);
 
-/* ---- agent --------------------------------------------------------------------------------------------------- */
+/* ---- agent
+ * --------------------------------------------------------------------------------------------------- */
 
 /* threads >= 1 includes the caller's. */
 PYJEPA_API pyjepa_status pyjepa_agent_create(const pyjepa_model* model, int32_t threads, pyjepa_agent** out);
@@ -107,46 +113,47 @@ PYJEPA_API pyjepa_status pyjepa_agent_create(const pyjepa_model* model, int32_t 
 PYJEPA_API pyjepa_status pyjepa_agent_clone(const pyjepa_agent* agent, pyjepa_agent** out);
 PYJEPA_API void pyjepa_agent_free(pyjepa_agent* agent);
 
-/* A rollout of the caller's: states and goals (E, L) (goals NULL if there is none), actions (E, N, H, A), cost out
- * (E, N). Return 0, or anything else to stop the plan with PYJEPA_CALLBACK. Called from the planning thread. N differs
- * between calls: the planner also asks for single candidates. */
-typedef int (*pyjepa_rollout_fn)(void* user, const float* states, const float* goals, const float* actions, size_t e,
-                                 size_t n, size_t h, size_t a, size_t l, float* cost);
+/* A rollout of the caller's: states and goals (E, L) (goals NULL if there is none), actions (E, N, H, A),
+ * cost out (E, N). Return 0, or anything else to stop the plan with PYJEPA_CALLBACK. Called from the planning
+ * thread. N differs between calls: the planner also asks for single candidates. */
+typedef int (*pyjepa_rollout_fn)(void* user, const float* states, const float* goals, const float* actions,
+                                 size_t e, size_t n, size_t h, size_t a, size_t l, float* cost);
 
-/* What to do and how to plan it. Zero-initialise, set `size = sizeof(pyjepa_task)`, then what differs from the agent
- * file's defaults. For floats marked "default: NaN" use pyjepa_task_init. */
+/* What to do and how to plan it. Zero-initialise, set `size = sizeof(pyjepa_task)`, then what differs from
+ * the agent file's defaults. For floats marked "default: NaN" use pyjepa_task_init. */
 typedef struct pyjepa_task {
     size_t size;
-    int32_t environments;     /* E >= 1 */
-    int32_t algorithm;        /* pyjepa_algorithm */
-    int32_t horizon;          /* environment steps, a multiple of action_block; -1: default */
-    int32_t candidates;       /* -1: default, and so on below */
+    int32_t environments; /* E >= 1 */
+    int32_t algorithm;    /* pyjepa_algorithm */
+    int32_t horizon;      /* environment steps, a multiple of action_block; -1: default */
+    int32_t candidates;   /* -1: default, and so on below */
     int32_t iterations;
     int32_t elites;
-    int32_t knots;            /* 0: one per predictor step; -1: default */
-    int32_t interpolation;    /* pyjepa_interpolation */
-    float std, min_std;       /* fractions of half the action range; default: NaN */
-    float momentum;           /* default: NaN */
-    float temperature;        /* default: NaN */
+    int32_t knots;         /* 0: one per predictor step; -1: default */
+    int32_t interpolation; /* pyjepa_interpolation */
+    float std, min_std;    /* fractions of half the action range; default: NaN */
+    float momentum;        /* default: NaN */
+    float temperature;     /* default: NaN */
     uint64_t seed;
-    const void* goal;         /* observations (E, ...) in the model's dtype, or NULL if no cost term needs one */
+    const void* goal; /* observations (E, ...) in the model's dtype, or NULL if no cost term needs one */
     size_t goal_bytes;
-    const float* action_low;  /* (A,) or NULL: the agent file's */
+    const float* action_low; /* (A,) or NULL: the agent file's */
     const float* action_high;
-    const float* weights;     /* (T,) multiplies each cost term's weights (the u_i of the paper); NULL: all 1 */
+    const float* weights; /* (T,) multiplies each cost term's weights (the u_i of the paper); NULL: all 1 */
     pyjepa_rollout_fn rollout; /* NULL: the model's own */
     void* rollout_user;
 } pyjepa_task;
 
 PYJEPA_API void pyjepa_task_init(pyjepa_task* task);
 
-/* Sets the task and allocates everything that observing, acting and planning need. On failure the agent keeps its
- * previous task. */
+/* Sets the task and allocates everything that observing, acting and planning need. On failure the agent keeps
+ * its previous task. */
 PYJEPA_API pyjepa_status pyjepa_configure(pyjepa_agent* agent, const pyjepa_task* task);
 
-/* Encodes observations (E, ...) of the model's dtype. `steps`: environment steps since the previous call, by which the
- * next plan shifts its warm start; -1: action_block. */
-PYJEPA_API pyjepa_status pyjepa_observe(pyjepa_agent* agent, const void* observation, size_t bytes, int32_t steps);
+/* Encodes observations (E, ...) of the model's dtype. `steps`: environment steps since the previous call, by
+ * which the next plan shifts its warm start; -1: action_block. */
+PYJEPA_API pyjepa_status pyjepa_observe(pyjepa_agent* agent, const void* observation, size_t bytes,
+                                        int32_t steps);
 
 /* The current latent states (E, L). */
 PYJEPA_API pyjepa_status pyjepa_state(const pyjepa_agent* agent, float* states, size_t count);
@@ -156,17 +163,17 @@ PYJEPA_API pyjepa_status pyjepa_act(pyjepa_agent* agent, float* actions, size_t 
 
 /* Where a plan goes. Any pointer may be NULL. */
 typedef struct pyjepa_plan_out {
-    size_t size;         /* sizeof(pyjepa_plan_out) */
-    float* actions;      /* (E, H, A) */
-    float* states;       /* (E, S + 1, L), the first the current one; not written by callback rollouts */
-    float* cost;         /* (E,) */
-    float* cost_terms;   /* (E, T, S); not written by callback rollouts */
-    int32_t iterations;  /* completed */
-    double elapsed;      /* seconds */
+    size_t size;        /* sizeof(pyjepa_plan_out) */
+    float* actions;     /* (E, H, A) */
+    float* states;      /* (E, S + 1, L), the first the current one; not written by callback rollouts */
+    float* cost;        /* (E,) */
+    float* cost_terms;  /* (E, T, S); not written by callback rollouts */
+    int32_t iterations; /* completed */
+    double elapsed;     /* seconds */
 } pyjepa_plan_out;
 
-/* Mode-2: plans from the last observation. `deadline` in seconds from the call, <= 0: none. When it passes, the
- * unfinished iteration is dropped and the best evaluated plan returned. */
+/* Mode-2: plans from the last observation. `deadline` in seconds from the call, <= 0: none. When it passes,
+ * the unfinished iteration is dropped and the best evaluated plan returned. */
 PYJEPA_API pyjepa_status pyjepa_plan(pyjepa_agent* agent, double deadline, pyjepa_plan_out* out);
 
 /* A new episode for one environment (-1: all): forgets state, warm start and plan count. */

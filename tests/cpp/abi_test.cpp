@@ -1,0 +1,419 @@
+// The C ABI as an embedding program uses it: allocation, determinism, deadlines, errors.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "pyjepa/pyjepa.h"
+#include "sample_agent.hpp"
+
+// Every allocation of this program is counted: operator new, and with it malloc where the C library lets us
+// in.
+namespace {
+std::atomic<long> allocations{0};
+}
+
+#if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+extern "C" {
+void* __libc_malloc(size_t);
+void* __libc_calloc(size_t, size_t);
+void* __libc_realloc(void*, size_t);
+void* __libc_memalign(size_t, size_t);
+void* malloc(size_t n) {
+    return ++allocations, __libc_malloc(n);
+}
+void* calloc(size_t a, size_t b) {
+    return ++allocations, __libc_calloc(a, b);
+}
+void* realloc(void* p, size_t n) {
+    return ++allocations, __libc_realloc(p, n);
+}
+void* aligned_alloc(size_t a, size_t n) {
+    return ++allocations, __libc_memalign(a, n);
+}
+}
+#define PYJEPA_COUNTS_ALLOCATIONS 1
+#endif
+
+namespace pyjepa {
+namespace {
+
+using testing::agent_bytes;
+using testing::callback_spec;
+using testing::pixel_spec;
+
+struct Loaded {
+    explicit Loaded(const char* spec, int threads = 1) {
+        const std::string bytes = agent_bytes(spec, 3);
+        EXPECT_EQ(pyjepa_model_parse(bytes.data(), bytes.size(), &model), PYJEPA_OK) << pyjepa_last_error();
+        EXPECT_EQ(pyjepa_agent_create(model, threads, &agent), PYJEPA_OK) << pyjepa_last_error();
+    }
+    ~Loaded() {
+        pyjepa_agent_free(agent);
+        pyjepa_model_free(model);
+    }
+    pyjepa_model* model = nullptr;
+    pyjepa_agent* agent = nullptr;
+};
+
+std::vector<unsigned char> pixels(int environments, unsigned seed) {
+    std::mt19937 generator(seed);
+    std::vector<unsigned char> out(static_cast<size_t>(environments) * 2 * 16 * 16);
+    for (auto& p : out) p = static_cast<unsigned char>(generator());
+    return out;
+}
+
+struct Result {
+    std::vector<float> actions, states, cost, terms;
+    int iterations;
+    bool operator==(const Result& o) const {
+        return actions == o.actions && states == o.states && cost == o.cost && terms == o.terms &&
+               iterations == o.iterations;
+    }
+};
+
+Result plan(pyjepa_agent* agent, int environments, double deadline = 0.0) {
+    const auto e = static_cast<size_t>(environments);
+    Result r{std::vector<float>(e * 24 * 2), std::vector<float>(e * 7 * 24), std::vector<float>(e),
+             std::vector<float>(e * 3 * 6), 0};
+    pyjepa_plan_out out{};
+    out.size = sizeof out;
+    out.actions = r.actions.data();
+    out.states = r.states.data();
+    out.cost = r.cost.data();
+    out.cost_terms = r.terms.data();
+    EXPECT_EQ(pyjepa_plan(agent, deadline, &out), PYJEPA_OK) << pyjepa_last_error();
+    r.iterations = out.iterations;
+    return r;
+}
+
+pyjepa_task task_with(const std::vector<unsigned char>& goal, int environments, int algorithm) {
+    pyjepa_task task;
+    pyjepa_task_init(&task);
+    task.environments = environments;
+    task.algorithm = algorithm;
+    task.goal = goal.data();
+    task.goal_bytes = goal.size();
+    return task;
+}
+
+TEST(Abi, NothingIsAllocatedAfterConfigure) {
+#ifndef PYJEPA_COUNTS_ALLOCATIONS
+    GTEST_SKIP() << "the sanitizer owns malloc";
+#endif
+    const long before_probe = allocations.load();
+    std::free(std::malloc(100));
+    ASSERT_GT(allocations.load(), before_probe) << "the counter does not count";
+    for (const int threads : {1, 3})
+        for (const int algorithm : {PYJEPA_CEM, PYJEPA_MPPI, PYJEPA_PREDICTIVE_SAMPLING}) {
+            Loaded l(pixel_spec, threads);
+            const auto goal = pixels(2, 1), seen = pixels(2, 2);
+            const pyjepa_task task = task_with(goal, 2, algorithm);
+            ASSERT_EQ(pyjepa_configure(l.agent, &task), PYJEPA_OK) << pyjepa_last_error();
+            std::vector<float> actions(2 * 24 * 2), states(2 * 7 * 24), cost(2), terms(2 * 3 * 6), act(4);
+            pyjepa_plan_out out{};
+            out.size = sizeof out;
+            out.actions = actions.data();
+            out.states = states.data();
+            out.cost = cost.data();
+            out.cost_terms = terms.data();
+            const long before = allocations.load();
+            int failures = 0;
+            for (int i = 0; i < 5; ++i) {
+                failures += pyjepa_observe(l.agent, seen.data(), seen.size(), -1) != PYJEPA_OK;
+                failures += pyjepa_plan(l.agent, i == 3 ? 1e-4 : 0.0, &out) != PYJEPA_OK;
+                failures += pyjepa_act(l.agent, act.data(), act.size()) != PYJEPA_OK;
+                failures += pyjepa_state(l.agent, states.data(), 2 * 24) != PYJEPA_OK;
+                if (i == 2) failures += pyjepa_reset(l.agent, 1) != PYJEPA_OK;
+            }
+            EXPECT_EQ(allocations.load() - before, 0) << "threads " << threads << ", algorithm " << algorithm;
+            EXPECT_EQ(failures, 0);
+        }
+}
+
+TEST(Abi, ThreadsDoNotChangeABit) {
+    const auto goal = pixels(1, 1), seen = pixels(1, 2);
+    for (const int algorithm : {PYJEPA_CEM, PYJEPA_MPPI, PYJEPA_PREDICTIVE_SAMPLING}) {
+        std::vector<Result> results;
+        for (const int threads : {1, 2, 3, 5}) {
+            Loaded l(pixel_spec, threads);
+            const pyjepa_task task = task_with(goal, 1, algorithm);
+            ASSERT_EQ(pyjepa_configure(l.agent, &task), PYJEPA_OK) << pyjepa_last_error();
+            for (int i = 0; i < 3; ++i) {
+                ASSERT_EQ(pyjepa_observe(l.agent, seen.data(), seen.size(), -1), PYJEPA_OK);
+                results.push_back(plan(l.agent, 1));
+            }
+        }
+        for (size_t i = 3; i < results.size(); ++i) EXPECT_TRUE(results[i] == results[i % 3]) << i;
+        EXPECT_FALSE(results[0] == results[1]);  // the warm start moved on
+    }
+}
+
+TEST(Abi, ABatchPlansAsItsMembersAlone) {
+    const auto goals = pixels(3, 1), seen = pixels(3, 2);
+    const size_t one = goals.size() / 3;
+    Loaded batch(pixel_spec, 2);
+    const pyjepa_task task = task_with(goals, 3, PYJEPA_CEM);
+    ASSERT_EQ(pyjepa_configure(batch.agent, &task), PYJEPA_OK);
+    std::vector<Result> together;
+    for (int i = 0; i < 2; ++i) {
+        ASSERT_EQ(pyjepa_observe(batch.agent, seen.data(), seen.size(), -1), PYJEPA_OK);
+        together.push_back(plan(batch.agent, 3));
+    }
+    for (size_t e = 0; e < 3; ++e) {
+        Loaded single(pixel_spec);
+        const std::vector<unsigned char> goal(goals.begin() + static_cast<ptrdiff_t>(e * one),
+                                              goals.begin() + static_cast<ptrdiff_t>((e + 1) * one));
+        const pyjepa_task own = task_with(goal, 1, PYJEPA_CEM);
+        ASSERT_EQ(pyjepa_configure(single.agent, &own), PYJEPA_OK);
+        for (const Result& all : together) {
+            ASSERT_EQ(pyjepa_observe(single.agent, seen.data() + e * one, one, -1), PYJEPA_OK);
+            const Result alone = plan(single.agent, 1);
+            EXPECT_TRUE(std::equal(alone.actions.begin(), alone.actions.end(),
+                                   all.actions.begin() + static_cast<ptrdiff_t>(e) * 48));
+            EXPECT_TRUE(std::equal(alone.states.begin(), alone.states.end(),
+                                   all.states.begin() + static_cast<ptrdiff_t>(e) * 7 * 24));
+            EXPECT_EQ(alone.cost[0], all.cost[e]);
+        }
+    }
+}
+
+TEST(Abi, TheCostIsTheSumOfItsTerms) {
+    Loaded l(pixel_spec);
+    const auto goal = pixels(1, 1), seen = pixels(1, 2);
+    const pyjepa_task task = task_with(goal, 1, PYJEPA_CEM);
+    ASSERT_EQ(pyjepa_configure(l.agent, &task), PYJEPA_OK);
+    ASSERT_EQ(pyjepa_observe(l.agent, seen.data(), seen.size(), -1), PYJEPA_OK);
+    for (int i = 0; i < 2; ++i) {
+        const Result r = plan(l.agent, 1);
+        double total = 0.0;
+        for (const float t : r.terms) total += t;
+        EXPECT_NEAR(total, r.cost[0], 1e-4);
+        EXPECT_GT(r.terms[6], 0.0f);           // action_size
+        EXPECT_EQ(r.terms[12] > 0.0f, i > 0);  // action_change at step 0: only against an action before
+        ASSERT_EQ(pyjepa_observe(l.agent, seen.data(), seen.size(), -1), PYJEPA_OK);
+    }
+}
+
+TEST(Abi, AfterAResetTheEpisodeRepeatsItself) {
+    Loaded l(pixel_spec);
+    const auto goal = pixels(2, 1), seen = pixels(2, 2);
+    const pyjepa_task task = task_with(goal, 2, PYJEPA_MPPI);
+    ASSERT_EQ(pyjepa_configure(l.agent, &task), PYJEPA_OK);
+    std::vector<Result> episodes[2];
+    for (auto& episode : episodes) {
+        for (int i = 0; i < 3; ++i) {
+            ASSERT_EQ(pyjepa_observe(l.agent, seen.data(), seen.size(), i == 0 ? 0 : 4), PYJEPA_OK);
+            episode.push_back(plan(l.agent, 2));
+        }
+        ASSERT_EQ(pyjepa_reset(l.agent, -1), PYJEPA_OK);
+        float state[48];
+        EXPECT_EQ(pyjepa_state(l.agent, state, 48), PYJEPA_NOT_READY);
+    }
+    EXPECT_TRUE(episodes[0] == episodes[1]);
+}
+
+TEST(Abi, DeadlinesEndAPlanEarly) {
+    Loaded l(pixel_spec, 2);
+    const auto goal = pixels(1, 1), seen = pixels(1, 2);
+    pyjepa_task task = task_with(goal, 1, PYJEPA_CEM);
+    task.candidates = 2000;
+    task.iterations = 10000;
+    ASSERT_EQ(pyjepa_configure(l.agent, &task), PYJEPA_OK);
+    ASSERT_EQ(pyjepa_observe(l.agent, seen.data(), seen.size(), -1), PYJEPA_OK);
+    const auto start = std::chrono::steady_clock::now();
+    const Result r = plan(l.agent, 1, 0.05);
+    const double took = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    EXPECT_GT(r.iterations, 0);
+    EXPECT_LT(r.iterations, 10000);
+    EXPECT_LT(took, 5.0);
+    EXPECT_TRUE(std::isfinite(r.cost[0]));
+    EXPECT_EQ(plan(l.agent, 1, 1e-12).iterations, 0);
+}
+
+TEST(Abi, SecondCallWhileOneRunsIsBusy) {
+    Loaded l(pixel_spec);
+    const auto goal = pixels(1, 1), seen = pixels(1, 2);
+    pyjepa_task task = task_with(goal, 1, PYJEPA_CEM);
+    task.candidates = 5000;
+    task.iterations = 10000;
+    ASSERT_EQ(pyjepa_configure(l.agent, &task), PYJEPA_OK);
+    ASSERT_EQ(pyjepa_observe(l.agent, seen.data(), seen.size(), -1), PYJEPA_OK);
+    std::thread planning([&] { plan(l.agent, 1, 0.5); });
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    EXPECT_EQ(pyjepa_observe(l.agent, seen.data(), seen.size(), -1), PYJEPA_BUSY);
+    planning.join();
+    EXPECT_EQ(pyjepa_observe(l.agent, seen.data(), seen.size(), -1), PYJEPA_OK);
+}
+
+TEST(Abi, AgentsShareAModelAcrossThreads) {
+    Loaded l(pixel_spec);
+    const auto goal = pixels(1, 1), seen = pixels(1, 2);
+    const pyjepa_task task = task_with(goal, 1, PYJEPA_CEM);
+    ASSERT_EQ(pyjepa_configure(l.agent, &task), PYJEPA_OK);
+    Result results[4];
+    std::vector<std::thread> threads;
+    for (Result& result : results)
+        threads.emplace_back([&] {
+            pyjepa_agent* mine = nullptr;
+            // The original may be held by another clone at this moment.
+            while (pyjepa_agent_clone(l.agent, &mine) == PYJEPA_BUSY) std::this_thread::yield();
+            EXPECT_EQ(pyjepa_observe(mine, seen.data(), seen.size(), -1), PYJEPA_OK);
+            result = plan(mine, 1);
+            pyjepa_agent_free(mine);
+        });
+    for (auto& t : threads) t.join();
+    for (const Result& r : results) EXPECT_TRUE(r == results[0]);
+}
+
+int failing(void*, const float*, const float*, const float*, size_t, size_t, size_t, size_t, size_t, float*) {
+    return 7;
+}
+int forgetful(void*, const float*, const float*, const float*, size_t, size_t, size_t, size_t, size_t,
+              float*) {
+    return 0;
+}
+int to_corner(void* user, const float* states, const float*, const float* actions, size_t e, size_t n,
+              size_t h, size_t a, size_t l, float* cost) {
+    ++*static_cast<int*>(user);
+    for (size_t i = 0; i < e * n; ++i) {
+        cost[i] = 0.0f;
+        for (size_t j = 0; j < h * a; ++j) cost[i] -= actions[i * h * a + j];
+    }
+    return l == 3 && states[0] == 1.0f ? 0 : 1;
+}
+
+TEST(Abi, CallbackRollouts) {
+    Loaded l(callback_spec);
+    pyjepa_task task;
+    pyjepa_task_init(&task);
+    EXPECT_EQ(pyjepa_configure(l.agent, &task), PYJEPA_UNSUPPORTED);  // no predictor and no callback
+    int calls = 0;
+    task.rollout = to_corner;
+    task.rollout_user = &calls;
+    ASSERT_EQ(pyjepa_configure(l.agent, &task), PYJEPA_OK) << pyjepa_last_error();
+    const float seen[3] = {1, 2, 3};
+    ASSERT_EQ(pyjepa_observe(l.agent, seen, sizeof seen, -1), PYJEPA_OK);
+    float actions[12], cost;
+    pyjepa_plan_out out{};
+    out.size = sizeof out;
+    out.actions = actions;
+    out.cost = &cost;
+    ASSERT_EQ(pyjepa_plan(l.agent, 0.0, &out), PYJEPA_OK) << pyjepa_last_error();
+    EXPECT_EQ(calls, 3 + 2);  // the iterations, and the mean before and after
+    EXPECT_LT(cost, -4.0f);
+    task.rollout = failing;
+    ASSERT_EQ(pyjepa_configure(l.agent, &task), PYJEPA_OK);
+    ASSERT_EQ(pyjepa_observe(l.agent, seen, sizeof seen, -1), PYJEPA_OK);
+    EXPECT_EQ(pyjepa_plan(l.agent, 0.0, &out), PYJEPA_CALLBACK);
+    EXPECT_NE(std::string(pyjepa_last_error()).find("code 7"), std::string::npos);
+    task.rollout = forgetful;
+    ASSERT_EQ(pyjepa_configure(l.agent, &task), PYJEPA_OK);
+    ASSERT_EQ(pyjepa_observe(l.agent, seen, sizeof seen, -1), PYJEPA_OK);
+    EXPECT_EQ(pyjepa_plan(l.agent, 0.0, &out), PYJEPA_CALLBACK);
+    EXPECT_NE(std::string(pyjepa_last_error()).find("nan"), std::string::npos);
+}
+
+TEST(Abi, ErrorsNameWhatIsWrong) {
+    Loaded l(pixel_spec);
+    const auto goal = pixels(1, 1), seen = pixels(1, 2);
+    const auto expect = [&](const char* words, auto change) {
+        pyjepa_task task = task_with(goal, 1, PYJEPA_CEM);
+        change(task);
+        EXPECT_EQ(pyjepa_configure(l.agent, &task), PYJEPA_INVALID_ARGUMENT) << words;
+        EXPECT_NE(std::string(pyjepa_last_error()).find(words), std::string::npos)
+            << pyjepa_last_error() << " lacks " << words;
+    };
+    EXPECT_EQ(pyjepa_observe(l.agent, seen.data(), seen.size(), -1), PYJEPA_NOT_READY);
+    expect("horizon", [](pyjepa_task& t) { t.horizon = 0; });
+    expect("multiple of the model's action_block 4", [](pyjepa_task& t) { t.horizon = 10; });
+    expect("elites (65) exceed candidates (64)", [](pyjepa_task& t) { t.candidates = 64, t.elites = 65; });
+    expect("elites belong to the planner cem",
+           [](pyjepa_task& t) { t.algorithm = PYJEPA_MPPI, t.elites = 3; });
+    expect("candidates", [](pyjepa_task& t) { t.candidates = 0; });
+    expect("environments", [](pyjepa_task& t) { t.environments = 0; });
+    expect("goal has 512 bytes, expected 1024", [](pyjepa_task& t) { t.environments = 2; });
+    expect("needs a goal", [](pyjepa_task& t) { t.goal = nullptr; });
+    expect("knots", [](pyjepa_task& t) { t.knots = 7; });
+    expect("std", [](pyjepa_task& t) { t.std = -1.0f; });
+    expect("momentum", [](pyjepa_task& t) { t.momentum = 1.0f; });
+    expect("temperature belongs", [](pyjepa_task& t) { t.temperature = 1.0f; });
+    expect("size", [](pyjepa_task& t) { t.size = 0; });
+    const float low[2] = {1, 1}, high[2] = {2, 0}, nan[2] = {0, NAN}, weights[3] = {1, -1, 1};
+    expect("bounds cross: low[1]", [&](pyjepa_task& t) { t.action_low = low, t.action_high = high; });
+    expect("low[1] is not finite", [&](pyjepa_task& t) { t.action_low = nan; });
+    expect("weight 1", [&](pyjepa_task& t) { t.weights = weights; });
+
+    const pyjepa_task good = task_with(goal, 1, PYJEPA_CEM);
+    ASSERT_EQ(pyjepa_configure(l.agent, &good), PYJEPA_OK);
+    pyjepa_plan_out out{};
+    out.size = sizeof out;
+    EXPECT_EQ(pyjepa_plan(l.agent, 0.0, &out), PYJEPA_NOT_READY);
+    EXPECT_EQ(pyjepa_plan(l.agent, NAN, &out), PYJEPA_INVALID_ARGUMENT);
+    EXPECT_EQ(pyjepa_observe(l.agent, seen.data(), 5, -1), PYJEPA_INVALID_ARGUMENT);
+    EXPECT_EQ(pyjepa_reset(l.agent, 1), PYJEPA_INVALID_ARGUMENT);
+    EXPECT_EQ(pyjepa_configure(nullptr, &good), PYJEPA_INVALID_ARGUMENT);
+    pyjepa_agent_free(nullptr);  // harmless, as free is
+    pyjepa_agent* none = nullptr;
+    EXPECT_EQ(pyjepa_agent_create(l.model, 0, &none), PYJEPA_INVALID_ARGUMENT);
+    EXPECT_EQ(pyjepa_agent_create(l.model, 1000000, &none), PYJEPA_INVALID_ARGUMENT);
+    EXPECT_EQ(none, nullptr);
+}
+
+TEST(Abi, AFailedConfigureKeepsTheTask) {
+    Loaded l(pixel_spec);
+    const auto goal = pixels(1, 1), seen = pixels(1, 2);
+    const pyjepa_task good = task_with(goal, 1, PYJEPA_CEM);
+    ASSERT_EQ(pyjepa_configure(l.agent, &good), PYJEPA_OK);
+    ASSERT_EQ(pyjepa_observe(l.agent, seen.data(), seen.size(), -1), PYJEPA_OK);
+    pyjepa_task bad = good;
+    bad.horizon = 0;
+    EXPECT_NE(pyjepa_configure(l.agent, &bad), PYJEPA_OK);
+    EXPECT_EQ(plan(l.agent, 1).iterations, 4);
+}
+
+TEST(Abi, NonFiniteObservationsAreRefused) {
+    Loaded l(callback_spec);
+    int calls = 0;
+    pyjepa_task task;
+    pyjepa_task_init(&task);
+    task.rollout = to_corner;
+    task.rollout_user = &calls;
+    ASSERT_EQ(pyjepa_configure(l.agent, &task), PYJEPA_OK);
+    for (const float bad : {NAN, INFINITY, -INFINITY}) {
+        const float seen[3] = {1, bad, 3};
+        EXPECT_EQ(pyjepa_observe(l.agent, seen, sizeof seen, -1), PYJEPA_INVALID_ARGUMENT);
+        EXPECT_NE(std::string(pyjepa_last_error()).find("element 1 of environment 0"), std::string::npos);
+    }
+}
+
+TEST(Abi, OlderAndNewerStructsWork) {
+    Loaded l(pixel_spec);
+    const auto goal = pixels(1, 1), seen = pixels(1, 2);
+    struct {
+        pyjepa_task task;
+        char future[64];
+    } newer{};
+    newer.task = task_with(goal, 1, PYJEPA_CEM);
+    newer.task.size = sizeof newer;
+    EXPECT_EQ(pyjepa_configure(l.agent, &newer.task), PYJEPA_OK);
+    ASSERT_EQ(pyjepa_observe(l.agent, seen.data(), seen.size(), -1), PYJEPA_OK);
+    float actions[48];
+    pyjepa_plan_out older{};
+    older.size = offsetof(pyjepa_plan_out, states);  // a header that knew no more than the actions
+    older.actions = actions;
+    older.elapsed = -1.0;
+    EXPECT_EQ(pyjepa_plan(l.agent, 0.0, &older), PYJEPA_OK);
+    EXPECT_EQ(older.elapsed, -1.0);
+    EXPECT_EQ(older.size, offsetof(pyjepa_plan_out, states));
+}
+
+}  // namespace
+}  // namespace pyjepa

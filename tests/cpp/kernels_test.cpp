@@ -1,0 +1,204 @@
+// The kernels of every instruction set this machine has, against double precision, on odd shapes.
+#include "simd/kernels.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <functional>
+#include <random>
+#include <vector>
+
+#include "model/dense.hpp"
+
+namespace pyjepa::simd {
+namespace {
+
+std::vector<float> normal(size_t count, unsigned seed) {
+    std::mt19937 generator(seed);
+    std::normal_distribution<float> distribution;
+    std::vector<float> out(count);
+    for (float& x : out) x = distribution(generator);
+    return out;
+}
+
+double relative_error(const std::vector<float>& got, const std::vector<double>& expected) {
+    double difference = 0.0, size = 0.0;
+    for (size_t i = 0; i < got.size(); ++i) {
+        difference += (got[i] - expected[i]) * (got[i] - expected[i]);
+        size += expected[i] * expected[i];
+    }
+    return std::sqrt(difference / size);
+}
+
+double reference(double x, Act act) {
+    switch (act) {
+        case Act::none:
+            return x;
+        case Act::relu:
+            return x > 0.0 ? x : 0.0;
+        case Act::gelu:
+            return 0.5 * x * (1.0 + std::erf(x / std::sqrt(2.0)));
+        case Act::silu:
+            return x / (1.0 + std::exp(-x));
+        case Act::mish:
+            return x * std::tanh(std::log1p(std::exp(x)));
+        case Act::tanh:
+            return std::tanh(x);
+    }
+    return x;
+}
+
+const Act kActs[] = {Act::none, Act::relu, Act::gelu, Act::silu, Act::mish, Act::tanh};
+
+class KernelsTest : public ::testing::TestWithParam<const char*> {
+  protected:
+    void SetUp() override {
+        kernels = find_kernels(GetParam());
+        if (kernels == nullptr) GTEST_SKIP() << "this machine has no " << GetParam();
+    }
+    const Kernels* kernels = nullptr;
+};
+
+TEST_P(KernelsTest, DenseAgreesWithDoubleOnOddShapes) {
+    for (const int in : {1, 3, 50, 64, 131})
+        for (const int out : {1, 5, 16, 31, 48, 64, 65, 101, 130, 200})
+            for (const int rows : {1, 2, 5, 6, 7, 13, 48})
+                for (const bool accumulate : {false, true}) {
+                    const auto x = normal(static_cast<size_t>(rows * (in + 3)), 1),
+                               w = normal(static_cast<size_t>(in * out), 2),
+                               b = normal(static_cast<size_t>(out), 3);
+                    const PackedDense packed(w, b, in, out);
+                    const int ld = out + 5;
+                    const float poison = 12345.0f;
+                    std::vector<float> y(static_cast<size_t>(rows * ld), poison);
+                    std::vector<float> got;
+                    std::vector<double> expected;
+                    if (accumulate)
+                        for (int r = 0; r < rows; ++r)
+                            for (int j = 0; j < out; ++j)
+                                y[static_cast<size_t>(r * ld + j)] = static_cast<float>(j);
+                    kernels->dense(packed.view(), x.data(), in + 3, rows, y.data(), ld, Act::relu,
+                                   accumulate);
+                    for (int r = 0; r < rows; ++r) {
+                        for (int j = 0; j < out; ++j) {
+                            double total = b[static_cast<size_t>(j)];
+                            for (int k = 0; k < in; ++k)
+                                total += static_cast<double>(x[static_cast<size_t>(r * (in + 3) + k)]) *
+                                         w[static_cast<size_t>(j * in + k)];
+                            expected.push_back(reference(total, Act::relu) + (accumulate ? j : 0));
+                            got.push_back(y[static_cast<size_t>(r * ld + j)]);
+                        }
+                        for (int j = out; j < ld; ++j)  // nothing is written beside the outputs
+                            ASSERT_EQ(y[static_cast<size_t>(r * ld + j)], poison);
+                    }
+                    double size = 0.0;
+                    for (const double e : expected) size += e * e;
+                    if (size > 0.0) {
+                        ASSERT_LT(relative_error(got, expected), 2e-6)
+                            << in << " -> " << out << ", " << rows << " rows";
+                    }
+                }
+}
+
+TEST_P(KernelsTest, ARowDoesNotDependOnItsNeighbours) {
+    const int in = 50, out = 117, rows = 61;
+    const auto x = normal(rows * in, 4), w = normal(in * out, 5), b = normal(out, 6);
+    const PackedDense packed(w, b, in, out);
+    std::vector<float> all(rows * out), alone(out);
+    for (const Act act : kActs) {
+        kernels->dense(packed.view(), x.data(), in, rows, all.data(), out, act, false);
+        for (int r = 0; r < rows; ++r) {
+            kernels->dense(packed.view(), x.data() + r * in, in, 1, alone.data(), out, act, false);
+            for (int j = 0; j < out; ++j)
+                ASSERT_EQ(all[static_cast<size_t>(r * out + j)], alone[static_cast<size_t>(j)]);
+        }
+    }
+}
+
+TEST_P(KernelsTest, ActivationsAgreeWithDouble) {
+    std::vector<float> x;
+    for (float v = -30.0f; v <= 30.0f; v += 0.0137f) x.push_back(v);
+    for (const float v : {0.0f, -0.0f, 1e-30f, -1e-30f, 100.0f, -100.0f, 1e30f, -1e30f}) x.push_back(v);
+    for (const Act act : kActs) {
+        std::vector<float> y = x;
+        kernels->activate(y.data(), 0, 1, static_cast<int>(y.size()), act);
+        for (size_t i = 0; i < x.size(); ++i) {
+            const double e = reference(x[i], act);
+            ASSERT_NEAR(y[i], e, 4e-7 * std::max(1.0, std::abs(e)))
+                << "x = " << x[i] << ", act " << static_cast<int>(act);
+        }
+    }
+}
+
+TEST_P(KernelsTest, NotANumberStaysOne) {
+    for (const Act act : kActs) {
+        float y[3] = {NAN, 1.0f, NAN};
+        kernels->activate(y, 0, 1, 3, act);
+        EXPECT_TRUE(std::isnan(y[0])) << static_cast<int>(act);
+        EXPECT_TRUE(std::isfinite(y[1]));
+        EXPECT_TRUE(std::isnan(y[2])) << static_cast<int>(act);
+    }
+}
+
+TEST_P(KernelsTest, LayerNormAndSimNormAgreeWithDouble) {
+    for (const int n : {8, 24, 40, 48, 136, 512})
+        for (const int rows : {1, 3}) {
+            const auto x = normal(static_cast<size_t>(n * rows), 7),
+                       gamma = normal(static_cast<size_t>(n), 8), beta = normal(static_cast<size_t>(n), 9);
+            std::vector<float> norm = x, sim = x;
+            kernels->layer_norm(norm.data(), n, rows, n, gamma.data(), beta.data());
+            kernels->simnorm(sim.data(), n, rows, n, 8);
+            std::vector<double> norm_expected, sim_expected;
+            for (int r = 0; r < rows; ++r) {
+                const float* row = x.data() + r * n;
+                double mean = 0.0, variance = 0.0;
+                for (int j = 0; j < n; ++j) mean += row[j] / static_cast<double>(n);
+                for (int j = 0; j < n; ++j) variance += (row[j] - mean) * (row[j] - mean) / n;
+                for (int j = 0; j < n; ++j)
+                    norm_expected.push_back((row[j] - mean) / std::sqrt(variance + 1e-5) *
+                                                gamma[static_cast<size_t>(j)] +
+                                            beta[static_cast<size_t>(j)]);
+                for (int j = 0; j < n; ++j) {
+                    double total = 0.0;
+                    for (int i = j / 8 * 8; i < j / 8 * 8 + 8; ++i)
+                        total += std::exp(static_cast<double>(row[i]));
+                    sim_expected.push_back(std::exp(static_cast<double>(row[j])) / total);
+                }
+            }
+            EXPECT_LT(relative_error(norm, norm_expected), 1e-6) << n;
+            EXPECT_LT(relative_error(sim, sim_expected), 1e-6) << n;
+        }
+}
+
+TEST_P(KernelsTest, DistanceAndAddAgreeWithDouble) {
+    for (const int n : {1, 7, 32, 48, 100}) {
+        const int rows = 5;
+        const auto z = normal(static_cast<size_t>(n * rows), 10), goal = normal(static_cast<size_t>(n), 11);
+        std::vector<float> got(rows), sum = z;
+        std::vector<double> expected(rows, 0.0);
+        kernels->squared_distance(z.data(), n, rows, n, goal.data(), got.data());
+        kernels->add(z.data(), n, rows, n, sum.data(), n);
+        for (int r = 0; r < rows; ++r)
+            for (int j = 0; j < n; ++j) {
+                const double d =
+                    static_cast<double>(z[static_cast<size_t>(r * n + j)]) - goal[static_cast<size_t>(j)];
+                expected[static_cast<size_t>(r)] += d * d;
+                EXPECT_EQ(sum[static_cast<size_t>(r * n + j)], 2.0f * z[static_cast<size_t>(r * n + j)]);
+            }
+        EXPECT_LT(relative_error(got, expected), 1e-6);
+    }
+}
+
+std::string isa_name(const ::testing::TestParamInfo<const char*>& tested) {
+    return tested.param;
+}
+
+INSTANTIATE_TEST_SUITE_P(EveryInstructionSet, KernelsTest, ::testing::Values("baseline", "avx2", "avx512"),
+                         isa_name);
+
+TEST(Dispatch, UnknownNamesAreNotFound) {
+    EXPECT_EQ(find_kernels("sse17"), nullptr);
+}
+
+}  // namespace
+}  // namespace pyjepa::simd

@@ -1,0 +1,73 @@
+// Agent files made in memory for tests: a spec's JSON and random weights of the shapes it calls for.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <random>
+#include <string>
+
+#include "agent_file/agent_file.hpp"
+
+namespace pyjepa::testing {
+
+inline std::string agent_bytes(const std::string& spec_json, unsigned seed) {
+    std::string header = R"({"__metadata__":{"pyjepa":")";
+    for (const char c : spec_json) {
+        if (c == '"') header += '\\';
+        header += c == '\n' ? ' ' : c;
+    }
+    header += "\"}";
+    std::mt19937 generator(seed);
+    std::string data;
+    for (const auto& [name, shape] : expected_tensors(read_spec(spec_json))) {
+        size_t count = 1;
+        std::string dims;
+        for (const int d : shape) {
+            count *= static_cast<size_t>(d);
+            if (!dims.empty()) dims += ',';
+            dims += std::to_string(d);
+        }
+        const size_t fan_in = shape.size() > 1 ? count / static_cast<size_t>(shape[0]) : 1;
+        std::normal_distribution<float> normal(0.0f, 1.0f / std::sqrt(static_cast<float>(fan_in)));
+        header += ",\"" + name + R"(":{"dtype":"F32","shape":[)" + dims + R"(],"data_offsets":[)" +
+                  std::to_string(data.size()) + "," + std::to_string(data.size() + 4 * count) + "]}";
+        for (size_t i = 0; i < count; ++i) {
+            const float value = normal(generator);
+            data.append(reinterpret_cast<const char*>(&value), sizeof value);
+        }
+    }
+    header += "}";
+    while (header.size() % 8 != 0) header += ' ';
+    std::string out;
+    for (int i = 0; i < 8; ++i)
+        out += static_cast<char>((static_cast<uint64_t>(header.size()) >> (8 * i)) & 255);
+    return out + header + data;
+}
+
+// Pixels in, two actions held for four steps, a residual predictor: Two Rooms in small.
+inline const char* const pixel_spec = R"({
+"observation": {"shape": [2, 16, 16], "dtype": "uint8", "scale": 0.00392156862745098},
+"actions": {"low": [-3, -3], "high": [3, 3]},
+"modules": {
+  "encoder": {"inputs": ["observation"], "blocks": [
+     {"kind": "conv", "layers": [{"out": 8, "kernel": 4, "stride": 2, "padding": 1, "activation": "relu"},
+                                 {"out": 12, "kernel": 3, "stride": 2, "padding": 1, "activation": "relu"}]},
+     {"kind": "mlp", "layers": [{"out": 24}]}]},
+  "predictor": {"inputs": ["state", "action"], "residual": true, "blocks": [
+     {"kind": "mlp", "layers": [{"out": 40, "activation": "relu"}, {"out": 40, "activation": "relu"}, {"out": 24}]}]},
+  "policy": {"inputs": ["state", "goal"], "blocks": [
+     {"kind": "mlp", "layers": [{"out": 16, "activation": "mish"}, {"out": 2}]}]}},
+"levels": [{"encoder": "encoder", "predictor": "predictor", "action_block": 4, "hold": true}],
+"policy": "policy",
+"cost": [{"kind": "goal_distance"}, {"kind": "action_size", "stage": 0.01, "terminal": 0.01},
+         {"kind": "action_change", "stage": 0.02, "terminal": 0.02}],
+"planner": {"horizon": 24, "candidates": 100, "iterations": 4, "elites": 12},
+"version": 1})";
+
+// No modules at all: the state is the observation, and rollouts come from a callback.
+inline const char* const callback_spec = R"({
+"observation": {"shape": [3]}, "actions": {"low": [-1, -1], "high": [1, 1]},
+"planner": {"horizon": 6, "candidates": 50, "iterations": 3, "elites": 8}, "version": 1})";
+
+}  // namespace pyjepa::testing
