@@ -189,7 +189,25 @@ TEST(AgentFile, OnlyObservationAndBoundsAreRequired) {
     EXPECT_EQ(spec.plan_dim, 1);
     ASSERT_EQ(spec.cost.size(), 1u);
     EXPECT_EQ(spec.cost[0].kind, CostKind::goal_distance);
+    EXPECT_EQ(spec.cost[0].stage, 1.0f);
+    EXPECT_EQ(spec.cost[0].terminal, 1.0f);
+    EXPECT_EQ(spec.cost[0].metric, Metric::l2);
+    EXPECT_EQ(spec.observation.dtype, DType::float32);
+    EXPECT_EQ(spec.observation.scale, 1.0f);
+    EXPECT_EQ(spec.observation.offset, 0.0f);
+    EXPECT_EQ(spec.level.action_block, 1);
+    // The defaults of pyjepa/spec.py.
     EXPECT_EQ(spec.planner.algorithm, Algorithm::cem);
+    EXPECT_EQ(spec.planner.horizon, 10);
+    EXPECT_EQ(spec.planner.candidates, 256);
+    EXPECT_EQ(spec.planner.iterations, 5);
+    EXPECT_EQ(spec.planner.elites, 32);
+    EXPECT_EQ(spec.planner.knots, 0);
+    EXPECT_EQ(spec.planner.interpolation, Interpolation::zero);
+    EXPECT_EQ(spec.planner.std, 0.5f);
+    EXPECT_EQ(spec.planner.min_std, 0.05f);
+    EXPECT_EQ(spec.planner.momentum, 0.0f);
+    EXPECT_EQ(spec.planner.temperature, 0.5f);
     EXPECT_TRUE(expected_tensors(spec).empty());
 }
 
