@@ -33,8 +33,8 @@ class Model:
     def load(path: str | os.PathLike[str]) -> Model:
         """Reads and validates an agent file.
 
-        Raises `AgentFileError` (the file is damaged or contradicts itself), `UnsupportedError` (it needs what this engine
-        lacks) or `OSError`.
+        Raises `AgentFileError` (the file is damaged or contradicts itself), `UnsupportedError` (it needs what this
+        engine lacks) or `OSError`.
         """
         return Model(_engine.Model.load(os.fspath(path)))
 
@@ -124,7 +124,7 @@ class Agent:
         rollout: Rollout | None = None,
         seed: int = 0,
     ) -> None:
-        """Sets the task (paper section 3, the configurator) and allocates everything it needs. None: the file's default.
+        """Sets the task (paper section 3, the configurator) and allocates all it needs. None: the file's default.
 
         Args:
             goal: an observation (obs...) to reach, or one per environment (E, obs...), which makes a batch.
@@ -204,13 +204,13 @@ class Agent:
         deadline: float | None = None,
         out: FloatArray | None = None,
     ) -> Plan:
-        """Mode-2 (paper section 3.1.2): the cheapest action sequence found, from the last observation or one given here.
+        """Mode-2 (paper section 3.1.2): the cheapest action sequence found, from the last observation or one given.
 
         ``deadline``: seconds from the call; when it passes, the unfinished iteration is dropped and the best evaluated
         plan returned. ``out``: where to write the actions, float32 (H, A).
 
-        Raises `NotReadyError` before `observe`, `RolloutError` if a callback rollout fails, `BusyError` if another thread
-        is inside this agent.
+        Raises `NotReadyError` before `observe`, `RolloutError` if a callback rollout fails, `BusyError` if another
+        thread is inside this agent.
         """
         settings = self._configured()
         if deadline is not None and not deadline >= 0.0:

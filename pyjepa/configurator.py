@@ -73,12 +73,16 @@ def resolve(spec: Spec, task: Task) -> tuple[dict[str, Any], int | None]:
     batch = task.environments
     goal = None
     if task.goal is not None:
-        shape = np.shape(task.goal)  # type: ignore[arg-type]
+        shape = np.shape(task.goal)
         if batch is None and len(shape) == len(spec.observation.shape) + 1:
             batch = int(shape[0])
         goal = observation_array(spec, task.goal, "goal", batch=batch)
 
-    low, high = (None, None) if task.bounds is None else (_bound(spec, b, n) for b, n in zip(task.bounds, ("low", "high"), strict=True))
+    low, high = (
+        (None, None)
+        if task.bounds is None
+        else (_bound(spec, b, n) for b, n in zip(task.bounds, ("low", "high"), strict=True))
+    )
     return {
         "environments": 1 if batch is None else _integer("environments", batch),
         "algorithm": 0 if task.planner is None else 1 + _index("planner", task.planner, ALGORITHMS),
@@ -87,7 +91,9 @@ def resolve(spec: Spec, task: Task) -> tuple[dict[str, Any], int | None]:
         "iterations": _integer("iterations", task.iterations),
         "elites": _integer("elites", task.elites),
         "knots": _integer("knots", task.knots),
-        "interpolation": 0 if task.interpolation is None else 1 + _index("interpolation", task.interpolation, INTERPOLATIONS),
+        "interpolation": 0
+        if task.interpolation is None
+        else 1 + _index("interpolation", task.interpolation, INTERPOLATIONS),
         "std": _number("std", task.std),
         "min_std": _number("min_std", task.min_std),
         "momentum": _number("momentum", task.momentum),
@@ -146,5 +152,7 @@ def _weights(spec: Spec, weights: Mapping[str, float]) -> FloatArray:
     names = [term.kind for term in spec.cost]
     unknown = sorted(set(weights) - set(names))
     if unknown:
-        raise InvalidArgumentError(f"weights: no cost term {unknown[0]!r} in this agent file (it has: {', '.join(names)})")
+        raise InvalidArgumentError(
+            f"weights: no cost term {unknown[0]!r} in this agent file (it has: {', '.join(names)})"
+        )
     return np.asarray([weights.get(name, 1.0) for name in names], dtype=np.float32)

@@ -29,7 +29,3 @@ class BusyError(PyjepaError, RuntimeError):
 
 class RolloutError(PyjepaError, RuntimeError):
     """A rollout callback failed or returned non-finite costs."""
-
-
-class InvalidArgumentError(PyjepaError, ValueError):
-    """A value, shape, dtype or size that cannot be; the message gives the expected one and the given one."""

@@ -141,7 +141,8 @@ class Level:
 
     The predictor advances ``action_block`` environment steps at once. With ``hold`` it reads one action (A,), held for
     the whole block; without, it reads the block's actions concatenated (action_block * A,). ``history`` and ``stride``
-    are reserved (1). ``encoder`` None: the flattened observation is the state. ``predictor`` None: a callback rolls out.
+    are reserved (1). ``encoder`` None: the flattened observation is the state. ``predictor`` None: a callback rolls
+    out.
     """
 
     encoder: str | None = None
