@@ -182,11 +182,7 @@ def _print(report: _Report) -> None:
         console,
         "Blocks",
         ("block", "layers"),
-        [
-            (f"{name}.{i}", text)
-            for name, module in report.modules.items()
-            for i, text in enumerate(module.blocks)
-        ],
+        [(f"{name}.{i}", text) for name, module in report.modules.items() for i, text in enumerate(module.blocks)],
         numbers=0,
     )
     _print_rows(
