@@ -63,7 +63,7 @@ simd_symbols() {
   local isa object weak
   for isa in avx2 avx512; do
     object=build/release/CMakeFiles/pyjepa_core.dir/csrc/simd/$isa.cpp.o
-    nm --defined-only "$object" | grep -q ' T '
+    nm --defined-only "$object" | awk '$2 ~ /^[A-Z]$/ { found = 1 } END { exit !found }'
     weak=$(nm -C --defined-only "$object" | awk '$2 ~ /^[WwVvu]$/')
     if [ -n "$weak" ]; then
       printf '%s defines weak symbols:\n%s\n' "$object" "$weak"
