@@ -37,7 +37,8 @@ types() {
   rm -rf "$elsewhere"
 }
 
-# A wheel from a clean clone holds exactly the files listed: what is not committed cannot be missed here.
+# A wheel from a clean clone, so without what is not committed, holds exactly the files listed. After a change meant to
+# add or remove some: .venv/bin/python .ci/wheel_contents.py WHEEL --write
 wheel() {
   local work
   work=$(mktemp -d)
