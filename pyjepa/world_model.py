@@ -51,7 +51,9 @@ class WorldModel(nn.Module):
         batch = observation.shape[: observation.dim() - len(description.shape)]
         if observation.shape[len(batch) :] != description.shape:
             raise ValueError(f"observation: expected (..., {description.shape}), got {tuple(observation.shape)}")
-        x = observation.reshape(-1, *description.shape).float() * description.scale + description.offset
+        x = observation.reshape(-1, *description.shape).float() * description.scale
+        if description.offset:  # a pass over all pixels, seldom needed
+            x = x + description.offset
         latent: Tensor = self.get_submodule(self.encoder_name)({"observation": x})
         return latent.reshape(*batch, self.latent_dim)
 
