@@ -38,7 +38,8 @@ class Observation:
 
 @dataclass(frozen=True, kw_only=True)
 class Actions:
-    """The action space. ``box``: bounds ``low``/``high`` (A,), and modules read ``(a - center) / scale``.
+    """The action space. ``box``: bounds ``low``/``high`` (A,), and modules read ``(a - center) / scale``; left out,
+    these map the bounds to -1 and 1.
 
     ``discrete``: ``count`` actions, read one-hot (reserved in version 1: no engine planner takes it yet).
     """
@@ -49,6 +50,14 @@ class Actions:
     center: tuple[float, ...] = ()
     scale: tuple[float, ...] = ()
     count: int = 0
+
+    def __post_init__(self) -> None:
+        """Fills in the normalisation that follows from the bounds."""
+        bounds = list(zip(self.low, self.high, strict=False))
+        if not self.center:
+            object.__setattr__(self, "center", tuple((low + high) / 2 for low, high in bounds))
+        if not self.scale:
+            object.__setattr__(self, "scale", tuple((high - low) / 2 for low, high in bounds))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -204,11 +204,10 @@ class Agent {
             status = pyjepa_plan(handle_, deadline, &out);
         }
         if (status == PYJEPA_CALLBACK && callback_error_) {
-            const py::error_already_set error = std::move(*callback_error_);
+            const py::object type = py::module_::import("pyjepa.errors").attr("RolloutError");
+            callback_error_->restore();
             callback_error_.reset();
-            py::set_error(error.type(), error.value());
-            py::raise_from(py::module_::import("pyjepa.errors").attr("RolloutError").ptr(),
-                           "the rollout callback raised an exception");
+            py::raise_from(type.ptr(), "the rollout callback raised an exception");
             throw py::error_already_set();
         }
         if (status == PYJEPA_CALLBACK && !callback_message_.empty()) {
@@ -287,8 +286,7 @@ class Agent {
                 goals == nullptr ? py::object(py::none()) : py::object(Floats({e, l}, goals));
             const py::object result =
                 self.callback_(Floats({e, l}, states), goal, Floats({e, n, h, a}, actions));
-            const auto costs = py::array_t<float, py::array::c_style | py::array::forcecast>::ensure(result);
-            if (!costs) throw py::error_already_set();
+            const py::array_t<float, py::array::c_style | py::array::forcecast> costs(result);
             if (costs.ndim() != 2 || costs.shape(0) != static_cast<py::ssize_t>(e) ||
                 costs.shape(1) != static_cast<py::ssize_t>(n)) {
                 self.callback_message_ = "the rollout callback returned costs of shape " +

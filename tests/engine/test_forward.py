@@ -1,0 +1,170 @@
+"""Every block forward in C++ against torch: 1e-5 relative 2-norm on N(0, 1) inputs and random weights, on every isa."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from sample import ISAS, engine_model, networks, run_on, weights
+
+from pyjepa import agent_file
+from pyjepa.spec import Actions, Conv, ConvLayer, Impala, Layer, Level, Mlp, Module, Observation, Planner, Spec
+
+NORMS = ("none", "layer", "simnorm", "layer+simnorm")
+ACTIVATIONS = ("none", "relu", "gelu", "silu", "mish", "tanh")
+
+
+def encoder(shape, *blocks):
+    return Spec(
+        observation=Observation(shape=shape),
+        actions=Actions(low=(-1.0,), high=(1.0,)),
+        modules={"encoder": Module(inputs=("observation",), blocks=blocks)},
+        levels=(Level(encoder="encoder"),),
+    )
+
+
+def predictor(inputs, latent, action, block, hold, residual, *layers):
+    """A predictor of a state-based agent: the observation is the state."""
+    return Spec(
+        observation=Observation(shape=(latent,)),
+        actions=Actions(low=(-1.0,) * action, high=(1.0,) * action),
+        modules={"predictor": Module(inputs=inputs, residual=residual, blocks=(Mlp(layers=layers),))},
+        levels=(Level(predictor="predictor", action_block=block, hold=hold),),
+        planner=Planner(horizon=12),
+    )
+
+
+def cases():
+    for norm, activation in itertools.product(NORMS, ACTIVATIONS):
+        layers = (Layer(out=40, norm=norm, activation=activation), Layer(out=72, norm=norm, activation=activation))
+        yield f"mlp-{norm}-{activation}", encoder((37,), Mlp(layers=layers))
+    yield "mlp-one-layer", encoder((5,), Mlp(layers=(Layer(out=1),)))
+    yield "mlp-two-blocks", encoder((9,), Mlp(layers=(Layer(out=33, activation="relu"),)), Mlp(layers=(Layer(out=7),)))
+    yield "mlp-group-3", encoder((9,), Mlp(layers=(Layer(out=33, norm="simnorm"),), simnorm_group=3))
+    yield "mlp-wide", encoder((300,), Mlp(layers=(Layer(out=515, norm="layer", activation="mish"), Layer(out=129))))
+    yield "mlp-on-image", encoder((3, 5, 7), Mlp(layers=(Layer(out=11),)))
+    for kernel, stride, padding in ((1, 1, 0), (3, 1, 1), (3, 2, 1), (4, 2, 0), (5, 3, 4), (8, 4, 2)):
+        layer = ConvLayer(out=10, kernel=kernel, stride=stride, padding=padding, activation="gelu")
+        yield f"conv-{kernel}-{stride}-{padding}", encoder((3, 17, 13), Conv(layers=(layer,)))
+    pyramid = Conv(
+        layers=(
+            ConvLayer(out=16, kernel=8, stride=4, padding=2, activation="relu"),
+            ConvLayer(out=24, kernel=3, stride=2, padding=1, activation="silu"),
+        )
+    )
+    yield "conv-mlp", encoder((2, 32, 40), pyramid, Mlp(layers=(Layer(out=50, activation="tanh"), Layer(out=20))))
+    yield "conv-conv", encoder((2, 32, 40), pyramid, Conv(layers=(ConvLayer(out=5, kernel=3, padding=1),)))
+    yield "impala", encoder((2, 33, 21), Impala(channels=(8, 12)))
+    yield "impala-mlp", encoder((2, 65, 65), Impala(channels=(16, 32, 32)), Mlp(layers=(Layer(out=64, norm="layer"),)))
+    yield "conv-impala", encoder((2, 32, 40), pyramid, Impala(channels=(6,)))
+    wide, last = Layer(out=40, norm="layer", activation="mish"), Layer(out=24)
+    yield "predictor", predictor(("state", "action"), 24, 2, 1, False, False, wide, last)
+    yield "predictor-residual", predictor(("state", "action"), 24, 2, 4, True, True, wide, last)
+    yield "predictor-action-first", predictor(("action", "state"), 24, 2, 3, False, True, wide, last)
+    yield (
+        "predictor-simnorm",
+        predictor(("state", "action"), 24, 3, 1, False, False, wide, Layer(out=24, norm="layer+simnorm")),
+    )
+    yield (
+        "predictor-residual-norm",
+        predictor(("state", "action"), 24, 3, 1, False, True, Layer(out=24, norm="layer", activation="gelu")),
+    )
+
+
+CASES = dict(cases())
+
+
+def inputs_of(spec, name, count=7):
+    size = int(np.prod(spec.observation.shape))
+    if name == "predictor":
+        level, action = spec.levels[0], len(spec.actions.low)
+        size += action if level.hold else action * level.action_block
+    return np.random.default_rng(1).standard_normal((count, size)).astype(np.float32)
+
+
+def torch_forward(spec, modules, name, inputs):
+    """The module's output in double precision."""
+    x = torch.from_numpy(inputs).double()
+    with torch.no_grad():
+        if name == "encoder":
+            return modules.double()[name]({"observation": x.reshape(-1, *spec.observation.shape)}).numpy()
+        parts, at = {}, 0
+        latent = spec.observation.shape[0]
+        for part in spec.modules[name].inputs:
+            size = latent if part == "state" else inputs.shape[1] - latent
+            parts[part] = x[:, at : at + size]
+            at += size
+        return modules.double()[name](parts).numpy()
+
+
+def relative(got, expected):
+    return np.linalg.norm(got - expected) / np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_forward_equals_torch(case):
+    spec = CASES[case]
+    (name,) = spec.modules
+    model = networks(spec)
+    engine = engine_model(spec, model)
+    inputs = inputs_of(spec, name)
+    expected = torch_forward(spec, model, name, inputs)
+    got = engine.forward(name, inputs)
+    assert got.shape == expected.shape
+    assert relative(got, expected) < 1e-5
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_forward_equals_torch_on_every_isa(isa, tmp_path):
+    expected = {}
+    for case, spec in CASES.items():
+        (name,) = spec.modules
+        model = networks(spec)
+        agent_file.save(tmp_path / f"{case}.safetensors", spec, weights(model))
+        inputs = inputs_of(spec, name)
+        np.save(tmp_path / f"{case}.npy", inputs)
+        expected[case] = torch_forward(spec, model, name, inputs)
+    code = """
+import pathlib, sys, numpy as np, pyjepa
+for file in sorted(pathlib.Path(sys.argv[1]).glob("*.safetensors")):
+    model = pyjepa.Model.load(file)
+    (name,) = model.spec.modules
+    np.save(str(file) + ".out.npy", model.forward(name, np.load(file.with_suffix(".npy"))))
+print(pyjepa._engine.isa())
+"""
+    ran = run_on(isa, code, str(tmp_path))
+    if ran is None:
+        pytest.skip(f"this machine has no {isa}")
+    assert ran.strip() == isa
+    for case in CASES:
+        assert relative(np.load(tmp_path / f"{case}.safetensors.out.npy"), expected[case]) < 1e-5, case
+
+
+def test_encode_equals_torch_on_uint8():
+    spec = encoder(
+        (2, 12, 12),
+        Conv(layers=(ConvLayer(out=6, kernel=3, stride=2, activation="relu"),)),
+        Mlp(layers=(Layer(out=9),)),
+    )
+    spec = Spec(
+        observation=Observation(shape=(2, 12, 12), dtype="uint8", scale=1 / 255, offset=-0.25),
+        actions=spec.actions,
+        modules=spec.modules,
+        levels=spec.levels,
+    )
+    modules = networks(spec)
+    seen = np.random.default_rng(0).integers(0, 256, (5, 2, 12, 12), dtype=np.uint8)
+    with torch.no_grad():
+        expected = modules["encoder"]({"observation": torch.from_numpy(seen).float() / 255 - 0.25}).numpy()
+    assert relative(engine_model(spec, modules).encode(seen), expected) < 1e-5
+
+
+def test_forward_names_wrong_sizes():
+    spec = CASES["mlp-one-layer"]
+    engine = engine_model(spec, networks(spec))
+    with pytest.raises(ValueError, match="maps 5 to 1 values, got 4"):
+        engine.forward("encoder", np.zeros((2, 4)))
+    with pytest.raises(ValueError, match="no module 'decoder'"):
+        engine.forward("decoder", np.zeros((2, 5)))
+    with pytest.raises(ValueError, match="shape"):
+        engine.forward("encoder", np.zeros(5))
