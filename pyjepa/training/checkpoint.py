@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -20,11 +22,18 @@ class CheckpointError(PyjepaError, ValueError):
 
 def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
     """Write tensors and plain values so that ``path`` is the old checkpoint or the whole new one, never a part."""
+    with replacing(path) as file:
+        torch.save({"version": VERSION, **state}, file)
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A temporary file that takes the place of ``path`` when the block ends well, and is removed if it does not."""
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("xb") as file:
-            torch.save({"version": VERSION, **state}, file)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 import warnings
 from collections.abc import Iterator
@@ -16,11 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pyjepa.bench.machine import describe
 from pyjepa.objectives.inverse_dynamics import InverseDynamics, chance
 from pyjepa.objectives.temporal import temporal_similarity, temporal_variance
 from pyjepa.objectives.vicreg import VICReg
 from pyjepa.spec import Spec
-from pyjepa.training.checkpoint import CheckpointError, first_difference, load_checkpoint, save_checkpoint
+from pyjepa.training.checkpoint import CheckpointError, first_difference, load_checkpoint, replacing, save_checkpoint
 from pyjepa.training.config import Config, Objective
 from pyjepa.training.dataset import EpisodeReader, WindowSampler
 from pyjepa.training.diagnostics import CollapseWarning, Diagnostics, diagnose, tripped
@@ -153,7 +153,7 @@ class Trainer:
                     self.save(checkpoint)
 
     def save(self, path: Path) -> None:
-        """Write everything that resuming needs, and ``metrics.json`` beside it."""
+        """Write everything that resuming needs, and ``metrics.json`` beside it: machine, configuration and history."""
         path.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "step": self.step,
@@ -168,10 +168,15 @@ class Trainer:
             "diagnostics": None if self.diagnostics is None else self.diagnostics.as_dict(),
         }
         save_checkpoint(path, state)
-        metrics = path.with_name("metrics.json")
-        temporary = metrics.with_name(".metrics.json.tmp")
-        temporary.write_text(json.dumps(self.history, indent=0), encoding="utf-8")
-        os.replace(temporary, metrics)
+        metrics = {
+            "machine": {**describe(), "torch": torch.__version__, "threads": self.config.threads},
+            "config": self.config.model_dump(),
+            "seconds": self.seconds,
+            "alarms": self.alarms,
+            "history": self.history,
+        }
+        with replacing(path.with_name("metrics.json")) as file:
+            file.write(json.dumps(metrics, indent=1).encode() + b"\n")
 
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint. Raises `CheckpointError` if it is damaged or of another configuration or data."""

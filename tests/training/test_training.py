@@ -158,7 +158,10 @@ def test_an_interrupted_and_resumed_run_ends_with_the_same_bits(data, tmp_path, 
     ]
     assert without_time[0] == without_time[1]
     assert [row["step"] for row in without_time[0]] == [2, 4, 6, 8]
-    assert json.loads(checkpoint.with_name("metrics.json").read_text()) == second.history
+    metrics = json.loads(checkpoint.with_name("metrics.json").read_text())
+    assert metrics["history"] == second.history
+    assert metrics["config"] == config.model_dump()
+    assert metrics["machine"]["torch"] == torch.__version__
 
 
 def test_runs_are_logged_to_tensorboard(data, tmp_path):
