@@ -1,4 +1,4 @@
-"""The worlds as Gymnasium environments. The only module of `pyjepa.envs` that needs gymnasium."""
+"""The worlds as Gymnasium environments, registered when this is imported. The only module here that needs gymnasium."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from pyjepa.envs.registration import register
 from pyjepa.envs.two_rooms import MAX_STEPS, SIZE, STEP, Split, TwoRooms
 
 Observation: TypeAlias = dict[str, NDArray[np.uint8]]
@@ -83,3 +84,6 @@ class TwoRoomsEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
             "position": self._world.position[0].copy(),
             "door": int(self._world.door[0]),
         }
+
+
+register()

@@ -1,4 +1,4 @@
-"""Tells Gymnasium about the worlds: the target of the entry point ``gymnasium.envs``, loaded by Gymnasium itself."""
+"""Tells Gymnasium about the worlds."""
 
 from __future__ import annotations
 

@@ -1,17 +1,19 @@
 """Two Rooms through Gymnasium."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 gymnasium = pytest.importorskip("gymnasium")
 from gymnasium.utils.env_checker import check_env  # noqa: E402
 
-from pyjepa.envs.registration import register  # noqa: E402
+import pyjepa.envs.gymnasium  # noqa: E402, F401
 
 
 @pytest.fixture
 def env():
-    register()
     return gymnasium.make("pyjepa/TwoRooms-v0", split="train", render_mode="rgb_array")
 
 
@@ -54,3 +56,25 @@ def test_the_rendered_picture_shows_agent_and_goal(env):
     assert picture.shape == (64, 64, 3)
     x, y = np.round(info["position"]).astype(int)
     assert picture[y, x, 0] > 200 > 100 > picture[y, x, 1]
+
+
+@pytest.mark.parametrize(
+    ("imports", "name"),
+    [
+        ("import gymnasium", "pyjepa.envs:pyjepa/TwoRooms-v0"),
+        ("import gymnasium, pyjepa.envs", "pyjepa/TwoRooms-v0"),
+        ("import pyjepa.envs, gymnasium, pyjepa.envs.gymnasium", "pyjepa/TwoRooms-v0"),
+    ],
+)
+def test_gymnasium_finds_the_world(imports, name):
+    code = f"{imports}; print(gymnasium.make({name!r}).action_space.shape)"
+    command = [sys.executable, "-P", "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert result.stdout == "(2,)\n"
+
+
+def test_importing_the_worlds_does_not_import_gymnasium():
+    code = "import sys, pyjepa.envs; print('gymnasium' in sys.modules)"
+    command = [sys.executable, "-P", "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert result.stdout == "False\n"
