@@ -194,7 +194,7 @@ FAULTS = {
         r"module 'encoder': block 'gru' is not available in the C\+\+ engine",
         UnsupportedError,
     ),
-    "reserved actions": Fault(in_spec('"box"', '"discrete"'), "'discrete' actions", UnsupportedError),
+    "reserved actions": Fault(in_spec('"box"', '"discrete"'), "action kind 'discrete'", UnsupportedError),
 }
 
 

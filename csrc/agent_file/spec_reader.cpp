@@ -77,7 +77,7 @@ ActionSpec read_actions(const Json& value) {
     const auto kind =
         object.choice<Kind>("kind", Kind::box, {{"box", Kind::box}, {"discrete", Kind::discrete}});
     const int count = object.integer("count", 0, 0, limits::dimension);
-    if (kind == Kind::discrete) not_in_engine(object.where("kind"), "'discrete' actions");
+    if (kind == Kind::discrete) not_in_engine(object.where("kind"), "action kind 'discrete'");
     if (count != 0) invalid(object.where("count"), "only discrete actions have a count");
 
     const std::vector<double> low = read_numbers(object, "low"), high = read_numbers(object, "high");
@@ -276,7 +276,7 @@ std::map<std::string, ModuleSpec> read_modules(const Json& value) {
 // --------------------------------------------------------------------------------------
 
 LevelSpec read_levels(const Json& value) {
-    as_list(value, "spec.levels", 1, std::numeric_limits<std::size_t>::max());
+    as_list(value, "spec.levels", 1, limits::levels);
     if (value.size() > 1) not_in_engine("spec.levels", "more than one level");
     const JsonObject object(value[0], "spec.levels[0]",
                             {"encoder", "predictor", "history", "action_block", "hold", "stride"});
