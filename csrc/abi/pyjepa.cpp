@@ -122,15 +122,17 @@ pyjepa_status pyjepa_model_get_dims(const pyjepa_model* model, pyjepa_model_dims
     return guarded([&] {
         const pyjepa::Model& m = *not_null(model, "model").model;
         const pyjepa::Spec& s = m.spec();
-        not_null(out, "out") = {s.observation_size,
-                                s.observation.dtype == pyjepa::DType::uint8 ? PYJEPA_UINT8 : PYJEPA_FLOAT32,
-                                s.action_dim,
-                                s.latent_dim,
-                                s.level.action_block,
-                                static_cast<int32_t>(s.cost.size()),
-                                m.encoder() != nullptr,
-                                m.predictor() != nullptr,
-                                m.policy() != nullptr};
+        pyjepa_model_dims dims = versioned(out, pyjepa_model_dims{}, "out");
+        dims.observation_size = s.observation_size;
+        dims.observation_dtype = s.observation.dtype == pyjepa::DType::uint8 ? PYJEPA_UINT8 : PYJEPA_FLOAT32;
+        dims.action_dim = s.action_dim;
+        dims.latent_dim = s.latent_dim;
+        dims.action_block = s.level.action_block;
+        dims.cost_terms = static_cast<int32_t>(s.cost.size());
+        dims.has_encoder = m.encoder() != nullptr;
+        dims.has_predictor = m.predictor() != nullptr;
+        dims.has_policy = m.policy() != nullptr;
+        give_back(out, dims);
     });
 }
 
@@ -189,20 +191,23 @@ void pyjepa_agent_free(pyjepa_agent* agent) {
     delete agent;
 }
 
-void pyjepa_task_init(pyjepa_task* task) {
-    if (task == nullptr) return;
-    *task = pyjepa_task{};
-    task->size = sizeof(pyjepa_task);
-    task->environments = 1;
-    task->horizon = task->candidates = task->iterations = task->elites = task->knots = -1;
-    task->std = task->min_std = task->momentum = task->temperature = std::nanf("");
+void pyjepa_task_init(pyjepa_task* task, size_t size) {
+    if (task == nullptr || size < sizeof(size_t)) return;
+    // What this library does not know of a newer caller's struct is zero, as the header promises it may be.
+    std::memset(static_cast<void*>(task), 0, size);
+    pyjepa_task defaults{};
+    defaults.environments = 1;
+    defaults.horizon = defaults.candidates = defaults.iterations = defaults.elites = defaults.knots = -1;
+    defaults.std = defaults.min_std = defaults.momentum = defaults.temperature = std::nanf("");
+    std::memcpy(static_cast<void*>(task), &defaults, size < sizeof defaults ? size : sizeof defaults);
+    task->size = size;
 }
 
 pyjepa_status pyjepa_configure(pyjepa_agent* agent, const pyjepa_task* task) {
     return guarded([&] {
         Agent& a = *not_null(agent, "agent").agent;
         pyjepa_task defaults;
-        pyjepa_task_init(&defaults);
+        pyjepa_task_init(&defaults, sizeof defaults);
         const pyjepa_task request = versioned(task, defaults, "task");
         const Agent::Hold hold(a);
         a.configure(request);

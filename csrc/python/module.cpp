@@ -77,7 +77,8 @@ class Model {
     const pyjepa_model* handle() const { return handle_; }
     std::string spec() const { return pyjepa_model_spec(handle_); }
     py::dict dims() const {
-        pyjepa_model_dims d;
+        pyjepa_model_dims d{};
+        d.size = sizeof d;
         check(pyjepa_model_get_dims(handle_, &d));
         py::dict out;
         out["observation_size"] = d.observation_size;
@@ -145,7 +146,7 @@ class Agent {
                    const std::optional<Floats>& high, const std::optional<Floats>& weights,
                    const py::object& rollout) {
         Task task;
-        pyjepa_task_init(&task.raw);
+        pyjepa_task_init(&task.raw, sizeof task.raw);
         task.raw.environments = environments;
         task.raw.algorithm = algorithm;
         task.raw.horizon = horizon;

@@ -96,7 +96,7 @@ Result plan(pyjepa_agent* agent, int environments, double deadline = 0.0) {
 
 pyjepa_task task_with(const std::vector<unsigned char>& goal, int environments, int algorithm) {
     pyjepa_task task;
-    pyjepa_task_init(&task);
+    pyjepa_task_init(&task, sizeof task);
     task.environments = environments;
     task.algorithm = algorithm;
     task.goal = goal.data();
@@ -293,7 +293,7 @@ int to_corner(void* user, const float* states, const float*, const float* action
 TEST(Abi, CallbackRollouts) {
     Loaded l(callback_spec);
     pyjepa_task task;
-    pyjepa_task_init(&task);
+    pyjepa_task_init(&task, sizeof task);
     EXPECT_EQ(pyjepa_configure(l.agent, &task), PYJEPA_UNSUPPORTED);  // no predictor and no callback
     int calls = 0;
     task.rollout = to_corner;
@@ -383,7 +383,7 @@ TEST(Abi, NonFiniteObservationsAreRefused) {
     Loaded l(callback_spec);
     int calls = 0;
     pyjepa_task task;
-    pyjepa_task_init(&task);
+    pyjepa_task_init(&task, sizeof task);
     task.rollout = to_corner;
     task.rollout_user = &calls;
     ASSERT_EQ(pyjepa_configure(l.agent, &task), PYJEPA_OK);
@@ -413,6 +413,26 @@ TEST(Abi, OlderAndNewerStructsWork) {
     EXPECT_EQ(pyjepa_plan(l.agent, 0.0, &older), PYJEPA_OK);
     EXPECT_EQ(older.elapsed, -1.0);
     EXPECT_EQ(older.size, offsetof(pyjepa_plan_out, states));
+
+    pyjepa_model_dims dims{};
+    EXPECT_EQ(pyjepa_model_get_dims(l.model, &dims), PYJEPA_INVALID_ARGUMENT);  // size is not set
+    dims.size = offsetof(pyjepa_model_dims, latent_dim);
+    EXPECT_EQ(pyjepa_model_get_dims(l.model, &dims), PYJEPA_OK);
+    EXPECT_EQ(dims.action_dim, 2);
+    EXPECT_EQ(dims.latent_dim, 0);
+
+    pyjepa_task short_task;
+    std::memset(&short_task, 77, sizeof short_task);
+    const uint64_t untouched = short_task.seed;
+    pyjepa_task_init(&short_task, offsetof(pyjepa_task, seed));
+    EXPECT_EQ(short_task.size, offsetof(pyjepa_task, seed));
+    EXPECT_EQ(short_task.knots, -1);
+    EXPECT_EQ(short_task.seed, untouched);
+    EXPECT_EQ(pyjepa_configure(l.agent, &short_task), PYJEPA_INVALID_ARGUMENT);  // it needs a goal
+    EXPECT_NE(std::string(pyjepa_last_error()).find("goal"), std::string::npos);
+    pyjepa_task_init(&newer.task, sizeof newer);
+    EXPECT_EQ(newer.task.size, sizeof newer);
+    EXPECT_EQ(newer.future[63], 0);
 }
 
 }  // namespace

@@ -75,6 +75,7 @@ PYJEPA_API const char* pyjepa_last_error(void);
  * --------------------------------------------------------------------------------------------------- */
 
 typedef struct pyjepa_model_dims {
+    size_t size;               /* sizeof(pyjepa_model_dims), set by the caller */
     int32_t observation_size;  /* elements of one observation */
     int32_t observation_dtype; /* pyjepa_dtype */
     int32_t action_dim;        /* A */
@@ -119,10 +120,9 @@ PYJEPA_API void pyjepa_agent_free(pyjepa_agent* agent);
 typedef int (*pyjepa_rollout_fn)(void* user, const float* states, const float* goals, const float* actions,
                                  size_t e, size_t n, size_t h, size_t a, size_t l, float* cost);
 
-/* What to do and how to plan it. Zero-initialise, set `size = sizeof(pyjepa_task)`, then what differs from
- * the agent file's defaults. For floats marked "default: NaN" use pyjepa_task_init. */
+/* What to do and how to plan it: pyjepa_task_init sets every member to its default, then set what differs. */
 typedef struct pyjepa_task {
-    size_t size;
+    size_t size;          /* sizeof(pyjepa_task) */
     int32_t environments; /* E >= 1 */
     int32_t algorithm;    /* pyjepa_algorithm */
     int32_t horizon;      /* environment steps, a multiple of action_block; -1: default */
@@ -144,7 +144,8 @@ typedef struct pyjepa_task {
     void* rollout_user;
 } pyjepa_task;
 
-PYJEPA_API void pyjepa_task_init(pyjepa_task* task);
+/* The defaults, in as much of `task` as `size` = sizeof(pyjepa_task) says that the caller knows. */
+PYJEPA_API void pyjepa_task_init(pyjepa_task* task, size_t size);
 
 /* Sets the task and allocates everything that observing, acting and planning need. On failure the agent keeps
  * its previous task. */
