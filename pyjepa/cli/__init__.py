@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from pyjepa.cli import folders
 from pyjepa.cli.text import printable
 from pyjepa.errors import PyjepaError
 
@@ -64,3 +65,6 @@ class _Commands(click.Group):
 @click.version_option(package_name="pyjepa-engine", prog_name="pyjepa")
 def main() -> None:
     """Train JEPA world models, and perceive, act and plan with them."""
+
+
+main.params.extend(folders.options())
