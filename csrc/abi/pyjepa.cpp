@@ -11,6 +11,7 @@
 
 #include "agent/agent.hpp"
 #include "error.hpp"
+#include "simd/peak.hpp"
 
 struct pyjepa_model {
     std::shared_ptr<const pyjepa::Model> model;
@@ -282,6 +283,22 @@ pyjepa_status pyjepa_get_settings(const pyjepa_agent* agent, pyjepa_settings* ou
         settings.temperature = s.temperature;
         settings.flops = task.flops();
         give_back(out, settings);
+    });
+}
+
+pyjepa_status pyjepa_measure_peak(int32_t precision, double seconds, double* gflops) {
+    return guarded([&] {
+        double& out = not_null(gflops, "gflops");
+        if (precision < PYJEPA_FP32 || precision > PYJEPA_INT8)
+            throw Error(PYJEPA_INVALID_ARGUMENT,
+                        "precision must be a pyjepa_precision, got " + std::to_string(precision));
+        if (!(seconds >= 0.0 && seconds <= 10.0))
+            throw Error(PYJEPA_INVALID_ARGUMENT, "seconds must be between 0 and 10");
+        const double found =
+            pyjepa::simd::measure_peak(static_cast<pyjepa::simd::Precision>(precision), seconds);
+        if (found == 0.0)
+            throw Error(PYJEPA_UNSUPPORTED, "this machine has no instructions for this precision");
+        out = found * 1e-9;
     });
 }
 

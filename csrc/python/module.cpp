@@ -322,6 +322,23 @@ PYBIND11_MODULE(_engine, m) {
         return name;
     });
 
+    m.def(
+        "measure_peak",
+        [](const std::string& precision, double seconds) {
+            static const std::vector<std::string> names = {"fp32", "bf16", "int8"};
+            const auto found = std::find(names.begin(), names.end(), precision);
+            if (found == names.end()) raise("InvalidArgumentError", "precision must be fp32, bf16 or int8");
+            double gflops = 0.0;
+            pyjepa_status status;
+            {
+                const py::gil_scoped_release release;
+                status = pyjepa_measure_peak(static_cast<int32_t>(found - names.begin()), seconds, &gflops);
+            }
+            check(status);
+            return gflops;
+        },
+        py::arg("precision"), py::arg("seconds"));
+
     py::class_<Model>(m, "Model")
         .def_static("load", &Model::load, py::arg("path"))
         .def_static("parse", &Model::parse, py::arg("data"))

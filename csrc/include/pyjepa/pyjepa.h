@@ -190,6 +190,16 @@ typedef struct pyjepa_settings {
 
 PYJEPA_API pyjepa_status pyjepa_get_settings(const pyjepa_agent* agent, pyjepa_settings* out);
 
+/* ---- measurement
+ * --------------------------------------------------------------------------------------------- */
+
+typedef enum pyjepa_precision { PYJEPA_FP32 = 0, PYJEPA_BF16 = 1, PYJEPA_INT8 = 2 } pyjepa_precision;
+
+/* What one thread of this machine can multiply and add at most in a precision, in 10^9 operations per second
+ * (two per multiply-add): a loop within registers, for `seconds` (at most 10), its best moment. It ignores
+ * PYJEPA_ISA. PYJEPA_UNSUPPORTED where the machine has no instructions for the precision. */
+PYJEPA_API pyjepa_status pyjepa_measure_peak(int32_t precision, double seconds, double* gflops);
+
 #ifdef __cplusplus
 }
 #endif
