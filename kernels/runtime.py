@@ -53,3 +53,9 @@ def dot_precision(x: torch.Tensor) -> str:
     "ieee" would leave NVIDIA's matrix units idle, and "tf32x3" does not compile for AMD.
     """
     return "tf32x3" if x.is_cuda and torch.version.hip is None else "ieee"
+
+
+def refuse_second_derivative() -> None:
+    """Raise RuntimeError in a backward that is itself recorded: its result would pass for a constant."""
+    if torch.is_grad_enabled():
+        raise RuntimeError("this loss has no second derivative: call backward without create_graph=True")

@@ -19,7 +19,7 @@ BLOCK_ELEMENTS = 1 << 16
 
 
 class Knots(NamedTuple):
-    """Knots t_k = first + k step, k = 0 .. count - 1, all >= 0; the last weighs step, the others 2 step.
+    """Knots t_k = first + k step, k = 0 .. number - 1, all >= 0; the last weighs step, the others 2 step.
 
     The statistic is even in t, so a grid over [-t_max, t_max] folds onto its half, and the weight at t = 0 is free
     because the error there is zero.
@@ -27,7 +27,7 @@ class Knots(NamedTuple):
 
     first: float
     step: float
-    count: int
+    number: int
 
     def at(self, index: int) -> float:
         """t of knot `index`."""
@@ -35,7 +35,7 @@ class Knots(NamedTuple):
 
     def weight(self, index: int) -> float:
         """Trapezoid weight times the window exp(-t^2 / 2) of knot `index`."""
-        return (self.step if index == self.count - 1 else 2.0 * self.step) * self.window(index)
+        return (self.step if index == self.number - 1 else 2.0 * self.step) * self.window(index)
 
     def window(self, index: int) -> float:
         """The normal distribution's characteristic function at knot `index`."""
@@ -47,9 +47,9 @@ def _turns(h: Tensor, knots: Knots) -> Iterator[tuple[Tensor, Tensor]]:
     cos_step, sin_step = torch.cos(h * knots.step), torch.sin(h * knots.step)
     cos, sin = torch.cos(h * knots.first), torch.sin(h * knots.first)
     next_cos, next_sin = torch.empty_like(cos), torch.empty_like(sin)
-    for k in range(knots.count):
+    for k in range(knots.number):
         yield cos, sin
-        if k + 1 < knots.count:
+        if k + 1 < knots.number:
             torch.mul(cos, cos_step, out=next_cos).addcmul_(sin, sin_step, value=-1.0)
             torch.mul(sin, cos_step, out=next_sin).addcmul_(cos, sin_step)
             cos, sin, next_cos, next_sin = next_cos, next_sin, cos, sin
@@ -64,7 +64,7 @@ def _blocks(rows: int, directions: int) -> Iterator[slice]:
 def sums(z: Tensor, directions: Tensor, knots: Knots) -> tuple[Tensor, Tensor]:
     """Return the projections h (N, K) and the sums over rows of cos and sin, (T, 2, K), of z (N, D)."""
     h = z.to(directions.dtype) @ directions
-    total = h.new_zeros(knots.count, 2, h.shape[1])
+    total = h.new_zeros(knots.number, 2, h.shape[1])
     for rows in _blocks(*h.shape):
         for k, (cos, sin) in enumerate(_turns(h[rows], knots)):
             total[k, 0] += cos.sum(0)
@@ -74,8 +74,8 @@ def sums(z: Tensor, directions: Tensor, knots: Knots) -> tuple[Tensor, Tensor]:
 
 def statistic(means: Tensor, knots: Knots, scale: float) -> Tensor:
     """Return scale times the mean over directions of the weighted squared distance. means: (T, 2, K)."""
-    windows = [knots.window(k) for k in range(knots.count)]
-    weights = [knots.weight(k) for k in range(knots.count)]
+    windows = [knots.window(k) for k in range(knots.number)]
+    weights = [knots.weight(k) for k in range(knots.number)]
     phi = torch.tensor(windows, dtype=means.dtype, device=means.device)[:, None]
     omega = torch.tensor(weights, dtype=means.dtype, device=means.device)
     error = (means[:, 0] - phi).square() + means[:, 1].square()

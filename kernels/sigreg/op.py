@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..runtime import FLOATS, compute_dtype, use_triton
+from ..runtime import FLOATS, compute_dtype, refuse_second_derivative, use_triton
 from . import fallback
 from .fallback import Knots
 from .reference import KNOTS, Variant, sigreg_directions
@@ -113,9 +113,7 @@ class _Gathered(torch.autograd.Function):
     """SIGReg over the rows of all ranks: the sums are added up, each rank projects only its own rows."""
 
     @staticmethod
-    def forward(
-        ctx: Any, z: Tensor, directions: Tensor, knots: Knots, by_rows: bool, group: ProcessGroup
-    ) -> Tensor:
+    def forward(ctx: Any, z: Tensor, directions: Tensor, knots: Knots, by_rows: bool, group: ProcessGroup) -> Tensor:
         from torch import distributed
 
         with torch.autocast(z.device.type, enabled=False):
@@ -131,8 +129,8 @@ class _Gathered(torch.autograd.Function):
             return fallback.statistic(means, knots, ctx.scale)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative()
         directions, h, means = ctx.saved_tensors
         with torch.autocast(h.device.type, enabled=False):
             # DDP averages over ranks, and the gradient of the joint loss is their sum.
@@ -205,7 +203,8 @@ def sigreg(
         a = sigreg_directions(z.shape[1], directions, seed=seed, device=z.device, dtype=dtype)
     grid = knots_for(variant, count, t_max)
     if group is not None:
-        value: Tensor = _Gathered.apply(z, a, grid, variant == "lejepa", group)
+        value: Tensor = _Gathered.apply(z, a, grid, variant == "lejepa", group)  # type: ignore[no-untyped-call]
         return value
     scale = float(z.shape[0]) if variant == "lejepa" else 1.0
-    return _sigreg_op(z, a, *grid, scale, use_triton(backend, z))[0]
+    result: Tensor = _sigreg_op(z, a, *grid, scale, use_triton(backend, z))[0]
+    return result

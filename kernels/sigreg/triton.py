@@ -8,6 +8,9 @@ Nothing has N x K x T elements: `project` leaves h (N, K) and ceil(N / BN) x T x
 atomics, int64 offsets. Sines and cosines are taken once a projection, of |step h|, then rotated from knot to knot.
 """
 
+# Kernel bodies are Triton, which has no types.
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
 from __future__ import annotations
 
 import json
@@ -151,15 +154,15 @@ def forward(z: Tensor, directions: Tensor, knots: Knots, scale: float) -> tuple[
     rows = triton.cdiv(n, tile["BN"])
     with device_of(z):
         h = directions.new_empty(n, k)
-        partials = directions.new_empty(rows, knots.count, 2, k)
+        partials = directions.new_empty(rows, knots.number, 2, k)
         project[(rows * triton.cdiv(k, tile["BK"]),)](
-            z, directions, h, partials, n, d, k, knots.count, *z.stride(), *directions.stride(), knots.first,
+            z, directions, h, partials, n, d, k, knots.number, *z.stride(), *directions.stride(), knots.first,
             knots.step, IP=dot_precision(z), ACC=acc, **_options(tile),
         )  # fmt: skip
-        means = directions.new_empty(knots.count, 2, k)
+        means = directions.new_empty(knots.number, 2, k)
         shares = directions.new_empty(triton.cdiv(k, block["BK"]))
         combine[(shares.numel(),)](
-            partials, means, shares, n, k, knots.count, rows, knots.first, knots.step, ACC=acc, **_options(block)
+            partials, means, shares, n, k, knots.number, rows, knots.first, knots.step, ACC=acc, **_options(block)
         )
         return shares.sum() * (scale / k), h, means
 
@@ -175,7 +178,7 @@ def backward(
     with device_of(h):
         out = torch.empty(n, d, dtype=dtype, device=h.device)
         unproject[(triton.cdiv(n, tile["BN"]) * triton.cdiv(d, tile["BD"]),)](
-            g, h, means, directions, out, n, d, k, knots.count, *directions.stride(), knots.first, knots.step, scale,
+            g, h, means, directions, out, n, d, k, knots.number, *directions.stride(), knots.first, knots.step, scale,
             IP=dot_precision(h), ACC=acc, **_options(tile),
         )  # fmt: skip
         return out

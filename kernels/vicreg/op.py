@@ -94,7 +94,9 @@ def _vicreg_arithmetic(
     return _scaled(x, y, weights, scales, gamma, eps)
 
 
-def _scaled(x: Tensor, y: Tensor, weights: Sequence[float], scales: Sequence[float], gamma: float, eps: float) -> _State:
+def _scaled(
+    x: Tensor, y: Tensor, weights: Sequence[float], scales: Sequence[float], gamma: float, eps: float
+) -> _State:
     inv, var, cov, *state = fallback.forward(x, y, gamma, eps)
     var, cov = var * scales[0], cov * scales[1]
     loss = weights[0] * inv + weights[1] * var + weights[2] * cov
@@ -109,7 +111,7 @@ def _(
 ) -> _State:
     batch, n, d = x.shape
     dtype = compute_dtype(x.dtype)
-    m = torch.sym_min(n, d)
+    m = torch.sym_min(n, d)  # type: ignore[no-untyped-call]
     scalar = [x.new_empty((), dtype=dtype) for _ in range(4)]
     columns = [x.new_empty((2, batch, d), dtype=dtype) for _ in range(2)]
     matrix = x.new_empty((2, batch, m, m), dtype=dtype)
@@ -135,9 +137,7 @@ def _gradients(
         from . import triton as kernels
 
         return kernels.backward(grads, x, y, mean, var, matrix, streamed, weights, scales, gamma, eps, needs)
-    loss, inv, variance, cov = (
-        0.0 if g is None else g.item() for g in grads
-    )
+    loss, inv, variance, cov = (0.0 if g is None else g.item() for g in grads)
     coefficients = (
         inv + loss * weights[0],
         (variance + loss * weights[1]) * scales[0],
@@ -224,11 +224,28 @@ _vicreg_op.register_vmap(_no_vmap)
 _vicreg_backward_op.register_vmap(_no_vmap)
 
 
+def _eager_gradients(
+    ctx: Any, tensors: tuple[Tensor, ...], grads: tuple[Tensor | None, ...]
+) -> tuple[Tensor | None, ...]:
+    x, y, mean, var, matrix, streamed = tensors
+    weights, scales, gamma, eps = ctx.options
+    needs = list(ctx.needs_input_grad[:2])
+    xs, ys = (x, y) if x.dim() == 3 else (x[None], y[None])
+    state = (xs, ys, mean, var, matrix, streamed)
+    if torch.is_grad_enabled():
+        # create_graph: the registered operator raises if anything differentiates its result, where a plain tensor
+        # would pass for a constant.
+        gx, gy = _vicreg_backward_op(*grads, *state, list(weights), list(scales), gamma, eps, False, needs)
+    else:
+        gx, gy = _gradients(grads, *state, weights, scales, gamma, eps, False, needs)
+    return gx.view(x.shape) if needs[0] else None, gy.view(y.shape) if needs[1] else None, None, None, None, None
+
+
 class _Eager(torch.autograd.Function):
     """The operator's twin for plain eager CPU tensors: the same arithmetic without the dispatcher.
 
-    Forward and backward at (64, 128) on one thread: 366 us through the registered operator, 263 us here. The form with
-    `setup_context` would cost 338 us, so functorch transforms take the registered operator instead.
+    Forward and backward at (64, 128) on one thread: 366 us through the registered operator, 263 us here, and 338 us in
+    the `setup_context` form that functorch asks for.
     """
 
     @staticmethod
@@ -241,22 +258,42 @@ class _Eager(torch.autograd.Function):
         return out[:4]
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, y, *state = ctx.saved_tensors
-        needs = ctx.needs_input_grad[:2]
+        return _eager_gradients(ctx, ctx.saved_tensors, grads)
+
+
+class _Functional(torch.autograd.Function):
+    """`_Eager` under functorch transforms, which registered operators do not support: grad works, vmap is refused."""
+
+    @staticmethod
+    def forward(
+        x: Tensor, y: Tensor, weights: Sequence[float], scales: Sequence[float], gamma: float, eps: float
+    ) -> tuple[Tensor, ...]:
         batched = (x, y) if x.dim() == 3 else (x[None], y[None])
-        gx, gy = _gradients(grads, *batched, *state, *ctx.options, False, needs)
-        return gx.view(x.shape) if needs[0] else None, gy.view(y.shape) if needs[1] else None, None, None, None, None
+        return _vicreg_arithmetic(*batched, weights, scales, gamma, eps)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, y, *ctx.options = inputs
+        ctx.save_for_backward(x, y, *output[4:])
+        ctx.mark_non_differentiable(*output[4:])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return _eager_gradients(ctx, ctx.saved_tensors, grads[:4])
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return _no_vmap(info, in_dims, *args)
 
 
 def _plain(x: Tensor) -> bool:
-    """Whether x is an ordinary eager CPU tensor, not one being traced or transformed."""
+    """Whether x is an ordinary eager CPU tensor, not one being traced."""
     return (
         x.device.type == "cpu"
         and type(x) in (Tensor, torch.nn.Parameter)
         and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
     )
 
 
@@ -322,7 +359,9 @@ def vicreg(
 
     def terms(weights: tuple[float, float, float], scales: tuple[float, float]) -> VICRegTerms:
         if not triton and _plain(x):
-            return VICRegTerms(*_Eager.apply(x, y, weights, scales, gamma, eps))
+            if torch._C._are_functorch_transforms_active():
+                return VICRegTerms(*_Functional.apply(x, y, weights, scales, gamma, eps)[:4])
+            return VICRegTerms(*_Eager.apply(x, y, weights, scales, gamma, eps))  # type: ignore[no-untyped-call]
         xs, ys = (x, y) if x.dim() == 3 else (x[None], y[None])
         return VICRegTerms(*_vicreg_op(xs, ys, list(weights), list(scales), gamma, eps, triton)[:4])
 

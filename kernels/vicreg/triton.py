@@ -15,6 +15,9 @@ values are widened on load, because their products lose the error rule (a 16-bit
 No atomics: partial sums and a second sum, so the same bits on every run. Offsets are int64.
 """
 
+# Kernel bodies are Triton, which has no types.
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
 from __future__ import annotations
 
 import json
@@ -57,10 +60,10 @@ def moments(
     x, y, mean, var, squares, diagonals, N, D, B, sx_b, sx_n, sx_d, sy_b, sy_n, sy_d,
     BN: tl.constexpr, BD: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Column statistics. x, y: (B, N, D) strided; mean, var: (2, B, D); squares: (B, D / BD); diagonals: (2, B, D / BD).
+    """Column statistics. x, y: (B, N, D) strided; mean, var: (2, B, D); squares: (B, blocks); diagonals: (2, B, blocks).
 
-    Two passes, because sum of squares minus square of sum loses everything once |mean| >> std. squares gets each
-    block's sum of (x - y)^2, diagonals its sum of var^2.
+    blocks = ceil(D / BD); squares gets each block's sum of (x - y)^2, diagonals its sum of var^2. Two passes, because
+    sum of squares minus square of sum loses everything once |mean| >> std.
     """
     blocks = tl.cdiv(D, BD)
     pid = tl.program_id(0)
@@ -308,7 +311,7 @@ def gradient(
     slot = (pid // tiles + first).to(tl.int64)
     tile = pid % tiles
     batch = slot % B
-    if GRAM:
+    if GRAM:  # noqa: SIM102 - the outer condition is decided when compiling, the inner one when running
         if tl.load(streamed + slot) != 0:
             return
     if slot < B:

@@ -1,19 +1,23 @@
-"""VICReg (Bardes, Ponce and LeCun 2022, https://arxiv.org/abs/2105.04906), after facebookresearch/vicreg.
-
-The official convention: for x, y of shape (N, D) with centred columns, ``std = sqrt(var + 1e-4)`` (unbiased), the
-invariance term is the mean squared difference, the variance term half the sum of both branches' mean hinges on the
-standard deviation, and the covariance term the sum over both branches of the squared off-diagonal covariances over D.
+"""VICReg (Bardes, Ponce and LeCun 2022, https://arxiv.org/abs/2105.04906) as a module, over `pyjepa.kernels.vicreg`.
 
 Everything is computed in float32, inside autocast too: squared sums overflow and small squares vanish in 16 bits.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from pyjepa.kernels import CONVENTIONS, VICRegTerms, vicreg
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    from pyjepa.kernels.runtime import Backend
+    from pyjepa.kernels.vicreg.reference import Convention, VarianceAxis
 
 EPSILON = 1e-4
 
@@ -49,36 +53,71 @@ def covariance(x: Tensor) -> Tensor:
 def terms(x: Tensor, y: Tensor, *, target: float = 1.0) -> Terms:
     """The three terms of x and y, both (N, D) with N >= 2. Raises ValueError for other shapes."""
     _check(x)
-    if x.shape != y.shape:
-        raise ValueError(f"x and y: expected equal shapes, got {tuple(x.shape)} and {tuple(y.shape)}")
-    with torch.autocast(x.device.type, enabled=False):
-        return Terms(
-            invariance=functional.mse_loss(x.float(), y.float()),
-            variance=(variance(x, target=target) + variance(y, target=target)) / 2,
-            covariance=covariance(x) + covariance(y),
-        )
+    return Terms(*vicreg(x, y, gamma=target, eps=EPSILON)[1:])
 
 
 class VICReg(nn.Module):
-    """The weighted sum of the three terms; `terms` gives them one by one."""
+    """The weighted sum of the three terms; `terms` gives them one by one.
+
+    ``invariance``, ``variance`` and ``covariance`` are the weights, those of the convention where None; ``target`` is
+    the standard deviation below which a feature is penalised. ``convention`` ("vicreg", "vicregl", "solo", "eb"),
+    ``variance_over``, ``group`` (a torch.distributed group whose ranks share statistics) and ``backend`` are those of
+    `pyjepa.kernels.vicreg`.
+    """
 
     def __init__(
-        self, *, invariance: float = 25.0, variance: float = 25.0, covariance: float = 1.0, target: float = 1.0
+        self,
+        *,
+        invariance: float | None = None,
+        variance: float | None = None,
+        covariance: float | None = None,
+        target: float = 1.0,
+        eps: float = EPSILON,
+        convention: Convention = "vicreg",
+        variance_over: VarianceAxis = "batch",
+        group: ProcessGroup | None = None,
+        backend: Backend = "auto",
     ) -> None:
-        """The weights of the terms, and the ``target`` standard deviation."""
+        """Raises ValueError for an unknown convention."""
         super().__init__()
-        self.weights = (invariance, variance, covariance)
+        if convention not in CONVENTIONS:
+            raise ValueError(f"convention must be one of {', '.join(CONVENTIONS)}, not {convention!r}")
+        defaults = CONVENTIONS[convention].weights
+        given = (invariance, variance, covariance)
+        self.weights: tuple[float, float, float] = tuple(  # type: ignore[assignment]  # three in, three out
+            default if weight is None else weight for weight, default in zip(given, defaults, strict=True)
+        )
         self.target = target
+        self.eps = eps
+        self.convention = convention
+        self.variance_over = variance_over
+        self.group = group
+        self.backend = backend
+
+    def _compute(self, x: Tensor, y: Tensor) -> VICRegTerms:
+        return vicreg(
+            x,
+            y,
+            weights=self.weights,
+            convention=self.convention,
+            gamma=self.target,
+            eps=self.eps,
+            variance_over=self.variance_over,
+            group=self.group,
+            backend=self.backend,
+        )
 
     def terms(self, x: Tensor, y: Tensor) -> Terms:
-        """The unweighted terms of x and y, both (N, D)."""
-        return terms(x, y, target=self.target)
+        """The unweighted terms of x and y, both (N, D), or (T, N, D) for statistics per time step."""
+        return Terms(*self._compute(x, y)[1:])
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """The loss of x and y, both (N, D); a scalar."""
-        parts = self.terms(x, y)
-        invariance, variance, covariance = self.weights
-        return invariance * parts.invariance + variance * parts.variance + covariance * parts.covariance
+        """The loss of x and y, both (N, D), or (T, N, D) for statistics per time step; a scalar."""
+        return self._compute(x, y).loss
+
+    def extra_repr(self) -> str:
+        """The options that differ between instances."""
+        return f"weights={self.weights}, convention={self.convention!r}, target={self.target}"
 
 
 def _check(x: Tensor) -> None:

@@ -1,0 +1,343 @@
+"""Ahead-of-time compilation of every kernel and shipped configuration, and what each costs. Needs no GPU.
+
+`compile_all()` compiles for sm_80, sm_90, sm_100 and gfx942 in a process of its own (a process with TRITON_INTERPRET
+set cannot compile) with an empty cache, and returns one row per kernel, configuration and target. `resources.json`
+holds the rows as committed; `problems` says what breaks the rules: no spills, at most 255 registers, shared memory
+within the part, and the target's matrix instruction wherever the kernel uses a dot.
+
+bytes and flops are counted from the algorithm for the row's `shape` (each input read once, each output written once,
+both branches of VICReg; a multiply-add is two). roofline_us is an estimate, max(bytes / bandwidth, flops / peak) with
+the vendors' peaks below, not a measurement: 3 x TF32 dots get a third of the TF32 peak.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypedDict
+
+
+class Row(TypedDict):
+    """One kernel, compiled with one configuration for one target."""
+
+    kernel: str
+    config: str
+    target: str
+    dtype: str
+    registers: int
+    spills: int
+    shared_bytes: int
+    uses_dot: bool
+    matrix_instruction: str | None
+    matrix_count: int
+    shape: str
+    bytes: int
+    flops: int
+    roofline_us: float
+    roofline_part: str
+
+
+class Report(TypedDict):
+    """Rows and the compiler that made them; `estimate` says which columns were not measured."""
+
+    triton: str
+    estimate: str
+    rows: list[Row]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A compilation target: its limits, its matrix instruction and the data-sheet peaks of its usual part.
+
+    bandwidth in bytes/s; dot_peak is the fp32-accurate dot rate in flop/s (TF32 / 3 on NVIDIA, fp32 matrix on AMD).
+    """
+
+    backend: str
+    arch: int | str
+    warp: int
+    shared_limit: int
+    matrix: str
+    part: str
+    bandwidth: float
+    dot_peak: float
+    vector_peak: float
+
+
+TARGETS = {
+    "sm_80": Target("cuda", 80, 32, 163 << 10, "mma.sync", "A100 SXM 80GB", 2.04e12, 156e12 / 3, 19.5e12),
+    "sm_90": Target("cuda", 90, 32, 227 << 10, "wgmma.mma_async", "H100 SXM", 3.35e12, 495e12 / 3, 67e12),
+    "sm_100": Target("cuda", 100, 32, 227 << 10, "tcgen05.mma", "B200", 8.0e12, 1100e12 / 3, 75e12),
+    "gfx942": Target("hip", "gfx942", 64, 64 << 10, "v_mfma", "MI300X", 5.3e12, 163e12, 163e12),
+}
+MAX_REGISTERS = 255
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to compile: `function` of `<op>/triton.py` with one configuration."""
+
+    name: str
+    op: str
+    function: str
+    config: dict[str, Any]
+    constants: dict[str, Any]
+    shape: tuple[int, ...]
+    bytes: int
+    flops: int
+    uses_dot: bool
+    dtype: str = "fp32"
+    strided: dict[str, int] = field(default_factory=dict)
+
+
+def _vicreg_cost(function: str, n: int, d: int, config: dict[str, Any]) -> tuple[int, int]:
+    """Return (bytes, flops) of one launch at (N, D), fp32, both branches."""
+    m = min(n, d)
+    if function == "moments":
+        return 4 * (2 * n * d + 4 * d), 13 * n * d
+    if function == "symmetric":
+        side = math.ceil(m / config["BT"])
+        return 4 * (2 * n * d + 2 * m * m), 2 * side * (side + 1) * config["BT"] ** 2 * max(n, d)
+    if function == "finish":
+        return 4 * 2 * d, 2 * 5 * d
+    if function == "gradient":
+        return 4 * (4 * n * d + 2 * m * m), 2 * (2 * n * d * m + 8 * n * d)
+    return 2 * 256, 0  # streamed_*: on the common path every program reads one flag and leaves
+
+
+def _vicreg_plans(configs: dict[str, list[dict[str, Any]]]) -> list[Plan]:
+    launches = {
+        "gram": [
+            ("forward", "moments", "moments", {}),
+            ("forward", "symmetric", "symmetric", {"GRAM": True}),
+            ("forward", "finish_flag", "finish", {"GRAM": True, "LAST": False}),
+            ("forward", "streamed_sum", "streamed_sum", {}),
+            ("forward", "finish_last", "finish", {"GRAM": True, "LAST": True}),
+            ("backward", "gradient", "gradient", {"GRAM": True}),
+            ("backward", "streamed_gradient", "streamed_gradient", {}),
+        ],
+        "primal": [
+            ("forward", "moments", "moments", {}),
+            ("forward", "symmetric", "symmetric", {"GRAM": False}),
+            ("forward", "finish_last", "finish", {"GRAM": False, "LAST": True}),
+            ("backward", "gradient", "gradient", {"GRAM": False}),
+        ],
+    }
+    shapes = {"gram": ((256, 2048), (2048, 8192)), "primal": ((2048, 512), (8192, 2048))}
+    plans = []
+    for form, steps in launches.items():
+        for phase, label, function, constants in steps:
+            for index, config in enumerate(configs[function]):
+                shape = shapes[form][index]
+                dot = function not in ("moments", "finish")
+                # 16-bit inputs compile to other code; one configuration of each dot kernel shows it.
+                for dtype in ("fp32", "bf16") if dot and index == 0 and form == "gram" else ("fp32",):
+                    name = f"vicreg.{form}.{phase}.{label}"
+                    cost = _vicreg_cost(function, *shape, config)
+                    strided = {"sx_d": 1, "sy_d": 1}
+                    plans.append(Plan(name, "vicreg", function, config, constants, shape, *cost, dot, dtype, strided))
+    return plans
+
+
+def _sigreg_plans(configs: dict[str, list[dict[str, Any]]]) -> list[Plan]:
+    n, d, k, t = shape = (2048, 512, 1024, 17)
+    partials = 2 * t * k * math.ceil(n / configs["project"][0]["BN"])
+    # A knot costs a rotation (6) and two sums forward, a rotation and two multiply-adds backward.
+    costs = {
+        "project": ("forward", 4 * (n * d + d * k + n * k + partials), 2 * n * d * k + 8 * n * k * t, True),
+        "combine": ("forward", 4 * (partials + 2 * t * k), 2 * partials, False),
+        "unproject": ("backward", 4 * (n * k + d * k + 2 * t * k + n * d), 2 * n * d * k + 10 * n * k * t, True),
+    }
+    strided = {"s_d": 1, "s_k": 1}
+    return [
+        Plan(f"sigreg.{phase}.{function}", "sigreg", function, config, {}, shape, size, flops, dot, dtype, strided)
+        for function, (phase, size, flops, dot) in costs.items()
+        for config in configs[function]
+        for dtype in (("fp32", "bf16") if dot else ("fp32",))
+    ]
+
+
+# Arguments in the dtype of the input; other pointers hold the arithmetic dtype.
+_INPUTS = {"x", "y", "gx", "gy", "z", "out:unproject"}
+_SCALARS = {"w_inv", "w_var", "w_cov", "s_var", "s_cov", "gamma", "eps", "cancellation", "first:f", "step", "scale"}
+_SIZES = {"N", "D", "M", "B", "K", "T", "blocks", "tiles", "programs", "columns", "first:i"}
+
+
+def _argument_type(plan: Plan, name: str) -> tuple[str, bool]:
+    """Return (Triton type, divisible by 16?) of a run-time argument."""
+    if name == "first":
+        name = "first:f" if plan.op == "sigreg" else "first:i"
+    if name in _SCALARS:
+        return "fp32", False
+    if name in _SIZES:
+        return "i32", name in ("D", "M", "K")
+    if name.startswith(("sx_", "sy_", "s_")):
+        return "i64", True
+    if name == "streamed":
+        return "*i8", True
+    inputs = name in _INPUTS or f"{name}:{plan.function}" in _INPUTS
+    return f"*{plan.dtype if inputs else 'fp32'}", True
+
+
+def _binary(name: str) -> str:
+    import triton
+
+    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
+
+
+def _nvidia_resources(asm: dict[str, Any], target: Target, folder: Path) -> tuple[int, int]:
+    """Return (registers, bytes spilled) of a cubin: cuobjdump reads the one, ptxas says the other."""
+    cubin, ptx = folder / "kernel.cubin", folder / "kernel.ptx"
+    cubin.write_bytes(asm["cubin"])
+    ptx.write_text(asm["ptx"])
+    usage = subprocess.run(
+        [_binary("cuobjdump"), "--dump-resource-usage", str(cubin)], check=True, capture_output=True, text=True
+    ).stdout
+    registers, stack = re.search(r"REG:(\d+)", usage), re.search(r"STACK:(\d+)", usage)
+    if registers is None or stack is None:
+        raise RuntimeError(f"no resource usage in the output of cuobjdump:\n{usage}")
+    if int(stack[1]) == 0:  # spills live on the stack: no stack, none, and no second run of the assembler
+        return int(registers[1]), 0
+    blackwell = Path(_binary("ptxas-blackwell"))
+    assembler = str(blackwell) if target.arch == 100 and blackwell.exists() else _binary("ptxas")
+    suffix = "a" if target.arch in (90, 100) else ""
+    said = subprocess.run(
+        [assembler, "-v", f"-arch=sm_{target.arch}{suffix}", str(ptx), "-o", os.devnull],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    spilled = re.findall(r"(\d+) bytes spill", said.stderr + said.stdout)
+    if not spilled:
+        raise RuntimeError(f"no spill counts in the output of ptxas:\n{said.stderr}")
+    return int(registers[1]), sum(map(int, spilled))
+
+
+def _amd_resources(assembly: str) -> tuple[int, int]:
+    """Return (vector registers, registers spilled) from the metadata at the end of AMD assembly."""
+
+    def value(name: str) -> int:
+        found = re.search(rf"\.{name}:\s*(\d+)", assembly)
+        if found is None:
+            raise RuntimeError(f"no .{name} in the AMD assembly")
+        return int(found[1])
+
+    return value("vgpr_count"), value("vgpr_spill_count") + value("sgpr_spill_count")
+
+
+def _compile(plan: Plan, kernels: Any, name: str, folder: Path) -> Row:
+    import triton
+    import triton.language as tl
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    target = TARGETS[name]
+    function = getattr(kernels, plan.function)
+    constants = {key: value for key, value in plan.config.items() if key.isupper()}
+    constants |= {**plan.constants, **plan.strided}
+    constants |= {"ACC": tl.float32, "IP": "tf32x3" if target.backend == "cuda" else "ieee"}
+    signature: dict[str, str] = {}
+    constexprs: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+    for index, argument in enumerate(function.arg_names):
+        if argument in constants:
+            signature[argument] = "constexpr"
+            constexprs[(index,)] = constants[argument]
+            continue
+        signature[argument], divisible = _argument_type(plan, argument)
+        if divisible:
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    compiled = triton.compile(
+        ASTSource(fn=function, signature=signature, constexprs=constexprs, attrs=attributes),
+        target=GPUTarget(target.backend, target.arch, target.warp),
+        options={key: plan.config[key] for key in ("num_warps", "num_stages")},
+    )
+    if target.backend == "cuda":
+        code = compiled.asm["ptx"]
+        registers, spills = _nvidia_resources(compiled.asm, target, folder)
+    else:
+        code = compiled.asm["amdgcn"]
+        registers, spills = _amd_resources(code)
+    count = code.count(target.matrix)
+    peak = target.dot_peak if plan.uses_dot else target.vector_peak
+    return Row(
+        kernel=plan.name,
+        config=" ".join(f"{key}={value}" for key, value in plan.config.items() if key != "up_to"),
+        target=name,
+        dtype=plan.dtype,
+        registers=registers,
+        spills=spills,
+        shared_bytes=compiled.metadata.shared,
+        uses_dot=plan.uses_dot,
+        matrix_instruction=target.matrix if count else None,
+        matrix_count=count,
+        shape="x".join(map(str, plan.shape)),
+        bytes=plan.bytes,
+        flops=plan.flops,
+        roofline_us=round(1e6 * max(plan.bytes / target.bandwidth, plan.flops / peak), 3),
+        roofline_part=target.part,
+    )
+
+
+def _compile_here() -> Report:
+    import triton
+
+    from .sigreg import triton as sigreg_kernels
+    from .vicreg import triton as vicreg_kernels
+
+    kernels = {"vicreg": vicreg_kernels, "sigreg": sigreg_kernels}
+    plans = _vicreg_plans(vicreg_kernels.CONFIGS) + _sigreg_plans(sigreg_kernels.CONFIGS)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [_compile(plan, kernels[plan.op], target, Path(folder)) for plan in plans for target in TARGETS]
+    return Report(
+        triton=triton.__version__, estimate="bytes, flops and roofline_us are estimates, not measurements", rows=rows
+    )
+
+
+def compile_all() -> Report:
+    """Compile everything afresh in a process of its own, about a second a row.
+
+    Raises RuntimeError with the compiler's words if anything does not compile.
+    """
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    with tempfile.TemporaryDirectory() as folder:
+        environment["TRITON_CACHE_DIR"] = folder
+        run = subprocess.run(
+            [sys.executable, "-m", f"{__package__}.aot"], env=environment, cwd=folder, capture_output=True, text=True
+        )
+    if run.returncode != 0:
+        raise RuntimeError(f"the kernels do not compile:\n{run.stderr.strip()}")
+    report: Report = json.loads(run.stdout)
+    return report
+
+
+def committed() -> Report:
+    """Return the rows as committed with the package."""
+    report: Report = json.loads((files(__package__) / "resources.json").read_text())
+    return report
+
+
+def problems(rows: list[Row]) -> list[str]:
+    """Return one line for every row that spills, needs too much, or misses its matrix instruction."""
+    lines = []
+    for row in rows:
+        where = f"{row['kernel']} ({row['config']}, {row['dtype']}) on {row['target']}"
+        limit = TARGETS[row["target"]].shared_limit
+        if row["spills"]:
+            lines.append(f"{where}: spills {row['spills']}")
+        if row["registers"] > MAX_REGISTERS:
+            lines.append(f"{where}: {row['registers']} registers, at most {MAX_REGISTERS}")
+        if row["shared_bytes"] > limit:
+            lines.append(f"{where}: {row['shared_bytes']} bytes of shared memory, at most {limit}")
+        if row["uses_dot"] and row["matrix_instruction"] is None:
+            lines.append(f"{where}: no {TARGETS[row['target']].matrix} although it uses a dot")
+    return lines
+
+
+if __name__ == "__main__":
+    json.dump(_compile_here(), sys.stdout)
