@@ -1,117 +1,24 @@
 #include "planner/sampling.hpp"
 
 #include <cmath>
-#include <cstring>
+
+#include "simd/kernels.hpp"
+#include "simd/philox.hpp"
 
 namespace pyjepa {
-namespace {
-
-constexpr int kLanes = 16;  // counters worked on together, so that the compiler can use vectors
-
-struct Words {
-    uint32_t w[4][kLanes];
-};
-
-inline void philox(uint32_t k0, uint32_t k1, Words& c) noexcept {
-    for (int round = 0; round < 10; ++round) {
-        for (int i = 0; i < kLanes; ++i) {
-            const uint64_t p0 = static_cast<uint64_t>(c.w[0][i]) * 0xD2511F53u;
-            const uint64_t p1 = static_cast<uint64_t>(c.w[2][i]) * 0xCD9E8D57u;
-            const uint32_t w1 = c.w[1][i], w3 = c.w[3][i];
-            c.w[0][i] = static_cast<uint32_t>(p1 >> 32) ^ w1 ^ k0;
-            c.w[1][i] = static_cast<uint32_t>(p1);
-            c.w[2][i] = static_cast<uint32_t>(p0 >> 32) ^ w3 ^ k1;
-            c.w[3][i] = static_cast<uint32_t>(p0);
-        }
-        k0 += 0x9E3779B9u;
-        k1 += 0xBB67AE85u;
-    }
-}
-
-inline float as_float(uint32_t bits) noexcept {
-    float f;
-    std::memcpy(&f, &bits, sizeof f);
-    return f;
-}
-inline uint32_t as_bits(float f) noexcept {
-    uint32_t bits;
-    std::memcpy(&bits, &f, sizeof bits);
-    return bits;
-}
-
-// log(u) for u in [2^-24, 1]: the mantissa around 1 by a polynomial (Cephes logf).
-inline float log_unit(float u) noexcept {
-    const uint32_t bits =
-        as_bits(u) - 0x3f3504f3u;  // sqrt(1/2): the mantissa falls into [sqrt(1/2), sqrt(2))
-    const float e = static_cast<float>(static_cast<int32_t>(bits) >> 23);
-    const float x = as_float((bits & 0x007fffffu) + 0x3f3504f3u) - 1.0f;
-    float p = 7.0376836292e-2f;
-    p = p * x - 1.1514610310e-1f;
-    p = p * x + 1.1676998740e-1f;
-    p = p * x - 1.2420140846e-1f;
-    p = p * x + 1.4249322787e-1f;
-    p = p * x - 1.6668057665e-1f;
-    p = p * x + 2.0000714765e-1f;
-    p = p * x - 2.4999993993e-1f;
-    p = p * x + 3.3333331174e-1f;
-    const float z = x * x;
-    return x + (z * x * p - 0.5f * z) + e * 0.69314718f;
-}
-
-// Two normals from two words.
-inline void box_muller(uint32_t a, uint32_t b, float& n0, float& n1) noexcept {
-    const float u = static_cast<float>((a >> 8) + 1) * 5.9604644775390625e-8f;  // (0, 1]
-    const float radius = std::sqrt(-2.0f * log_unit(u));
-    // The angle: a quadrant from the top two bits, and half a turn's fraction f in [-1/4, 1/4) from the
-    // next 24.
-    const uint32_t quadrant = b >> 30;
-    const float f =
-        static_cast<float>(static_cast<int32_t>((b >> 6) & 0xffffffu) - 0x800000) * 2.98023223876953125e-8f;
-    const float t = f * 3.14159265f, z = t * t;
-    const float sine = t + t * z * (-1.6666654611e-1f + z * (8.3321608736e-3f + z * -1.9515295891e-4f));
-    const float cosine =
-        1.0f - 0.5f * z +
-        z * z * (4.166664568298827e-2f + z * (-1.388731625493765e-3f + z * 2.443315711809948e-5f));
-    const float c = (quadrant & 1u) != 0 ? sine : cosine, s = (quadrant & 1u) != 0 ? cosine : sine;
-    n0 = radius * ((quadrant + 1u) & 2u ? -c : c);
-    n1 = radius * (quadrant & 2u ? -s : s);
-}
-
-}  // namespace
 
 NoiseKey noise_key(uint64_t seed, uint64_t plan, uint32_t level, uint32_t iteration) noexcept {
-    Words c{};
+    simd::Words c{};
     c.w[0][0] = static_cast<uint32_t>(plan);
     c.w[1][0] = static_cast<uint32_t>(plan >> 32);
     c.w[2][0] = level;
     c.w[3][0] = iteration;
-    philox(static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32), c);
+    simd::philox(static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32), c);
     return {c.w[0][0], c.w[1][0]};
 }
 
 void gaussian(NoiseKey key, uint32_t stream, int n0, int n1, int count, float* out) noexcept {
-    const int groups = noise_row(count) / 4;
-    const int64_t total = static_cast<int64_t>(n1 - n0) * groups;
-    int candidate = n0, group = 0;
-    for (int64_t at = 0; at < total; at += kLanes) {
-        const int lanes = static_cast<int>(total - at < kLanes ? total - at : kLanes);
-        Words c{};
-        for (int i = 0; i < lanes; ++i) {
-            c.w[0][i] = static_cast<uint32_t>(candidate);
-            c.w[1][i] = static_cast<uint32_t>(group);
-            c.w[2][i] = stream;
-            if (++group == groups) {
-                group = 0;
-                ++candidate;
-            }
-        }
-        philox(key.k0, key.k1, c);
-        float n[4][kLanes];
-        for (int i = 0; i < kLanes; ++i) box_muller(c.w[0][i], c.w[1][i], n[0][i], n[1][i]);
-        for (int i = 0; i < kLanes; ++i) box_muller(c.w[2][i], c.w[3][i], n[2][i], n[3][i]);
-        for (int i = 0; i < lanes; ++i)
-            for (int j = 0; j < 4; ++j) *out++ = n[j][i];
-    }
+    simd::kernels().gaussian(key.k0, key.k1, stream, n0, n1, count, out);
 }
 
 double stable_exp(double x) noexcept {

@@ -9,6 +9,10 @@
 #include "simd/kernels.hpp"
 
 namespace pyjepa::simd::PYJEPA_ISA {
+
+// In noise_body.hpp, compiled with other options.
+void gaussian(uint32_t k0, uint32_t k1, uint32_t stream, int n0, int n1, int count, float* out);
+
 namespace {
 
 constexpr int W = PYJEPA_VECTOR;
@@ -57,12 +61,16 @@ inline V vmax(V a, V b) {
 inline V vabs(V a) {
     return from_bits(bits(a) & 0x7fffffff);
 }
-inline float sum(V v) {  // lane order, so that the result is the same wherever the vector came from
-    float lanes[W];
-    store(lanes, v);
-    for (int width = W / 2; width > 0; width /= 2)
-        for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-    return lanes[0];
+// Neighbouring quarters first, then within four lanes: a fixed order, so that the result is the same wherever
+// the vector came from.
+inline float sum(V v) {
+    typedef float Q __attribute__((vector_size(16)));
+    Q quarters[W / 4];
+    __builtin_memcpy(quarters, &v, sizeof v);
+    for (int width = W / 8; width > 0; width /= 2)
+        for (int i = 0; i < width; ++i) quarters[i] += quarters[i + width];
+    const Q q = quarters[0];
+    return (q[0] + q[2]) + (q[1] + q[3]);
 }
 
 // ---- elementary functions
@@ -72,7 +80,7 @@ inline float sum(V v) {  // lane order, so that the result is the same wherever 
 // degree 6.
 inline V vexp(V x) {
     x = vmin(splat(88.0f), vmax(splat(-87.0f), x));  // in this order, NaN stays NaN
-    const V magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+    const V magic = splat(12582912.0f);              // 1.5 * 2^23: adding it rounds to an integer
     const V shifted = x * 1.44269504f + magic;
     const V n = shifted - magic;
     V r = x - n * 0.693359375f;
@@ -135,6 +143,18 @@ inline V apply(V x, Act act) {
 // ---- dense
 // ----------------------------------------------------------------------------------------------------------
 
+// The end of a tile whose activation needs more than a comparison: from a buffer (rows, width) to y. Not
+// inlined: the elementary functions are long, and there are dozens of tiles.
+__attribute__((noinline)) void finish(const float* buffer, int rows, int width, float* y, ptrdiff_t ldy,
+                                      int columns, Act act, bool accumulate) {
+    for (int r = 0; r < rows; ++r, buffer += width, y += ldy)
+        for (int c = 0; c < columns; c += W) {
+            const V v = apply(load(buffer + c), act);
+            const int left = columns - c < W ? columns - c : W;
+            store_part(y + c, accumulate ? load_part(y + c, left) + v : v, left);
+        }
+}
+
 // One register tile: R rows by C vectors of columns, over all of k.
 template <int R, int C>
 inline void tile(const float* panel, int width, const float* bias, int in, const float* x, ptrdiff_t ldx,
@@ -155,41 +175,43 @@ inline void tile(const float* panel, int width, const float* bias, int in, const
             for (int c = 0; c < C; ++c) acc[r][c] += a * w[c];
         }
     }
-    if (act != Act::none) {
+    if (columns > C * W) columns = C * W;
+    if (act > Act::relu || columns < C * W) {
+        float buffer[R * C * W];
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-            for (int c = 0; c < C; ++c) acc[r][c] = apply(acc[r][c], act);
+            for (int c = 0; c < C; ++c) store(buffer + (r * C + c) * W, acc[r][c]);
+        finish(buffer, R, C * W, y, ldy, columns, act, accumulate);
+        return;
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
         for (int c = 0; c < C; ++c) {
             float* to = y + r * ldy + c * W;
-            const int left = columns - c * W;
-            if (left >= W)
-                store(to, accumulate ? load(to) + acc[r][c] : acc[r][c]);
-            else if (left > 0)
-                store_part(to, accumulate ? load_part(to, left) + acc[r][c] : acc[r][c], left);
+            const V v = act == Act::relu ? apply(acc[r][c], Act::relu) : acc[r][c];
+            store(to, accumulate ? load(to) + v : v);
         }
 }
 
-typedef void (*TileFn)(const float*, int, const float*, int, const float*, ptrdiff_t, float*, ptrdiff_t, int,
-                       Act, bool);
-
-// All rows of one strip of C vectors, R at a time and the rest in one smaller tile.
 template <int R, int C>
-void strip(const float* panel, int width, const float* bias, int in, const float* x, ptrdiff_t ldx, int rows,
-           float* y, ptrdiff_t ldy, int columns, Act act, bool accumulate) {
-    while (rows >= R) {
+void rest(const float* panel, int width, const float* bias, int in, const float* x, ptrdiff_t ldx, int rows,
+          float* y, ptrdiff_t ldy, int columns, Act act, bool accumulate) {
+    if (rows == R)
         tile<R, C>(panel, width, bias, in, x, ldx, y, ldy, columns, act, accumulate);
-        x += R * ldx;
-        y += R * ldy;
-        rows -= R;
-    }
-    if constexpr (R > 1) {
-        if (rows > 0) strip<R / 2, C>(panel, width, bias, in, x, ldx, rows, y, ldy, columns, act, accumulate);
-    }
+    else if constexpr (R > 1)
+        rest<R - 1, C>(panel, width, bias, in, x, ldx, rows, y, ldy, columns, act, accumulate);
+}
+
+// All rows of one strip of C vectors: R at a time, and the rest in one tile of its own height.
+template <int R, int C>
+inline void strip(const float* panel, int width, const float* bias, int in, const float* x, ptrdiff_t ldx,
+                  int rows, float* y, ptrdiff_t ldy, int columns, Act act, bool accumulate) {
+    for (; rows >= R; rows -= R, x += R * ldx, y += R * ldy)
+        tile<R, C>(panel, width, bias, in, x, ldx, y, ldy, columns, act, accumulate);
+    if constexpr (R > 1)
+        if (rows > 0) rest<R - 1, C>(panel, width, bias, in, x, ldx, rows, y, ldy, columns, act, accumulate);
 }
 
 void dense(const Dense& w, const float* x, ptrdiff_t ldx, int rows, float* y, ptrdiff_t ldy, Act act,
@@ -308,7 +330,7 @@ void squared_distance(const float* z, ptrdiff_t ld, int rows, int n, const float
 #define PYJEPA_STRINGIFY(x) PYJEPA_STRINGIFY2(x)
 extern const Kernels table;
 const Kernels table = {
-    PYJEPA_STRINGIFY(PYJEPA_ISA), dense, layer_norm, simnorm, activate, add, squared_distance};
+    PYJEPA_STRINGIFY(PYJEPA_ISA), dense, layer_norm, simnorm, activate, add, squared_distance, gaussian};
 #undef PYJEPA_STRINGIFY
 #undef PYJEPA_STRINGIFY2
 

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 namespace pyjepa::simd {
 
@@ -39,6 +40,9 @@ struct Kernels {
     void (*add)(const float* x, ptrdiff_t ldx, int rows, int n, float* y, ptrdiff_t ldy);
     // out[r] = sum_j (z[r, j] - goal[j])^2
     void (*squared_distance)(const float* z, ptrdiff_t ld, int rows, int n, const float* goal, float* out);
+    // Normals for candidates n0 .. n1 - 1, `count` each rounded up to groups of four: out (n1 - n0, 4
+    // ceil(count / 4)). The same bits on every instruction set.
+    void (*gaussian)(uint32_t k0, uint32_t k1, uint32_t stream, int n0, int n1, int count, float* out);
 };
 
 // The best instruction set of this machine, or the one PYJEPA_ISA names (baseline, avx2, avx512). Throws

@@ -189,6 +189,16 @@ TEST_P(KernelsTest, DistanceAndAddAgreeWithDouble) {
     }
 }
 
+TEST_P(KernelsTest, NoiseIsTheSameBitsAsTheBaselines) {
+    for (const int count : {1, 4, 10, 33}) {
+        const size_t row = static_cast<size_t>((count + 3) / 4 * 4);
+        std::vector<float> expected(37 * row), got(37 * row);
+        find_kernels("baseline")->gaussian(11, 22, 3, 5, 42, count, expected.data());
+        kernels->gaussian(11, 22, 3, 5, 42, count, got.data());
+        EXPECT_EQ(got, expected) << count;
+    }
+}
+
 std::string isa_name(const ::testing::TestParamInfo<const char*>& tested) {
     return tested.param;
 }

@@ -1,0 +1,4 @@
+#if defined(__AVX512F__)
+#define PYJEPA_ISA avx512
+#include "simd/noise_body.hpp"
+#endif

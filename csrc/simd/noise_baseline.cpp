@@ -1,0 +1,2 @@
+#define PYJEPA_ISA baseline
+#include "simd/noise_body.hpp"
