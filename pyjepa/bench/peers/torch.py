@@ -1,0 +1,151 @@
+"""Plain torch, eager: what a careful user writes. Costs of all candidates, one operator after another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pyjepa.bench.peers import FloatArray, Prepared
+from pyjepa.bench.workloads import Problem
+
+ALGORITHMS = {"cem": ("",), "mppi": ("",)}
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "relu": torch.relu_,
+    "gelu": functional.gelu,
+    "silu": lambda x: functional.silu(x, inplace=True),
+    "mish": lambda x: functional.mish(x, inplace=True),
+    "tanh": torch.tanh_,
+}
+
+
+class Model:
+    """A `Problem` in torch. Symbols as there: N candidates, S steps, A actions, L latent."""
+
+    def __init__(self, problem: Problem, dtype: torch.dtype = torch.float32) -> None:
+        """``dtype``: of weights and activations; the latent state stays in float32."""
+        first, *rest = problem.layers
+        latent = problem.latent_dim
+        self.dtype, self.steps = dtype, problem.steps
+        # The first layer split into what reads the state and what reads the action: the latter is computed for all
+        # steps at once, and nothing is concatenated.
+        self.from_state = torch.tensor(first.weight[:, :latent].T.copy()).to(dtype)
+        self.from_action = torch.tensor(first.weight[:, latent:].T.copy()).to(dtype)
+        self.first_bias = torch.tensor(first.bias).to(dtype)
+        self.first_activation = _ACTIVATIONS[first.activation]
+        self.layers = [
+            (torch.tensor(x.weight.T.copy()).to(dtype), torch.tensor(x.bias).to(dtype), _ACTIVATIONS[x.activation])
+            for x in rest
+        ]
+        self.residual, self.squared = problem.residual, problem.squared
+        self.center, self.scale = torch.tensor(problem.center), torch.tensor(problem.scale)
+        self.start, self.goal = torch.tensor(problem.start), torch.tensor(problem.goal)
+        self.weights = torch.full((problem.steps, 1), problem.stage)
+        self.weights[-1] = problem.terminal
+
+    def advance(self, state: Tensor, drive: Tensor) -> Tensor:
+        """States (N, L) and the action's share of the first layer (N, hidden) -> states (N, L)."""
+        h = self.first_activation(torch.addmm(drive, state.to(self.dtype), self.from_state))
+        for weight, bias, activation in self.layers:
+            h = activation(torch.addmm(bias, h, weight))
+        return state + h if self.residual else h.float()
+
+    def drive(self, plans: Tensor) -> Tensor:
+        """Plans (N, S, A) -> the actions' share of the first layer (S, N, hidden)."""
+        actions = ((plans - self.center) / self.scale).transpose(0, 1).to(self.dtype)
+        return torch.addmm(self.first_bias, actions.flatten(0, 1), self.from_action).view(self.steps, len(plans), -1)
+
+    def step(self, state: Tensor, action: Tensor) -> Tensor:
+        """States (N, L) and actions (N, A) -> states (N, L): for planners that step by themselves."""
+        normalised = ((action - self.center) / self.scale).to(self.dtype)
+        return self.advance(state, torch.addmm(self.first_bias, normalised, self.from_action))
+
+    def distance(self, states: Tensor) -> Tensor:
+        """States (..., L) -> distances to the goal (...)."""
+        squared = (states - self.goal).square().sum(-1)
+        return squared if self.squared else squared.sqrt()
+
+    def costs(self, plans: Tensor) -> Tensor:
+        """Plans (N, S, A) -> costs (N,)."""
+        state, states = self.start.expand(len(plans), -1), []
+        for drive in self.drive(plans):
+            state = self.advance(state, drive)
+            states.append(state)
+        return (self.weights * self.distance(torch.stack(states))).sum(0)
+
+
+class Planner:
+    """CEM or MPPI as `pyjepa.spec.Planner` describes them, over any function of plans (N, S, A) -> costs (N,)."""
+
+    def __init__(self, problem: Problem, costs: Callable[[Tensor], Tensor], *, seed: int = 0) -> None:
+        """``seed``: of torch's global generator."""
+        self.costs, self.settings = costs, problem.planner
+        self.low, self.high = torch.tensor(problem.low), torch.tensor(problem.high)
+        half = (self.high - self.low) / 2
+        shape = (problem.steps, problem.action_dim)
+        self.mean = ((self.low + self.high) / 2).expand(shape).contiguous()
+        self.std = (self.settings.std * half).expand(shape).contiguous()
+        self.least = self.settings.min_std * half
+        self.shape = (self.settings.candidates, *shape)
+        self.refit = self.fit_elites if self.settings.algorithm == "cem" else self.weigh_all
+        torch.manual_seed(seed)
+
+    def fit_elites(self, samples: Tensor, cost: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+        """CEM: mean and standard deviation of the elites."""
+        elites = samples[cost.topk(self.settings.elites, largest=False, sorted=False).indices]
+        variance, center = torch.var_mean(elites, dim=0, correction=0)
+        spread = variance.sqrt()
+        keep = self.settings.momentum
+        if keep:
+            center, spread = torch.lerp(center, mean, keep), torch.lerp(spread, std, keep)
+        return center, torch.maximum(spread, self.least)
+
+    def weigh_all(self, samples: Tensor, cost: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+        """MPPI: all candidates, weighted; the temperature is in standard deviations of the costs."""
+        weights = torch.softmax(-cost / (self.settings.temperature * cost.std(correction=0)), dim=0)
+        return torch.tensordot(weights, samples, dims=1), std
+
+    def iterate(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+        """One iteration: mean and std (S, A) -> mean and std (S, A). Candidate 0 is the mean."""
+        noise = torch.randn(self.shape)
+        noise[0] = 0.0
+        samples = torch.addcmul(mean, std, noise).clamp_(self.low, self.high)
+        return self.refit(samples, self.costs(samples), mean, std)
+
+    @torch.inference_mode()
+    def plan(self, iterate: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None) -> FloatArray:
+        """The last mean (S, A), from scratch. ``iterate`` replaces the method, e.g. by its compiled form."""
+        mean, std = self.mean, self.std
+        for _ in range(self.settings.iterations):
+            mean, std = (iterate or self.iterate)(mean, std)
+        result: FloatArray = mean.numpy().copy()
+        return result
+
+
+def prepare_with(problem: Problem, threads: int, dtype: torch.dtype, precision: str, tolerance: float) -> Prepared:
+    """The eager planner in one precision."""
+    torch.set_num_threads(threads)
+    model = Model(problem, dtype)
+    planner = Planner(problem, model.costs)
+
+    @torch.inference_mode()
+    def costs(plans: FloatArray) -> FloatArray:
+        result: FloatArray = model.costs(torch.from_numpy(plans)).numpy()
+        return result
+
+    return Prepared(f"torch {torch.__version__}", planner.plan, costs, precision, tolerance)
+
+
+def prepare(problem: Problem, threads: int, variant: str) -> Prepared:
+    """See `pyjepa.bench.peers`."""
+    return prepare_with(problem, threads, torch.float32, "fp32", 1e-4)
+
+
+def tolerance_of_bf16(problem: Problem) -> float:
+    """bf16 keeps 8 bits, and errors of the steps add up like a random walk."""
+    return 0.05 * math.sqrt(problem.steps)
