@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 @torch.library.custom_op("pyjepa::sigreg", mutates_args=())
 def _sigreg_op(
-    z: Tensor, directions: Tensor, first: float, step: float, count: int, scale: float, triton: bool
+    z: Tensor, directions: Tensor, first: float, step: float, number: int, scale: float, triton: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(statistic, projections (N, K), means (T, 2, K))."""
-    knots = Knots(first, step, count)
+    knots = Knots(first, step, number)
     with torch.autocast(z.device.type, enabled=False):
         if triton:
             from . import triton as kernels
@@ -37,10 +37,10 @@ def _sigreg_op(
 
 @_sigreg_op.register_fake
 def _(
-    z: Tensor, directions: Tensor, first: float, step: float, count: int, scale: float, triton: bool
+    z: Tensor, directions: Tensor, first: float, step: float, number: int, scale: float, triton: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     k = directions.shape[1]
-    return directions.new_empty(()), directions.new_empty(z.shape[0], k), directions.new_empty(count, 2, k)
+    return directions.new_empty(()), directions.new_empty(z.shape[0], k), directions.new_empty(number, 2, k)
 
 
 @torch.library.custom_op("pyjepa::sigreg_backward", mutates_args=())
@@ -51,12 +51,12 @@ def _sigreg_backward_op(
     directions: Tensor,
     first: float,
     step: float,
-    count: int,
+    number: int,
     scale: float,
     triton: bool,
     dtype: torch.dtype,
 ) -> Tensor:
-    knots = Knots(first, step, count)
+    knots = Knots(first, step, number)
     with torch.autocast(h.device.type, enabled=False):
         if triton:
             from . import triton as kernels
@@ -73,7 +73,7 @@ def _(
     directions: Tensor,
     first: float,
     step: float,
-    count: int,
+    number: int,
     scale: float,
     triton: bool,
     dtype: torch.dtype,
@@ -99,14 +99,39 @@ def _backward(ctx: Any, g: Tensor | None, *_: Tensor | None) -> tuple[Tensor | N
 _sigreg_op.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _no_vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-    raise NotImplementedError(
-        "pyjepa.kernels.sigreg under torch.vmap: its statistic couples all rows; call it in a loop over the batch"
-    )
+class _Functional(torch.autograd.Function):
+    """The operator under functorch transforms, which registered operators do not support: vmap is refused clearly."""
+
+    @staticmethod
+    def forward(
+        z: Tensor, directions: Tensor, first: float, step: float, number: int, scale: float, triton: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        out: tuple[Tensor, Tensor, Tensor] = _sigreg_op(z, directions, first, step, number, scale, triton)
+        return out
+
+    setup_context = staticmethod(_setup_context)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, g: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        return _backward(ctx, g)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        raise NotImplementedError(
+            "pyjepa.kernels.sigreg under torch.vmap: its statistic couples all rows; call it in a loop over the batch"
+        )
 
 
-_sigreg_op.register_vmap(_no_vmap)
-_sigreg_backward_op.register_vmap(_no_vmap)
+@torch.library.custom_op("pyjepa::sigreg_directions", mutates_args=())
+def _directions_op(z: Tensor, number: int, seed: int) -> Tensor:
+    """Directions for z, as an operator because a generator cannot be traced."""
+    return sigreg_directions(z.shape[1], number, seed=seed, device=z.device, dtype=compute_dtype(z.dtype))
+
+
+@_directions_op.register_fake
+def _(z: Tensor, number: int, seed: int) -> Tensor:
+    return z.new_empty(z.shape[1], number, dtype=compute_dtype(z.dtype))
 
 
 class _Gathered(torch.autograd.Function):
@@ -200,11 +225,17 @@ def sigreg(
             raise ValueError("directions must not require a gradient: sigreg has none for them")
         a = directions.to(dtype)
     else:
-        a = sigreg_directions(z.shape[1], directions, seed=seed, device=z.device, dtype=dtype)
+        if directions < 1:
+            raise ValueError(f"directions must be K >= 1, not {directions}")
+        a = _directions_op(z.detach(), directions, seed)
     grid = knots_for(variant, count, t_max)
     if group is not None:
         value: Tensor = _Gathered.apply(z, a, grid, variant == "lejepa", group)  # type: ignore[no-untyped-call]
         return value
     scale = float(z.shape[0]) if variant == "lejepa" else 1.0
-    result: Tensor = _sigreg_op(z, a, *grid, scale, use_triton(backend, z))[0]
+    triton = use_triton(backend, z)
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        transformed: Tensor = _Functional.apply(z, a, *grid, scale, triton)[0]  # type: ignore[no-untyped-call]
+        return transformed
+    result: Tensor = _sigreg_op(z, a, *grid, scale, triton)[0]
     return result

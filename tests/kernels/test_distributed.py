@@ -8,100 +8,93 @@ import sys
 import pytest
 import torch
 
-from pyjepa.kernels import sigreg, vicreg
+from pyjepa.kernels import sigreg, sigreg_directions, vicreg
 
+# Starting a process costs seconds, a case milliseconds: each set of processes runs all of its cases.
 WORKER = """
-import json, os, sys, torch
+import json, sys, torch
 from datetime import timedelta
 from torch import distributed as dist
-torch.set_num_threads(1)
-rank, world, store, counts, d, case = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], *map(json.loads, sys.argv[4:7])
-dist.init_process_group(
-    "gloo", init_method="file://" + store, rank=rank, world_size=world, timeout=timedelta(seconds=120)
-)
 from pyjepa.kernels import sigreg, vicreg
-everything = torch.load(case["data"])
-start = sum(counts[:rank])
-mine = [part[..., start : start + counts[rank], :] for part in everything["inputs"]]
-layer = torch.nn.Linear(d, d)
-layer.load_state_dict(everything["layer"])
-model = torch.nn.parallel.DistributedDataParallel(layer)
-x, y = model(torch.cat(mine, dim=-2)).split(counts[rank], dim=-2)
-group = dist.group.WORLD
-if case["loss"] == "vicreg":
-    losses = list(vicreg(x, y, group=group, convention=case["convention"]))
-else:
-    losses = [sigreg(x, directions=16, seed=3, variant=case["variant"], group=group)]
-losses[0].backward()
-torch.save([[part.item() for part in losses], [p.grad for p in layer.parameters()]], case["data"] + f".{rank}")
-dist.destroy_process_group()
-"""
-
-
-def launch(tmp_path, counts, d, case, worker=WORKER):
-    runs = [
-        subprocess.Popen(
-            [sys.executable, "-c", worker, str(rank), str(len(counts)), str(tmp_path / "store"),
-             json.dumps(counts), json.dumps(d), json.dumps(case)],
-            cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        for rank in range(len(counts))
-    ]  # fmt: skip
-    errors = [run.communicate()[1] for run in runs]
-    return [run.returncode for run in runs], errors
-
-
-@pytest.mark.parametrize(
-    ("counts", "shape", "case"),
-    [
-        ([8, 8], (64,), {"loss": "vicreg", "convention": "vicreg"}),  # Gram
-        ([20, 20], (12,), {"loss": "vicreg", "convention": "vicreg"}),  # primal
-        ([7, 1, 5], (40,), {"loss": "vicreg", "convention": "solo"}),  # Gram, uneven, one row on a rank
-        ([9, 20, 4], (6,), {"loss": "vicreg", "convention": "eb"}),  # primal, uneven
-        ([6, 3], (3, 24), {"loss": "vicreg", "convention": "vicregl"}),  # per time step
-        ([9, 6, 9], (10,), {"loss": "sigreg", "variant": "lejepa"}),
-        ([8, 8], (10,), {"loss": "sigreg", "variant": "bcs"}),
-    ],
+torch.set_num_threads(1)
+rank, world, data, cases = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], json.loads(sys.argv[4])
+dist.init_process_group(
+    "gloo", init_method=f"file://{data}.store", rank=rank, world_size=world, timeout=timedelta(seconds=120)
 )
-def test_many_processes_are_one(counts, shape, case, tmp_path):
-    *steps, d = shape
-    generator = torch.Generator().manual_seed(sum(counts))
-    inputs = [torch.randn(*steps, sum(counts), d, generator=generator) for _ in range(2)]
-    torch.manual_seed(0)
+group = dist.group.WORLD
+results = []
+for case, (inputs, weights) in zip(cases, torch.load(data), strict=True):
+    counts, d = case["counts"], case["shape"][-1]
+    start = sum(counts[:rank])
+    mine = [part[..., start : start + counts[rank], :] for part in inputs]
     layer = torch.nn.Linear(d, d)
-    data = tmp_path / "data"
-    torch.save({"inputs": inputs, "layer": layer.state_dict()}, data)
-    codes, errors = launch(tmp_path, counts, d, {**case, "data": str(data)})
-    assert codes == [0] * len(counts), errors
-
-    layer = layer.double()
-    x, y = (layer(part.double()) for part in inputs)
-    if case["loss"] == "vicreg":
-        expected = list(vicreg(x, y, convention=case["convention"]))
+    layer.load_state_dict(weights)
+    model = torch.nn.parallel.DistributedDataParallel(layer)
+    x, y = model(torch.cat(mine, dim=-2)).split(counts[rank], dim=-2)
+    if "convention" in case:
+        losses = list(vicreg(x, y, group=group, convention=case["convention"]))
     else:
-        from pyjepa.kernels import sigreg_directions
-
-        a = sigreg_directions(d, 16, seed=3).double()
-        expected = [sigreg(x, directions=a, variant=case["variant"])]
-    expected[0].backward()
-    for rank in range(len(counts)):
-        losses, grads = torch.load(f"{data}.{rank}")
-        assert losses == pytest.approx([part.item() for part in expected], rel=1e-6)
-        for found, parameter in zip(grads, layer.parameters(), strict=True):
-            assert (found - parameter.grad).norm() <= 1e-6 * parameter.grad.norm() + 1e-9
-
-
-DISAGREE = WORKER.split("everything =")[0] + """
+        losses = [sigreg(x, directions=16, seed=3, variant=case["variant"], group=group)]
+    losses[0].backward()
+    results.append([[part.item() for part in losses], torch.cat([p.grad.flatten() for p in layer.parameters()])])
 try:
-    vicreg(torch.randn(4, 6 + rank), torch.randn(4, 6 + rank), group=dist.group.WORLD)
+    vicreg(torch.randn(4, 6 + rank), torch.randn(4, 6 + rank), group=group)
 except ValueError as error:
     assert "ranks disagree" in str(error), error
 else:
-    raise SystemExit("no error")
+    raise SystemExit("ranks with different D: no error")
+torch.save(results, f"{data}.{rank}")
 dist.destroy_process_group()
 """
+CASES = {
+    2: [
+        {"counts": [8, 8], "shape": [64], "convention": "vicreg"},  # Gram
+        {"counts": [20, 20], "shape": [12], "convention": "vicreg"},  # primal
+        {"counts": [6, 3], "shape": [3, 24], "convention": "vicregl"},  # per time step, uneven
+        {"counts": [8, 8], "shape": [10], "variant": "bcs"},
+    ],
+    3: [
+        {"counts": [7, 1, 5], "shape": [40], "convention": "solo"},  # Gram, one row on a rank
+        {"counts": [9, 20, 4], "shape": [6], "convention": "eb"},  # primal, uneven
+        {"counts": [9, 6, 9], "shape": [10], "variant": "lejepa"},
+    ],
+}
 
 
-def test_ranks_that_disagree_are_a_clear_error(tmp_path):
-    codes, errors = launch(tmp_path, [4, 4], 6, {}, DISAGREE)
-    assert codes == [0, 0], errors
+def alone(case, inputs, layer):
+    """The same loss and gradient in one process, in float64."""
+    layer = layer.double()
+    x, y = (layer(part.double()) for part in inputs)
+    if "convention" in case:
+        losses = list(vicreg(x, y, convention=case["convention"]))
+    else:
+        directions = sigreg_directions(case["shape"][-1], 16, seed=3).double()
+        losses = [sigreg(x, directions=directions, variant=case["variant"])]
+    losses[0].backward()
+    return [part.item() for part in losses], torch.cat([p.grad.flatten() for p in layer.parameters()])
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_many_processes_are_one(world, tmp_path):
+    data, expected, stored = tmp_path / "data", [], []
+    for case in CASES[world]:
+        *steps, d = case["shape"]
+        generator = torch.Generator().manual_seed(sum(case["counts"]))
+        inputs = [torch.randn(*steps, sum(case["counts"]), d, generator=generator) for _ in range(2)]
+        layer = torch.nn.Linear(d, d)
+        stored.append((inputs, {name: value.clone() for name, value in layer.state_dict().items()}))
+        expected.append(alone(case, inputs, layer))
+    torch.save(stored, data)
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(rank), str(world), str(data), json.dumps(CASES[world])],
+            cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for rank in range(world)
+    ]  # fmt: skip
+    errors = [run.communicate()[1] for run in runs]
+    assert [run.returncode for run in runs] == [0] * world, errors
+    for rank in range(world):
+        for (losses, gradient), (exact, exact_gradient) in zip(torch.load(f"{data}.{rank}"), expected, strict=True):
+            assert losses == pytest.approx(exact, rel=1e-6)
+            assert (gradient - exact_gradient).norm() <= 1e-6 * exact_gradient.norm()

@@ -9,7 +9,7 @@ from torch.autograd import gradcheck
 from pyjepa.kernels import sigreg, sigreg_directions, sigreg_reference
 
 SHAPES = [(1, 1, 1, 2), (3, 2, 1, 5), (63, 33, 70, 17), (130, 16, 65, 10), (257, 5, 7, 17)]
-BACKENDS = ["torch", pytest.param("triton", marks=pytest.mark.usefixtures("poisoned"))]
+BACKENDS = ["torch", "triton"]
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def assert_within_rule(found, plain, exact, atol=2e-6):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("variant", ["lejepa", "bcs"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_statistic_and_gradient_are_those_of_the_statement(shape, variant, backend, device):
+def test_statistic_and_gradient_are_those_of_the_statement(shape, variant, backend, device, poisoned):
     n, d, k, t = shape
     z, a = sample(n, d), sigreg_directions(d, k, seed=3)
     if backend == "torch":
@@ -111,9 +111,14 @@ def test_compiles_into_one_graph_and_ignores_autocast():
             torch.testing.assert_close(a, b)
 
 
-def test_vmap_is_refused_clearly():
+def test_vmap_is_refused_clearly_and_functorch_gradients_work():
+    a = sigreg_directions(4, 3)
     with pytest.raises(NotImplementedError, match="call it in a loop"):
-        torch.vmap(lambda q: sigreg(q, directions=3))(torch.randn(2, 5, 4))
+        torch.vmap(lambda q: sigreg(q, directions=a))(torch.randn(2, 5, 4))
+    z = sample(5, 4)
+    torch.testing.assert_close(
+        torch.func.grad(lambda q: sigreg(q, directions=a))(z), gradients(sigreg, z, directions=a)[1]
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
