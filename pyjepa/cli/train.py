@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
     from pyjepa.training.diagnostics import Diagnostics
@@ -91,9 +91,8 @@ class _Display:
     def __init__(self, episodes: int, steps: int) -> None:
         self._bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=14),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[figures]}"),
             console=Console(stderr=True),
@@ -118,11 +117,11 @@ class _Display:
             self._started = True
             self._bar.update(self._training, completed=step - 1)
             self._bar.start_task(self._training)
-        shown = f"loss {losses['total']:.2f} prediction {losses['prediction']:.4f}{self._probe}"
+        shown = f"loss {losses['total']:.2f} prediction {losses['prediction']:.3f}{self._probe}"
         self._bar.update(self._training, completed=step, figures=shown)
 
     def evaluated(self, step: int, diagnostics: Diagnostics) -> None:
-        self._probe = f" probe {diagnostics.probe_px:.2f} px"
+        self._probe = f" probe {diagnostics.probe_px:.1f} px"
 
     def alarm(self, step: int, message: str) -> None:
         self._bar.console.print(f"[bold red]collapse alarm[/] at step {step}: {escape(message)}")

@@ -104,13 +104,16 @@ class Alarms(Section):
 
 
 class Planning(Section):
-    """The planner defaults and the cost written into the agent file (`pyjepa.spec.Planner`)."""
+    """The planner defaults and the cost written into the agent file (`pyjepa.spec.Planner`).
 
-    horizon: Positive = 64
-    candidates: Positive = 192
+    They do not influence training: a finished run, resumed with others, writes its file anew.
+    """
+
+    horizon: Positive = 80
+    candidates: Positive = 128
     iterations: Positive = 4
-    elites: Positive = 24
-    std: Annotated[float, Field(gt=0.0)] = 0.5
+    elites: Positive = 16
+    std: Annotated[float, Field(gt=0.0)] = 0.8
     min_std: Weight = 0.05
     momentum: Fraction = 0.0
     metric: Literal["l2", "squared_l2"] = "l2"

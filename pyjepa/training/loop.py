@@ -149,8 +149,10 @@ class Trainer:
                     self.history.append({"step": self.step, "seconds": self.seconds, **row})
                     summary(self.step, row)
                 reporter.progress(self.step, losses)
-                if checkpoint is not None and (self.step % config.log.checkpoint_every == 0 or self.step == last):
+                if checkpoint is not None and self.step % config.log.checkpoint_every == 0 and self.step < last:
                     self.save(checkpoint)
+            if checkpoint is not None:
+                self.save(checkpoint)
 
     def save(self, path: Path) -> None:
         """Write everything that resuming needs, and ``metrics.json`` beside it: machine, configuration and history."""
@@ -179,9 +181,14 @@ class Trainer:
             file.write(json.dumps(metrics, indent=1).encode() + b"\n")
 
     def resume(self, path: Path) -> None:
-        """Go on from a checkpoint. Raises `CheckpointError` if it is damaged or of another configuration or data."""
+        """Go on from a checkpoint.
+
+        Raises `CheckpointError` if it is damaged, or of other data or another configuration (but for ``planning``,
+        which has no influence on training).
+        """
         state = load_checkpoint(path)
-        difference = first_difference(state["config"], self.config.model_dump())
+        written, wanted = ({**values, "planning": None} for values in (state["config"], self.config.model_dump()))
+        difference = first_difference(written, wanted)
         if difference is not None:
             raise CheckpointError(f"{path}: written with another configuration: {difference}")
         if state["data"] != self.data.fingerprint():

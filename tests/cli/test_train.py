@@ -92,7 +92,7 @@ def test_an_agent_is_trained_from_scratch_and_the_engine_plans_with_it(tmp_path)
         "tensorboard",
     ]
     agent = pyjepa.load(tmp_path / "agent.safetensors")
-    assert agent.spec.planner == Planner(horizon=12, candidates=16, iterations=2, elites=4)
+    assert agent.spec.planner == Planner(horizon=12, candidates=16, iterations=2, elites=4, std=0.8)
     provenance = agent.spec.provenance
     assert provenance["command"] == "pyjepa train two-rooms --out agent.safetensors --config tiny.toml --steps 12"
     assert (provenance["seed"], provenance["steps"], provenance["alarms"]) == ("3", "12", "none")
@@ -154,6 +154,18 @@ def test_resuming_gives_the_file_of_an_uninterrupted_run(tmp_path):
     assert train(folder, "--steps", 12, "--resume").exit_code == 0
     files = [(tmp_path / name / "agent.safetensors").read_bytes() for name in ("straight", "interrupted")]
     assert files[0] == files[1]
+
+
+def test_a_finished_run_takes_other_planner_defaults_and_keeps_its_weights(tmp_path):
+    assert train(tmp_path, "--steps", 4).exit_code == 0
+    changed = tmp_path / "changed.toml"
+    changed.write_text((tmp_path / "tiny.toml").read_text().replace("horizon = 12", "horizon = 20"))
+    arguments = ["--config", changed, "--run", tmp_path / "run", "--steps", 4, "--resume"]
+    assert run("train", "two-rooms", "--out", tmp_path / "again.safetensors", *arguments).exit_code == 0
+    agents = [pyjepa.load(tmp_path / name) for name in ("agent.safetensors", "again.safetensors")]
+    assert [agent.spec.planner.horizon for agent in agents] == [12, 20]
+    state = np.ones((1, 18), np.float32)
+    assert np.array_equal(*(agent.model.forward("predictor", state) for agent in agents))
 
 
 def test_a_collapse_alarm_is_shown_and_written_into_the_file(tmp_path):
