@@ -19,6 +19,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -284,7 +285,7 @@ def _compile(plan: Plan, kernels: Any, name: str, folder: Path) -> Row:
     )
 
 
-def _compile_here() -> Report:
+def _compile_here(targets: Sequence[str]) -> Report:
     import triton
 
     from .sigreg import triton as sigreg_kernels
@@ -293,14 +294,14 @@ def _compile_here() -> Report:
     kernels = {"vicreg": vicreg_kernels, "sigreg": sigreg_kernels}
     plans = _vicreg_plans(vicreg_kernels.CONFIGS) + _sigreg_plans(sigreg_kernels.CONFIGS)
     with tempfile.TemporaryDirectory() as folder:
-        rows = [_compile(plan, kernels[plan.op], target, Path(folder)) for plan in plans for target in TARGETS]
+        rows = [_compile(plan, kernels[plan.op], target, Path(folder)) for plan in plans for target in targets]
     return Report(
         triton=triton.__version__, estimate="bytes, flops and roofline_us are estimates, not measurements", rows=rows
     )
 
 
-def compile_all() -> Report:
-    """Compile everything afresh in a process of its own, about a second a row.
+def compile_all(targets: Sequence[str] = tuple(TARGETS)) -> Report:
+    """Compile everything afresh for `targets` in a process of its own, about a second a row.
 
     Raises RuntimeError with the compiler's words if anything does not compile.
     """
@@ -308,7 +309,11 @@ def compile_all() -> Report:
     with tempfile.TemporaryDirectory() as folder:
         environment["TRITON_CACHE_DIR"] = folder
         run = subprocess.run(
-            [sys.executable, "-m", f"{__package__}.aot"], env=environment, cwd=folder, capture_output=True, text=True
+            [sys.executable, "-m", f"{__package__}.aot", *targets],
+            env=environment,
+            cwd=folder,
+            capture_output=True,
+            text=True,
         )
     if run.returncode != 0:
         raise RuntimeError(f"the kernels do not compile:\n{run.stderr.strip()}")
@@ -339,5 +344,42 @@ def problems(rows: list[Row]) -> list[str]:
     return lines
 
 
+def numbers(row: Row) -> tuple[float, ...]:
+    """Return a row's numbers, in the order of the report."""
+    return (
+        row["registers"],
+        row["spills"],
+        row["shared_bytes"],
+        row["matrix_count"],
+        row["bytes"],
+        row["flops"],
+        row["roofline_us"],
+    )
+
+
+def differences(fresh: Report, table: Report) -> list[str]:
+    """Return one line for every row of `fresh` that `table` lacks or states otherwise, and for every row it has extra.
+
+    Only rows of the targets in `fresh` count. Another Triton allocates other registers, so that comes first.
+    """
+    if fresh["triton"] != table["triton"]:
+        return [f"compiled with triton {fresh['triton']}, the table with {table['triton']}: make it anew"]
+
+    def keyed(report: Report) -> dict[tuple[str, ...], Row]:
+        return {(r["kernel"], r["config"], r["shape"], r["dtype"], r["target"]): r for r in report["rows"]}
+
+    new, old = keyed(fresh), keyed(table)
+    targets = {row["target"] for row in fresh["rows"]}
+    lines = [f"{' '.join(key)}: not in the table" for key in new.keys() - old.keys()]
+    lines += [f"{' '.join(key)}: only in the table" for key in old.keys() - new.keys() if key[-1] in targets]
+    for key in new.keys() & old.keys():
+        lines += [
+            f"{' '.join(key)}: {name} is {value}, {old[key].get(name)} in the table"
+            for name, value in new[key].items()
+            if old[key].get(name) != value
+        ]
+    return sorted(lines)
+
+
 if __name__ == "__main__":
-    json.dump(_compile_here(), sys.stdout)
+    json.dump(_compile_here(sys.argv[1:]), sys.stdout)

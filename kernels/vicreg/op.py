@@ -290,11 +290,7 @@ class _Functional(torch.autograd.Function):
 
 def _plain(x: Tensor) -> bool:
     """Whether x is an ordinary eager CPU tensor, not one being traced."""
-    return (
-        x.device.type == "cpu"
-        and type(x) in (Tensor, torch.nn.Parameter)
-        and not torch.compiler.is_compiling()
-    )
+    return x.device.type == "cpu" and type(x) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
 
 
 def _time_hinge(z: Tensor, gamma: float, eps: float) -> Tensor:

@@ -7,7 +7,6 @@ import sys
 
 import pytest
 import torch
-
 from pyjepa.kernels import sigreg, sigreg_directions, vicreg
 
 # Starting a process costs seconds, a case milliseconds: each set of processes runs all of its cases.

@@ -4,9 +4,8 @@ import math
 
 import pytest
 import torch
-from torch.autograd import gradcheck
-
 from pyjepa.kernels import sigreg, sigreg_directions, sigreg_reference
+from torch.autograd import gradcheck
 
 SHAPES = [(1, 1, 1, 2), (3, 2, 1, 5), (63, 33, 70, 17), (130, 16, 65, 10), (257, 5, 7, 17)]
 BACKENDS = ["torch", "triton"]
@@ -43,9 +42,7 @@ def test_statistic_and_gradient_are_those_of_the_statement(shape, variant, backe
     z, a = sample(n, d), sigreg_directions(d, k, seed=3)
     if backend == "torch":
         device = "cpu"
-    found = gradients(
-        sigreg, z.to(device), directions=a.to(device), knots=t, variant=variant, backend=backend
-    )
+    found = gradients(sigreg, z.to(device), directions=a.to(device), knots=t, variant=variant, backend=backend)
     plain = gradients(sigreg_reference, z, a, knots=t, variant=variant)
     exact = gradients(sigreg_reference, z.double(), a.double(), knots=t, variant=variant)
     assert_within_rule(found, plain, exact)

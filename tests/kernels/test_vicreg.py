@@ -6,7 +6,6 @@ import sys
 
 import pytest
 import torch
-
 from pyjepa.kernels import CONVENTIONS, vicreg, vicreg_reference
 
 SHAPES = [(2, 1), (2, 9), (7, 3), (3, 7), (63, 127), (127, 63), (64, 64), (65, 64), (200, 300), (700, 130), (96, 1271)]
@@ -355,7 +354,9 @@ print(max(peak, rss()) - before - 2 * n * d * 4 / 2**20)
 """
 
 
-@pytest.mark.parametrize(("shape", "limit"), [((512, 8192), 80), pytest.param((2048, 8192), 300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("shape", "limit"), [((512, 8192), 80), pytest.param((2048, 8192), 300, marks=pytest.mark.slow)]
+)
 def test_peak_memory_beyond_inputs_and_gradients(shape, limit, tmp_path):
     # Official code takes 1422 MiB at (2048, 8192). The smaller shape holds 2 Gram matrices (2 MiB) and scratch.
     run = subprocess.run(

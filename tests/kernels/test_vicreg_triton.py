@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-
 from pyjepa.kernels import CONVENTIONS, vicreg, vicreg_reference
 
 pytest.importorskip("triton")
