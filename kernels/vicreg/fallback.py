@@ -155,8 +155,7 @@ def _forward_small(x: Tensor, y: Tensor, gamma: float, eps: float) -> _ForwardSt
     scale = 1.0 / (n - 1)
     z = _stacked(x, y, compute_dtype(x.dtype))
     mean = z.mean(2)
-    difference = z[0] - z[1]
-    invariance = difference.mul_(difference).sum().item() / (batch * n * d)
+    invariance = torch.nn.functional.mse_loss(z[0], z[1]).item()
     z.sub_(mean.unsqueeze(2))
     rows = z.view(2 * batch, n, d)
     if n >= d:
@@ -168,11 +167,12 @@ def _forward_small(x: Tensor, y: Tensor, gamma: float, eps: float) -> _ForwardSt
     else:
         matrix = torch.bmm(rows, rows.transpose(1, 2)).mul_(scale).view(2, batch, n, n)
         var = z.mul_(z).sum(2).mul_(scale)
-        totals = (matrix * matrix).sum((2, 3))
-        offs = totals - (var * var).sum(2)
-        if ((offs < CANCELLATION * totals) | totals.isinf()).any():
-            return None
-        off = offs.sum().item()
+        off = 0.0
+        totals, shares = (matrix * matrix).sum((2, 3)).flatten(), (var * var).sum(2).flatten()
+        for total, share in zip(totals.tolist(), shares.tolist(), strict=True):
+            if total - share < CANCELLATION * total or math.isinf(total):
+                return None
+            off += total - share
     variance = 2.0 * (gamma - torch.sqrt(var + eps)).clamp_(min=0.0).mean().item()
     streamed = torch.zeros(2, batch, dtype=torch.bool, device=x.device)
     return invariance, variance, off / (batch * d), mean, var, matrix, streamed
@@ -242,7 +242,9 @@ def forward(x: Tensor, y: Tensor, gamma: float, eps: float) -> _ForwardState:
 def variance_slope(var: Tensor, gamma: float, eps: float) -> Tensor:
     """1 / std where the hinge is active, else 0: minus d relu(gamma - std) / d var, times 2. Zero std gives 0."""
     std = torch.sqrt(var + eps)
-    inactive = (std >= gamma) | (std == 0)
+    inactive = std >= gamma
+    if eps == 0.0:
+        inactive |= std == 0.0
     return std.reciprocal_().masked_fill_(inactive, 0.0)
 
 
@@ -285,10 +287,10 @@ def backward(
     alpha = 4.0 * g_cov / ((n - 1) * batch * d)
     beta = 2.0 * g_inv / (batch * n * d)
     column = variance_slope(var, gamma, eps).mul_(-g_var / ((n - 1) * batch * d))
-    if x.numel() <= SMALL_ELEMENTS and all(needs) and not streamed.any():
+    flags = streamed.tolist()
+    if x.numel() <= SMALL_ELEMENTS and all(needs) and not any(map(any, flags)):
         return _backward_small(x, y, mean, var, matrix, column, alpha, beta)
     grads = [z.new_empty(z.shape if need else (0,)) for z, need in zip((x, y), needs, strict=True)]
-    flags = streamed.tolist()
     rounded = x.dtype != dtype
     for b in range(batch):
         x_b, y_b = x[b], y[b]

@@ -60,7 +60,7 @@ def moments(
     x, y, mean, var, squares, diagonals, N, D, B, sx_b, sx_n, sx_d, sy_b, sy_n, sy_d,
     BN: tl.constexpr, BD: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Column statistics. x, y: (B, N, D); mean, var: (2, B, D); squares: (B, blocks), diagonals: (2, B, blocks).
+    """Column statistics. x, y: (B, N, D); mean, var: (2, B, D); squares: (B, blocks), diagonals (2, B, blocks).
 
     blocks = ceil(D / BD); squares gets each block's sum of (x - y)^2, diagonals its sum of var^2. Two passes, because
     sum of squares minus square of sum loses everything once |mean| >> std.
