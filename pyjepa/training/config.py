@@ -111,7 +111,7 @@ class Planning(Section):
 
     horizon: Positive = 80
     candidates: Positive = 128
-    iterations: Positive = 4
+    iterations: Positive = 6
     elites: Positive = 16
     std: Annotated[float, Field(gt=0.0)] = 0.8
     min_std: Weight = 0.05
