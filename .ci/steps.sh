@@ -80,7 +80,7 @@ cpp_tests() {
 # machines without AVX. So those files must define no weak symbols (and some symbols, or this looks at the wrong ones).
 simd_symbols() {
   local isa object weak
-  for isa in avx2 avx512 noise_avx2 noise_avx512; do
+  for isa in avx2 avx512 avx512_bf16 avx512_vnni noise_avx2 noise_avx512; do
     object=build/release/CMakeFiles/pyjepa_core.dir/csrc/simd/$isa.cpp.o
     nm --defined-only "$object" | awk '$2 ~ /^[A-Z]$/ { found = 1 } END { exit !found }'
     weak=$(nm -C --defined-only "$object" | awk '$2 ~ /^[WwVvu]$/')

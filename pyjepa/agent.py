@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,8 @@ from pyjepa import _engine
 from pyjepa.configurator import ALGORITHMS, INTERPOLATIONS, FloatArray, Rollout, Task, observation_array, resolve
 from pyjepa.errors import InvalidArgumentError, NotReadyError
 from pyjepa.spec import Spec
+
+Precision: TypeAlias = Literal["fp32", "bf16", "int8"]
 
 
 class Model:
@@ -30,18 +33,33 @@ class Model:
         self.spec: Spec = Spec.from_json(engine_model.spec)
 
     @staticmethod
-    def load(path: str | os.PathLike[str]) -> Model:
+    def load(path: str | os.PathLike[str], *, precision: Precision = "fp32") -> Model:
         """Reads and validates an agent file.
+
+        ``precision``: of the predictor's weights, ``fp32``, ``bf16`` or ``int8`` (a scale per output; inputs scaled row
+        by row as they come). A machine without the instructions (AVX-512 with BF16 or VNNI) takes fp32 and warns.
 
         Raises `AgentFileError` (the file is damaged or contradicts itself), `UnsupportedError` (it needs what this
         engine lacks) or `OSError`.
         """
-        return Model(_engine.Model.load(os.fspath(path)))
+        return Model(_engine.Model.load(os.fspath(path), precision))._as_wanted(precision)
 
     @staticmethod
-    def from_bytes(data: bytes) -> Model:
-        """The model behind an agent file's bytes. Raises as `load` does."""
-        return Model(_engine.Model.parse(data))
+    def from_bytes(data: bytes, *, precision: Precision = "fp32") -> Model:
+        """The model behind an agent file's bytes. Takes and raises what `load` does."""
+        return Model(_engine.Model.parse(data, precision))._as_wanted(precision)
+
+    def _as_wanted(self, precision: Precision) -> Model:
+        if self.precision != precision:
+            warnings.warn(
+                f"this machine has no {precision} instructions: predicting in fp32", RuntimeWarning, stacklevel=3
+            )
+        return self
+
+    @property
+    def precision(self) -> str:
+        """The precision the predictor runs in."""
+        return str(self._engine.dims["precision"])
 
     @property
     def latent_dim(self) -> int:
@@ -96,6 +114,7 @@ class Agent:
         self.model = model
         self._engine = _engine.Agent(model._engine, threads)
         self._batch: int | None = None
+        self._native = True
         self._settings: dict[str, Any] | None = None
 
     @property
@@ -156,6 +175,7 @@ class Agent:
         arguments, batch = resolve(self.spec, task)
         self._engine.configure(**arguments)
         self._batch = batch
+        self._native = rollout is None
         self._settings = self._engine.settings()
 
     @property
@@ -219,11 +239,10 @@ class Agent:
             self.observe(observation)
         steps = settings["horizon"] // self.model.action_block
         latent, terms = self.model.latent_dim, [term.kind for term in self.spec.cost]
-        native = settings["flops"] > 0
         actions = self._out(out, self._shape(settings["horizon"], len(self.spec.actions.low)))
         cost = np.empty(self._shape(1), np.float32)
-        states = np.empty(self._shape(steps + 1, latent), np.float32) if native else None
-        cost_terms = np.empty(self._shape(len(terms), steps), np.float32) if native else None
+        states = np.empty(self._shape(steps + 1, latent), np.float32) if self._native else None
+        cost_terms = np.empty(self._shape(len(terms), steps), np.float32) if self._native else None
         # The engine takes 0 as "no deadline"; a deadline of 0 has passed already.
         seconds = 0.0 if deadline is None or math.isinf(deadline) else max(deadline, 1e-12)
         iterations, elapsed = self._engine.plan(seconds, actions, cost, states, cost_terms)
@@ -244,7 +263,8 @@ class Agent:
     def clone(self) -> Agent:
         """A second agent with the same model, threads and task, and none of the history."""
         twin = Agent.__new__(Agent)
-        twin.model, twin._batch, twin._settings = self.model, self._batch, self._settings
+        twin.model, twin._batch = self.model, self._batch
+        twin._native, twin._settings = self._native, self._settings
         twin._engine = self._engine.clone()
         return twin
 
@@ -267,9 +287,9 @@ class Agent:
         return out
 
 
-def load(path: str | os.PathLike[str], *, threads: int = 1) -> Agent:
+def load(path: str | os.PathLike[str], *, threads: int = 1, precision: Precision = "fp32") -> Agent:
     """An agent from an agent file, ready to `Agent.configure`. Takes milliseconds and does not import torch.
 
-    Raises `AgentFileError`, `UnsupportedError` or `OSError`, as `Model.load` does.
+    ``precision`` and errors: see `Model.load`.
     """
-    return Agent(Model.load(path), threads=threads)
+    return Agent(Model.load(path, precision=precision), threads=threads)

@@ -75,6 +75,13 @@ void give_back(T* to, const T& from) {
     to->size = size;
 }
 
+pyjepa::simd::Precision checked_precision(int32_t precision) {
+    if (precision < PYJEPA_FP32 || precision > PYJEPA_INT8)
+        throw Error(PYJEPA_INVALID_ARGUMENT,
+                    "precision must be a pyjepa_precision, got " + std::to_string(precision));
+    return static_cast<pyjepa::simd::Precision>(precision);
+}
+
 }  // namespace
 
 extern "C" {
@@ -97,21 +104,31 @@ const char* pyjepa_last_error(void) {
 // ----------------------------------------------------------------------------------------------------------
 
 pyjepa_status pyjepa_model_load(const char* path, pyjepa_model** out) {
+    return pyjepa_model_load_as(path, PYJEPA_FP32, out);
+}
+
+pyjepa_status pyjepa_model_load_as(const char* path, int32_t precision, pyjepa_model** out) {
     return guarded([&] {
         not_null(path, "path");
         not_null(out, "out") = nullptr;
         pyjepa::simd::kernels();  // an unknown PYJEPA_ISA is reported here rather than at the first plan
-        *out = new pyjepa_model{std::make_shared<const pyjepa::Model>(pyjepa::read_agent_file(path))};
+        *out = new pyjepa_model{std::make_shared<const pyjepa::Model>(pyjepa::read_agent_file(path),
+                                                                      checked_precision(precision))};
     });
 }
 
 pyjepa_status pyjepa_model_parse(const void* bytes, size_t size, pyjepa_model** out) {
+    return pyjepa_model_parse_as(bytes, size, PYJEPA_FP32, out);
+}
+
+pyjepa_status pyjepa_model_parse_as(const void* bytes, size_t size, int32_t precision, pyjepa_model** out) {
     return guarded([&] {
         not_null(out, "out") = nullptr;
         if (bytes == nullptr && size != 0) throw Error(PYJEPA_INVALID_ARGUMENT, "bytes is NULL");
         pyjepa::simd::kernels();
         const std::span<const std::byte> all(static_cast<const std::byte*>(bytes), size);
-        *out = new pyjepa_model{std::make_shared<const pyjepa::Model>(pyjepa::read_agent_bytes(all))};
+        *out = new pyjepa_model{std::make_shared<const pyjepa::Model>(pyjepa::read_agent_bytes(all),
+                                                                      checked_precision(precision))};
     });
 }
 
@@ -133,6 +150,7 @@ pyjepa_status pyjepa_model_get_dims(const pyjepa_model* model, pyjepa_model_dims
         dims.has_encoder = m.encoder() != nullptr;
         dims.has_predictor = m.predictor() != nullptr;
         dims.has_policy = m.policy() != nullptr;
+        dims.precision = static_cast<int32_t>(m.precision());
         give_back(out, dims);
     });
 }
@@ -289,13 +307,10 @@ pyjepa_status pyjepa_get_settings(const pyjepa_agent* agent, pyjepa_settings* ou
 pyjepa_status pyjepa_measure_peak(int32_t precision, double seconds, double* gflops) {
     return guarded([&] {
         double& out = not_null(gflops, "gflops");
-        if (precision < PYJEPA_FP32 || precision > PYJEPA_INT8)
-            throw Error(PYJEPA_INVALID_ARGUMENT,
-                        "precision must be a pyjepa_precision, got " + std::to_string(precision));
+        const pyjepa::simd::Precision checked = checked_precision(precision);
         if (!(seconds >= 0.0 && seconds <= 10.0))
             throw Error(PYJEPA_INVALID_ARGUMENT, "seconds must be between 0 and 10");
-        const double found =
-            pyjepa::simd::measure_peak(static_cast<pyjepa::simd::Precision>(precision), seconds);
+        const double found = pyjepa::simd::measure_peak(checked, seconds);
         if (found == 0.0)
             throw Error(PYJEPA_UNSUPPORTED, "this machine has no instructions for this precision");
         out = found * 1e-9;

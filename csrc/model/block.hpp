@@ -37,8 +37,9 @@ using Weights = std::function<std::span<const float>(const std::string&)>;
 enum class Layout { torch, channels_last };
 
 // `order`: what PackedDense takes, for the first layer.
+// precision: of the weights and of what they are multiplied with; the machine must have kernels for it.
 std::unique_ptr<Block> make_mlp(const MlpSpec& spec, int in, std::span<const int> order,
-                                const Weights& weights);
+                                const Weights& weights, simd::Precision precision);
 std::unique_ptr<Block> make_conv(const ConvSpec& spec, const Shape& in, Layout layout,
                                  const Weights& weights);
 std::unique_ptr<Block> make_impala(const ImpalaSpec& spec, const Shape& in, Layout layout,

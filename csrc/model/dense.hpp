@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -47,6 +48,35 @@ class PackedDense {
 
   private:
     AlignedFloats panels_, bias_;
+    int in_, out_;
+};
+
+// The same weights rounded to bf16 (nearest even), in pairs along k.
+class PackedDenseBf16 {
+  public:
+    PackedDenseBf16(std::span<const float> weight, std::span<const float> bias, int in, int out,
+                    std::span<const int> order = {});
+    simd::DenseBf16 view() const noexcept { return {panels_.data(), bias_.data(), in_, out_}; }
+
+  private:
+    std::vector<uint16_t> panels_;
+    AlignedFloats bias_;
+    int in_, out_;
+};
+
+// The same weights as int8, symmetric with one scale per output, in quads along k.
+class PackedDenseInt8 {
+  public:
+    PackedDenseInt8(std::span<const float> weight, std::span<const float> bias, int in, int out,
+                    std::span<const int> order = {});
+    simd::DenseInt8 view() const noexcept {
+        return {panels_.data(), bias_.data(), scale_.data(), zero_sum_.data(), in_, out_};
+    }
+
+  private:
+    std::vector<int8_t> panels_;
+    AlignedFloats bias_, scale_;
+    std::vector<int32_t> zero_sum_;
     int in_, out_;
 };
 

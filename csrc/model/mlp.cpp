@@ -1,5 +1,6 @@
 // mlp: dense layers, each activation(norm(W x + b)).
 #include <algorithm>
+#include <variant>
 
 #include "model/block.hpp"
 #include "model/dense.hpp"
@@ -7,12 +8,7 @@
 namespace pyjepa {
 namespace {
 
-struct MlpLayer {
-    PackedDense dense;
-    Norm norm;
-    simd::Act act;
-    AlignedFloats gamma, beta;
-};
+using simd::Precision;
 
 bool has_layer_norm(Norm n) {
     return n == Norm::layer || n == Norm::layer_simnorm;
@@ -21,16 +17,26 @@ bool has_simnorm(Norm n) {
     return n == Norm::simnorm || n == Norm::layer_simnorm;
 }
 
+struct MlpLayer {
+    std::variant<PackedDense, PackedDenseBf16, PackedDenseInt8> dense;  // all of one precision
+    int in, out;
+    Norm norm;
+    simd::Act act;
+    AlignedFloats gamma, beta;
+};
+
 class Mlp final : public Block {
   public:
-    Mlp(const MlpSpec& spec, int in, std::span<const int> order, const Weights& weights)
-        : group_(spec.simnorm_group) {
+    Mlp(const MlpSpec& spec, int in, std::span<const int> order, const Weights& weights, Precision precision)
+        : group_(spec.simnorm_group), precision_(precision), widest_(in) {
         layers_.reserve(spec.layers.size());
         for (size_t j = 0; j < spec.layers.size(); ++j) {
             const LayerSpec& layer = spec.layers[j];
             const std::string linear = "linear" + std::to_string(j), norm = "norm" + std::to_string(j);
-            MlpLayer made{PackedDense(weights(linear + ".weight"), weights(linear + ".bias"), in, layer.out,
-                                      j == 0 ? order : std::span<const int>{}),
+            MlpLayer made{pack(weights(linear + ".weight"), weights(linear + ".bias"), in, layer.out,
+                               j == 0 ? order : std::span<const int>{}),
+                          in,
+                          layer.out,
                           layer.norm,
                           to_act(layer.activation),
                           {},
@@ -41,33 +47,44 @@ class Mlp final : public Block {
             }
             layers_.push_back(std::move(made));
             if (j + 1 < spec.layers.size()) hidden_ = std::max(hidden_, simd::padded(layer.out));
+            widest_ = std::max(widest_, layer.out);
             in = layer.out;
         }
-        // A normalised output that is added to something needs a place of its own before the addition.
-        if (layers_.back().norm != Norm::none) hidden_ = std::max(hidden_, simd::padded(in));
+        // An output that is added to something, and not by the dense kernel, needs a place of its own before.
+        if (!fused(layers_.back())) hidden_ = std::max(hidden_, simd::padded(in));
     }
 
     size_t workspace(int rows) const noexcept override {
-        return 2 * static_cast<size_t>(hidden_) * static_cast<size_t>(rows);
+        const size_t hidden = 2 * static_cast<size_t>(hidden_), narrow = static_cast<size_t>(narrow_ld());
+        return static_cast<size_t>(rows) * (hidden + (precision_ == Precision::fp32 ? 0 : narrow + 2));
     }
 
     void forward(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y,
                  ptrdiff_t ldy, bool accumulate, float* work) const noexcept override {
-        float* buffers[2] = {work, work + static_cast<ptrdiff_t>(hidden_) * rows};
+        float* const buffers[2] = {work, work + static_cast<ptrdiff_t>(hidden_) * rows};
+        Narrow narrow(work + 2 * static_cast<ptrdiff_t>(hidden_) * rows, narrow_ld(), rows);
         for (size_t j = 0; j < layers_.size(); ++j) {
             const MlpLayer& layer = layers_[j];
-            const bool last = j + 1 == layers_.size(), plain = layer.norm == Norm::none;
-            const bool direct = last && (plain || !accumulate);
-            float* out = direct ? y : buffers[j % 2];
+            const bool last = j + 1 == layers_.size();
+            const bool direct = last && (fused(layer) || !accumulate);
+            float* const out = direct ? y : buffers[j % 2];
             const ptrdiff_t ld = direct ? ldy : hidden_;
-            kernels.dense(layer.dense.view(), x, ldx, rows, out, ld, plain ? layer.act : simd::Act::none,
-                          direct && accumulate);
-            const int n = layer.dense.out();
+            const simd::Act act = fused(layer) ? layer.act : simd::Act::none;
+            if (precision_ == Precision::fp32) {
+                kernels.dense(std::get<PackedDense>(layer.dense).view(), x, ldx, rows, out, ld, act,
+                              direct && accumulate);
+            } else if (precision_ == Precision::bf16) {
+                dense_bf16(layer, x, ldx, rows, out, ld, act, direct && accumulate, fused(layer) && !last,
+                           narrow);
+            } else {
+                dense_int8(layer, x, ldx, rows, out, ld, act, direct && accumulate, narrow);
+            }
             if (has_layer_norm(layer.norm))
-                kernels.layer_norm(out, ld, rows, n, layer.gamma.data(), layer.beta.data());
-            if (has_simnorm(layer.norm)) kernels.simnorm(out, ld, rows, n, group_);
-            if (!plain && layer.act != simd::Act::none) kernels.activate(out, ld, rows, n, layer.act);
-            if (last && !direct) kernels.add(out, ld, rows, n, y, ldy);
+                kernels.layer_norm(out, ld, rows, layer.out, layer.gamma.data(), layer.beta.data());
+            if (has_simnorm(layer.norm)) kernels.simnorm(out, ld, rows, layer.out, group_);
+            if (!fused(layer) && layer.act != simd::Act::none)
+                kernels.activate(out, ld, rows, layer.out, layer.act);
+            if (last && !direct) kernels.add(out, ld, rows, layer.out, y, ldy);
             x = out;
             ldx = ld;
         }
@@ -77,11 +94,64 @@ class Mlp final : public Block {
 
     double flops() const noexcept override {
         double total = 0.0;
-        for (const MlpLayer& layer : layers_) total += 2.0 * layer.dense.in() * layer.dense.out();
+        for (const MlpLayer& layer : layers_) total += 2.0 * layer.in * layer.out;
         return total;
     }
 
   private:
+    // Inputs in fewer bits: two buffers of bf16 that take turns, or one of bytes with a scale and a zero for
+    // each row.
+    struct Narrow {
+        Narrow(float* work, ptrdiff_t row, int rows)
+            : ld(row),
+              pairs{reinterpret_cast<uint16_t*>(work), reinterpret_cast<uint16_t*>(work) + row * rows},
+              bytes(reinterpret_cast<uint8_t*>(work)),
+              scale(work + row * rows),
+              zero(reinterpret_cast<int32_t*>(scale + rows)) {}
+        ptrdiff_t ld;
+        uint16_t* pairs[2];
+        uint8_t* bytes;
+        float* scale;
+        int32_t* zero;
+        int current = 0;     // which of pairs holds the layer's input
+        bool ready = false;  // and whether it is there already
+    };
+
+    // Whether the dense kernel itself can end the layer: those of lower precision know ReLU only.
+    bool fused(const MlpLayer& layer) const noexcept {
+        return layer.norm == Norm::none && (precision_ == Precision::fp32 || layer.act <= simd::Act::relu);
+    }
+
+    ptrdiff_t narrow_ld() const noexcept { return (widest_ + 31) / 32 * 32; }
+
+    void dense_bf16(const MlpLayer& layer, const float* x, ptrdiff_t ldx, int rows, float* y, ptrdiff_t ldy,
+                    simd::Act act, bool accumulate, bool stay_narrow, Narrow& narrow) const noexcept {
+        const simd::Bf16Kernels& bf16 = *simd::bf16_kernels();
+        if (!narrow.ready) bf16.convert(x, ldx, rows, layer.in, narrow.pairs[narrow.current], narrow.ld);
+        uint16_t* const next = stay_narrow ? narrow.pairs[1 - narrow.current] : nullptr;
+        bf16.dense(std::get<PackedDenseBf16>(layer.dense).view(), narrow.pairs[narrow.current], narrow.ld,
+                   rows, y, ldy, next, narrow.ld, act, accumulate);
+        narrow.ready = stay_narrow;
+        if (stay_narrow) narrow.current = 1 - narrow.current;
+    }
+
+    void dense_int8(const MlpLayer& layer, const float* x, ptrdiff_t ldx, int rows, float* y, ptrdiff_t ldy,
+                    simd::Act act, bool accumulate, Narrow& narrow) const noexcept {
+        const simd::Int8Kernels& int8 = *simd::int8_kernels();
+        int8.quantise(x, ldx, rows, layer.in, narrow.bytes, narrow.ld, narrow.scale, narrow.zero);
+        int8.dense(std::get<PackedDenseInt8>(layer.dense).view(), narrow.bytes, narrow.ld, narrow.scale,
+                   narrow.zero, rows, y, ldy, act, accumulate);
+    }
+
+    std::variant<PackedDense, PackedDenseBf16, PackedDenseInt8> pack(std::span<const float> weight,
+                                                                     std::span<const float> bias, int in,
+                                                                     int out,
+                                                                     std::span<const int> order) const {
+        if (precision_ == Precision::bf16) return PackedDenseBf16(weight, bias, in, out, order);
+        if (precision_ == Precision::int8) return PackedDenseInt8(weight, bias, in, out, order);
+        return PackedDense(weight, bias, in, out, order);
+    }
+
     static AlignedFloats copy(std::span<const float> from) {
         AlignedFloats to(from.size());
         std::copy(from.begin(), from.end(), to.data());
@@ -91,13 +161,15 @@ class Mlp final : public Block {
     std::vector<MlpLayer> layers_;
     int hidden_ = 0;  // row length of the two hidden buffers
     int group_;
+    Precision precision_;
+    int widest_;  // of all inputs and outputs
 };
 
 }  // namespace
 
 std::unique_ptr<Block> make_mlp(const MlpSpec& spec, int in, std::span<const int> order,
-                                const Weights& weights) {
-    return std::make_unique<Mlp>(spec, in, order, weights);
+                                const Weights& weights, simd::Precision precision) {
+    return std::make_unique<Mlp>(spec, in, order, weights, precision);
 }
 
 }  // namespace pyjepa

@@ -37,12 +37,21 @@ std::vector<int> engine_order(const Spec& spec, const std::string& name, const M
     return std::is_sorted(order.begin(), order.end()) ? std::vector<int>{} : order;
 }
 
+simd::Precision available(simd::Precision wanted) {
+    const bool there =
+        wanted == simd::Precision::fp32 ||
+        (wanted == simd::Precision::bf16 ? simd::bf16_kernels() != nullptr : simd::int8_kernels() != nullptr);
+    return there ? wanted : simd::Precision::fp32;
+}
+
 }  // namespace
 
-Model::Model(const AgentFile& file) : spec_(file.spec) {
+Model::Model(const AgentFile& file, simd::Precision precision)
+    : spec_(file.spec), precision_(available(precision)) {
     for (const auto& [name, module] : spec_.modules) {
         const std::vector<int> order = engine_order(spec_, name, module);
-        networks_.emplace(name, Network(file, name, order));
+        const bool predicts = name == spec_.level.predictor;
+        networks_.emplace(name, Network(file, name, order, predicts ? precision_ : simd::Precision::fp32));
         input_orders_.emplace(name, order);
     }
     if (spec_.policy) {

@@ -12,14 +12,16 @@ namespace pyjepa {
 
 class Model {
   public:
-    explicit Model(const AgentFile& file);
+    // `precision`: of the predictor; where the machine has no kernels for it, fp32.
+    explicit Model(const AgentFile& file, simd::Precision precision = simd::Precision::fp32);
 
     const Spec& spec() const noexcept { return spec_; }
+    simd::Precision precision() const noexcept { return precision_; }
     // nullptr where the agent file has none.
     const Network* encoder() const noexcept { return find(spec_.level.encoder); }
     const Network* predictor() const noexcept {
         return find(spec_.level.predictor);
-    }                                                                      // reads [state, action]
+    }  // reads [state, action]
     const Network* policy() const noexcept { return find(spec_.policy); }  // reads [state, goal]
     bool policy_reads_goal() const noexcept { return policy_reads_goal_; }
 
@@ -36,6 +38,7 @@ class Model {
     Spec spec_;
     std::map<std::string, Network> networks_;
     std::map<std::string, std::vector<int>> input_orders_;  // spec position of each input the network reads
+    simd::Precision precision_;
     bool policy_reads_goal_ = false;
 };
 

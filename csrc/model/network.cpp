@@ -21,7 +21,8 @@ std::vector<int> channels_last_order(const Shape& shape) {
 
 }  // namespace
 
-Network::Network(const AgentFile& file, const std::string& name, std::vector<int> input_order) {
+Network::Network(const AgentFile& file, const std::string& name, std::vector<int> input_order,
+                 simd::Precision precision) {
     const ModuleSpec& spec = file.spec.modules.at(name);
     residual_ = spec.residual;
     Shape shape = module_input_shape(file.spec, spec);
@@ -37,7 +38,7 @@ Network::Network(const AgentFile& file, const std::string& name, std::vector<int
         const Shape out = block_output_shape(block, shape, prefix);
         if (const auto* mlp = std::get_if<MlpSpec>(&block)) {
             if (layout == Layout::channels_last) order = channels_last_order(shape);
-            blocks_.push_back(make_mlp(*mlp, elements(shape), order, weights));
+            blocks_.push_back(make_mlp(*mlp, elements(shape), order, weights, precision));
             layout = Layout::torch;
         } else {
             blocks_.push_back(std::holds_alternative<ConvSpec>(block)

@@ -15,7 +15,9 @@ class Network {
   public:
     // `input_order`: see PackedDense; for networks whose inputs the engine keeps in another order than the
     // spec lists.
-    Network(const AgentFile& file, const std::string& name, std::vector<int> input_order = {});
+    // `precision` holds for its mlp blocks.
+    Network(const AgentFile& file, const std::string& name, std::vector<int> input_order,
+            simd::Precision precision);
 
     int in() const noexcept { return in_; }
     int out() const noexcept { return out_; }

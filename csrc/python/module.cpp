@@ -51,22 +51,37 @@ void check(pyjepa_status status) {
     }
 }
 
+const std::vector<std::string>& precisions() {
+    static const std::vector<std::string> names = {"fp32", "bf16", "int8"};
+    return names;
+}
+
+int32_t precision_code(const std::string& name) {
+    const auto found = std::find(precisions().begin(), precisions().end(), name);
+    if (found == precisions().end())
+        raise("InvalidArgumentError", "precision must be fp32, bf16 or int8, got '" + name + "'");
+    return static_cast<int32_t>(found - precisions().begin());
+}
+
 class Model {
   public:
-    static Model load(const std::string& path) {
+    static Model load(const std::string& path, const std::string& precision) {
+        if (path.find('\0') != std::string::npos)
+            raise("InvalidArgumentError", "the path holds a null character");
         Model m;
+        const int32_t code = precision_code(precision);
         pyjepa_status status;
         {
             const py::gil_scoped_release release;
-            status = pyjepa_model_load(path.c_str(), &m.handle_);
+            status = pyjepa_model_load_as(path.c_str(), code, &m.handle_);
         }
         check(status);
         return m;
     }
-    static Model parse(const py::bytes& bytes) {
+    static Model parse(const py::bytes& bytes, const std::string& precision) {
         Model m;
         const std::string_view view = bytes;
-        check(pyjepa_model_parse(view.data(), view.size(), &m.handle_));
+        check(pyjepa_model_parse_as(view.data(), view.size(), precision_code(precision), &m.handle_));
         return m;
     }
     Model(Model&& other) noexcept : handle_(other.handle_) { other.handle_ = nullptr; }
@@ -90,6 +105,7 @@ class Model {
         out["has_encoder"] = d.has_encoder != 0;
         out["has_predictor"] = d.has_predictor != 0;
         out["has_policy"] = d.has_policy != 0;
+        out["precision"] = precisions()[static_cast<size_t>(d.precision)];
         return out;
     }
     std::pair<size_t, size_t> module_sizes(const std::string& module) const {
@@ -325,14 +341,12 @@ PYBIND11_MODULE(_engine, m) {
     m.def(
         "measure_peak",
         [](const std::string& precision, double seconds) {
-            static const std::vector<std::string> names = {"fp32", "bf16", "int8"};
-            const auto found = std::find(names.begin(), names.end(), precision);
-            if (found == names.end()) raise("InvalidArgumentError", "precision must be fp32, bf16 or int8");
+            const int32_t code = precision_code(precision);
             double gflops = 0.0;
             pyjepa_status status;
             {
                 const py::gil_scoped_release release;
-                status = pyjepa_measure_peak(static_cast<int32_t>(found - names.begin()), seconds, &gflops);
+                status = pyjepa_measure_peak(code, seconds, &gflops);
             }
             check(status);
             return gflops;
@@ -340,8 +354,8 @@ PYBIND11_MODULE(_engine, m) {
         py::arg("precision"), py::arg("seconds"));
 
     py::class_<Model>(m, "Model")
-        .def_static("load", &Model::load, py::arg("path"))
-        .def_static("parse", &Model::parse, py::arg("data"))
+        .def_static("load", &Model::load, py::arg("path"), py::arg("precision") = "fp32")
+        .def_static("parse", &Model::parse, py::arg("data"), py::arg("precision") = "fp32")
         .def_property_readonly("spec", &Model::spec)
         .def_property_readonly("dims", &Model::dims)
         .def("module_sizes", &Model::module_sizes, py::arg("module"))

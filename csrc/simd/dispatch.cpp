@@ -18,6 +18,12 @@ extern const Kernels table;
 namespace avx512 {
 extern const Kernels table;
 }
+namespace avx512_bf16 {
+extern const Bf16Kernels table;
+}
+namespace avx512_vnni {
+extern const Int8Kernels table;
+}
 #endif
 
 namespace {
@@ -75,6 +81,20 @@ const Kernels* find_kernels(const char* name) noexcept {
 const Kernels& kernels() {
     static const Kernels& chosen = choose();
     return chosen;
+}
+
+const Bf16Kernels* bf16_kernels() {
+#if defined(__x86_64__)
+    if (&kernels() == &avx512::table && __builtin_cpu_supports("avx512bf16")) return &avx512_bf16::table;
+#endif
+    return nullptr;
+}
+
+const Int8Kernels* int8_kernels() {
+#if defined(__x86_64__)
+    if (&kernels() == &avx512::table && __builtin_cpu_supports("avx512vnni")) return &avx512_vnni::table;
+#endif
+    return nullptr;
 }
 
 }  // namespace pyjepa::simd

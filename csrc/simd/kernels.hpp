@@ -45,6 +45,48 @@ struct Kernels {
     void (*gaussian)(uint32_t k0, uint32_t k1, uint32_t stream, int n0, int n1, int count, float* out);
 };
 
+// ---- lower precisions: weights in bf16 or int8, sums in fp32 or int32, everything else in fp32 ----
+
+enum class Precision { fp32, bf16, int8 };
+
+struct DenseBf16 {           // in pairs along k
+    const uint16_t* panels;  // per panel: [ceil(in / 2)][width][2]
+    const float* bias;       // [padded(out)]
+    int in;
+    int out;
+};
+
+struct Bf16Kernels {
+    // y[r, :n] = x[r, :n] rounded to nearest even, and zeros up to the next even n.
+    void (*convert)(const float* x, ptrdiff_t ldx, int rows, int n, uint16_t* y, ptrdiff_t ldy);
+    // As Kernels::dense, with x in bf16. If y16 is given it receives the result, y[r, :padded(out)] in bf16,
+    // instead.
+    void (*dense)(const DenseBf16& w, const uint16_t* x, ptrdiff_t ldx, int rows, float* y, ptrdiff_t ldy,
+                  uint16_t* y16, ptrdiff_t ldy16, Act act, bool accumulate);
+};
+
+struct DenseInt8 {            // in quads along k, symmetric, one scale per output
+    const int8_t* panels;     // per panel: [ceil(in / 4)][width][4]
+    const float* bias;        // [padded(out)]
+    const float* scale;       // [padded(out)]
+    const int32_t* zero_sum;  // [padded(out)]: -128 times the sum of the output's weights
+    int in;
+    int out;
+};
+
+struct Int8Kernels {
+    // Each row to unsigned bytes with a scale of its own: x = scale * (y - zero), zero 0 if no element is
+    // negative, else 128. Zero bytes up to the next multiple of four.
+    void (*quantise)(const float* x, ptrdiff_t ldx, int rows, int n, uint8_t* y, ptrdiff_t ldy, float* scale,
+                     int32_t* zero);
+    void (*dense)(const DenseInt8& w, const uint8_t* x, ptrdiff_t ldx, const float* scale,
+                  const int32_t* zero, int rows, float* y, ptrdiff_t ldy, Act act, bool accumulate);
+};
+
+// nullptr where the machine lacks the instructions (AVX-512 with BF16 or VNNI) or PYJEPA_ISA asks for less.
+const Bf16Kernels* bf16_kernels();
+const Int8Kernels* int8_kernels();
+
 // The best instruction set of this machine, or the one PYJEPA_ISA names (baseline, avx2, avx512). Throws
 // Error if that one is unknown or this machine lacks it. Decided once per process.
 const Kernels& kernels();

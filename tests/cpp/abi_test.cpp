@@ -224,12 +224,12 @@ TEST(Abi, DeadlinesEndAPlanEarly) {
     Loaded l(pixel_spec, 2);
     const auto goal = pixels(1, 1), seen = pixels(1, 2);
     pyjepa_task task = task_with(goal, 1, PYJEPA_CEM);
-    task.candidates = 2000;
+    task.candidates = 500;
     task.iterations = 10000;
     ASSERT_EQ(pyjepa_configure(l.agent, &task), PYJEPA_OK);
     ASSERT_EQ(pyjepa_observe(l.agent, seen.data(), seen.size(), -1), PYJEPA_OK);
     const auto start = std::chrono::steady_clock::now();
-    const Result r = plan(l.agent, 1, 0.05);
+    const Result r = plan(l.agent, 1, 0.3);  // many iterations even under a sanitizer
     const double took = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     EXPECT_GT(r.iterations, 0);
     EXPECT_LT(r.iterations, 10000);

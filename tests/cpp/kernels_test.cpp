@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 #include <functional>
 #include <random>
 #include <vector>
@@ -197,6 +198,115 @@ TEST_P(KernelsTest, NoiseIsTheSameBitsAsTheBaselines) {
         kernels->gaussian(11, 22, 3, 5, 42, count, got.data());
         EXPECT_EQ(got, expected) << count;
     }
+}
+
+// ---- lower precisions: exactly the sums of the rounded numbers, up to fp32 rounding ----
+
+float rounded_to_bf16(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    bits = (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000u;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+TEST(Bf16, DenseSumsRoundedNumbersOnOddShapes) {
+    const Bf16Kernels* bf16 = bf16_kernels();
+    if (bf16 == nullptr) GTEST_SKIP() << "this machine has no bf16";
+    for (const int in : {1, 2, 17, 50, 131})
+        for (const int out : {1, 16, 31, 48, 64, 101, 200})
+            for (const int rows : {1, 5, 6, 13, 48})
+                for (const bool accumulate : {false, true}) {
+                    const auto x = normal(static_cast<size_t>(rows * in), 1),
+                               w = normal(static_cast<size_t>(in * out), 2),
+                               b = normal(static_cast<size_t>(out), 3);
+                    const PackedDenseBf16 packed(w, b, in, out);
+                    const int narrow = (in + 31) / 32 * 32, ld = padded(out) + 3;
+                    std::vector<uint16_t> x16(static_cast<size_t>(rows * narrow), 0x7fc0),
+                        y16(static_cast<size_t>(rows * ld));
+                    bf16->convert(x.data(), in, rows, in, x16.data(), narrow);
+                    std::vector<float> y(static_cast<size_t>(rows * ld), 2.0f), got, got16;
+                    bf16->dense(packed.view(), x16.data(), narrow, rows, y.data(), ld, nullptr, 0, Act::relu,
+                                accumulate);
+                    bf16->dense(packed.view(), x16.data(), narrow, rows, nullptr, 0, y16.data(), ld,
+                                Act::none, false);
+                    std::vector<double> expected, expected16;
+                    for (int r = 0; r < rows; ++r)
+                        for (int j = 0; j < out; ++j) {
+                            double total = b[static_cast<size_t>(j)];
+                            for (int k = 0; k < in; ++k)
+                                total +=
+                                    static_cast<double>(rounded_to_bf16(x[static_cast<size_t>(r * in + k)])) *
+                                    rounded_to_bf16(w[static_cast<size_t>(j * in + k)]);
+                            expected.push_back(reference(total, Act::relu) + (accumulate ? 2.0 : 0.0));
+                            expected16.push_back(total);
+                            got.push_back(y[static_cast<size_t>(r * ld + j)]);
+                            uint32_t wide = static_cast<uint32_t>(y16[static_cast<size_t>(r * ld + j)]) << 16;
+                            float value;
+                            std::memcpy(&value, &wide, sizeof value);
+                            got16.push_back(value);
+                        }
+                    double size = 0.0;
+                    for (const double e : expected) size += e * e;
+                    if (size > 0.0) {
+                        ASSERT_LT(relative_error(got, expected), 2e-6) << in << " -> " << out;
+                    }
+                    ASSERT_LT(relative_error(got16, expected16), 4e-3) << in << " -> " << out;
+                }
+}
+
+TEST(Int8, DenseSumsQuantisedNumbersOnOddShapes) {
+    const Int8Kernels* int8 = int8_kernels();
+    if (int8 == nullptr) GTEST_SKIP() << "this machine has no int8";
+    for (const bool positive : {false, true})
+        for (const int in : {1, 4, 17, 50, 131})
+            for (const int out : {1, 16, 31, 48, 64, 101, 200})
+                for (const int rows : {1, 5, 13, 48}) {
+                    auto x = normal(static_cast<size_t>(rows * in), 1);
+                    if (positive)
+                        for (float& v : x) v = std::abs(v);
+                    const auto w = normal(static_cast<size_t>(in * out), 2),
+                               b = normal(static_cast<size_t>(out), 3);
+                    const PackedDenseInt8 packed(w, b, in, out);
+                    const int narrow = (in + 31) / 32 * 32, ld = out + 3;
+                    std::vector<uint8_t> bytes(static_cast<size_t>(rows * narrow), 77);
+                    std::vector<float> scale(static_cast<size_t>(rows)),
+                        y(static_cast<size_t>(rows * ld), 9.0f), got;
+                    std::vector<int32_t> zero(static_cast<size_t>(rows));
+                    int8->quantise(x.data(), in, rows, in, bytes.data(), narrow, scale.data(), zero.data());
+                    int8->dense(packed.view(), bytes.data(), narrow, scale.data(), zero.data(), rows,
+                                y.data(), ld, Act::none, false);
+                    std::vector<double> exact, real;
+                    for (int r = 0; r < rows; ++r) {
+                        const auto row = static_cast<size_t>(r);
+                        for (int k = 0; k < in; ++k)  // half a step at most
+                            ASSERT_NEAR(scale[row] * (bytes[static_cast<size_t>(r * narrow + k)] - zero[row]),
+                                        x[static_cast<size_t>(r * in + k)], 0.5001 * scale[row]);
+                        for (int j = 0; j < out; ++j) {
+                            const auto output = static_cast<size_t>(j);
+                            float most = 0.0f;
+                            for (int k = 0; k < in; ++k)
+                                most = std::max(
+                                    most,
+                                    std::abs(w[output * static_cast<size_t>(in) + static_cast<size_t>(k)]));
+                            const float step = most / 127.0f;
+                            double sum = 0.0, true_sum = b[output];
+                            for (int k = 0; k < in; ++k) {
+                                const float weight =
+                                    w[output * static_cast<size_t>(in) + static_cast<size_t>(k)];
+                                sum += (bytes[static_cast<size_t>(r * narrow + k)] - zero[row]) *
+                                       static_cast<double>(std::lround(weight / step));
+                                true_sum += static_cast<double>(weight) * x[static_cast<size_t>(r * in + k)];
+                            }
+                            exact.push_back(sum * scale[row] * step + b[output]);
+                            real.push_back(true_sum);
+                            got.push_back(y[static_cast<size_t>(r * ld + j)]);
+                        }
+                        for (int j = out; j < ld; ++j) ASSERT_EQ(y[static_cast<size_t>(r * ld + j)], 9.0f);
+                    }
+                    ASSERT_LT(relative_error(got, exact), 2e-6) << in << " -> " << out;
+                    ASSERT_LT(relative_error(got, real), 0.03) << in << " -> " << out;
+                }
 }
 
 std::string isa_name(const ::testing::TestParamInfo<const char*>& tested) {

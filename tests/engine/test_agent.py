@@ -2,6 +2,7 @@
 
 import threading
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -416,3 +417,49 @@ except pyjepa.UnsupportedError as error:
 def test_loading_a_missing_file_names_it(tmp_path):
     with pytest.raises(OSError, match=r"nowhere\.safetensors"):
         pyjepa.load(tmp_path / "nowhere.safetensors")
+
+
+# ---- precision
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("bf16", 0.01), ("int8", 0.03)])
+def test_lower_precisions_predict_nearly_the_same(precision, bound):
+    """Against fp32 on the same plans; on a machine without the instructions the answer is fp32 and a warning."""
+    spec, seen = pixel_spec(), observations(2, seed=3)
+    data = agent_file.to_bytes(spec, weights(networks(spec)))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        low = pyjepa.Model.from_bytes(data, precision=precision)
+    assert low.precision == (precision if not caught else "fp32")
+    if caught:
+        assert f"no {precision} instructions" in str(caught[0].message)
+    plans = []
+    for model in (pyjepa.Model.from_bytes(data), low):
+        agent = pyjepa.Agent(model)
+        agent.configure(goal=seen[1], iterations=0)
+        plans.append(agent.plan(seen[0]))
+    np.testing.assert_array_equal(plans[0].actions, plans[1].actions)
+    full, narrow = (plan.states[1:] for plan in plans)
+    error = np.linalg.norm(full - narrow) / np.linalg.norm(full)
+    assert error < bound
+    assert (error > 0) == (low.precision == precision)
+    agent = pyjepa.Agent(low, threads=2)
+    agent.configure(goal=seen[1])
+    assert agent.plan(seen[0]).cost == pytest.approx(plans[0].cost, rel=0.5)
+
+
+def test_a_lower_precision_falls_back_and_says_so(tmp_path):
+    agent_file.save(tmp_path / "a.safetensors", pixel_spec(), weights(networks(pixel_spec())))
+    code = """
+import sys, warnings, pyjepa
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    model = pyjepa.Model.load(sys.argv[1], precision="bf16")
+print(model.precision, caught[0].message)
+"""
+    assert run_on("baseline", code, str(tmp_path / "a.safetensors")).startswith("fp32 this machine has no bf16")
+
+
+def test_unknown_precisions_are_named():
+    with pytest.raises(ValueError, match="precision must be fp32, bf16 or int8, got 'fp4'"):
+        pyjepa.Model.from_bytes(b"", precision="fp4")

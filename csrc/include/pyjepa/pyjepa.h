@@ -60,6 +60,9 @@ typedef enum pyjepa_interpolation {
     PYJEPA_CUBIC = 3
 } pyjepa_interpolation;
 
+/* Of a predictor's weights; sums are fp32 (bf16) or int32 (int8), everything else fp32. */
+typedef enum pyjepa_precision { PYJEPA_FP32 = 0, PYJEPA_BF16 = 1, PYJEPA_INT8 = 2 } pyjepa_precision;
+
 /* The library's version, "major.minor.patch". Never NULL. */
 PYJEPA_API const char* pyjepa_version(void);
 
@@ -85,6 +88,7 @@ typedef struct pyjepa_model_dims {
     int32_t has_encoder;
     int32_t has_predictor;
     int32_t has_policy;
+    int32_t precision; /* pyjepa_precision of the predictor, as it runs */
 } pyjepa_model_dims;
 
 PYJEPA_API pyjepa_status pyjepa_model_load(const char* path, pyjepa_model** out);
@@ -193,12 +197,16 @@ PYJEPA_API pyjepa_status pyjepa_get_settings(const pyjepa_agent* agent, pyjepa_s
 /* ---- measurement
  * --------------------------------------------------------------------------------------------- */
 
-typedef enum pyjepa_precision { PYJEPA_FP32 = 0, PYJEPA_BF16 = 1, PYJEPA_INT8 = 2 } pyjepa_precision;
-
 /* What one thread of this machine can multiply and add at most in a precision, in 10^9 operations per second
  * (two per multiply-add): a loop within registers, for `seconds` (at most 10), its best moment. It ignores
  * PYJEPA_ISA. PYJEPA_UNSUPPORTED where the machine has no instructions for the precision. */
 PYJEPA_API pyjepa_status pyjepa_measure_peak(int32_t precision, double seconds, double* gflops);
+
+/* pyjepa_model_load and pyjepa_model_parse with the predictor in another precision. Where the machine lacks
+ * the instructions it is fp32 all the same: pyjepa_model_get_dims tells. */
+PYJEPA_API pyjepa_status pyjepa_model_load_as(const char* path, int32_t precision, pyjepa_model** out);
+PYJEPA_API pyjepa_status pyjepa_model_parse_as(const void* bytes, size_t size, int32_t precision,
+                                               pyjepa_model** out);
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,103 @@
+// Dense layers with bf16 weights and inputs, fp32 sums (AVX-512 BF16: VDPBF16PS).
+#if defined(__AVX512BF16__)
+
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "simd/kernels.hpp"
+#include "simd/tiles.hpp"
+
+namespace pyjepa::simd::avx512_bf16 {
+namespace {
+
+void convert(const float* x, ptrdiff_t ldx, int rows, int n, uint16_t* y, ptrdiff_t ldy) {
+    const int even = (n + 1) / 2 * 2;
+    for (int r = 0; r < rows; ++r, x += ldx, y += ldy)
+        for (int j = 0; j < even; j += 16) {
+            const __mmask16 from = mask_of(n - j), to = mask_of(even - j);
+            const __m256bh v = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(from, x + j));
+            _mm256_mask_storeu_epi16(y + j, to, (__m256i)v);
+        }
+}
+
+struct Job {
+    const uint16_t* panel;
+    int width, pairs;
+    const float* bias;
+    const uint16_t* x;
+    ptrdiff_t ldx;
+    float* y;
+    ptrdiff_t ldy;
+    uint16_t* y16;
+    ptrdiff_t ldy16;
+    int columns;
+    bool relu, accumulate;
+};
+
+// One register tile: R rows by C vectors of 16 columns. The sums stay in registers only because the
+// instruction is written in assembly: gcc 12 spills the accumulators of the intrinsic.
+template <int R, int C>
+struct Tile {
+    static void run(const Job& j, int row) {
+        __m512 acc[R][C];
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+            for (int c = 0; c < C; ++c) acc[r][c] = _mm512_loadu_ps(j.bias + c * 16);
+        const uint16_t* x = j.x + row * j.ldx;
+        const uint16_t* w = j.panel;
+        for (int k = 0; k < j.pairs; ++k, w += 2 * j.width) {
+            __m512i b[C];
+#pragma GCC unroll 8
+            for (int c = 0; c < C; ++c) b[c] = _mm512_loadu_si512(w + c * 32);
+#pragma GCC unroll 16
+            for (int r = 0; r < R; ++r) {
+                const __m512i a = broadcast(x + r * j.ldx + 2 * k);
+#pragma GCC unroll 8
+                for (int c = 0; c < C; ++c) asm("vdpbf16ps %2, %1, %0" : "+v"(acc[r][c]) : "v"(a), "v"(b[c]));
+            }
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+            for (int c = 0; c < C; ++c) {
+                __m512 v = acc[r][c];
+                if (j.relu) v = _mm512_max_ps(_mm512_setzero_ps(), v);
+                if (j.y16 != nullptr) {
+                    _mm256_storeu_si256(reinterpret_cast<__m256i*>(j.y16 + (row + r) * j.ldy16 + c * 16),
+                                        (__m256i)_mm512_cvtneps_pbh(v));
+                    continue;
+                }
+                float* to = j.y + (row + r) * j.ldy + c * 16;
+                const __mmask16 m = mask_of(j.columns - c * 16);
+                if (j.accumulate) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(m, to));
+                _mm512_mask_storeu_ps(to, m, v);
+            }
+    }
+};
+
+void dense(const DenseBf16& w, const uint16_t* x, ptrdiff_t ldx, int rows, float* y, ptrdiff_t ldy,
+           uint16_t* y16, ptrdiff_t ldy16, Act act, bool accumulate) {
+    const int pairs = (w.in + 1) / 2;
+    const uint16_t* panel = w.panels;
+    for (int c0 = 0; c0 < padded(w.out); c0 += kPanel) {
+        const int width = padded(w.out) - c0 < kPanel ? padded(w.out) - c0 : kPanel;
+        const Job job{panel,       width,      pairs,
+                      w.bias + c0, x,          ldx,
+                      y + c0,      ldy,        y16 == nullptr ? nullptr : y16 + c0,
+                      ldy16,       w.out - c0, act == Act::relu,
+                      accumulate};
+        strips<Tile>(width / 16, rows, job);
+        panel += static_cast<ptrdiff_t>(2 * pairs) * width;
+    }
+}
+
+}  // namespace
+
+extern const Bf16Kernels table;
+const Bf16Kernels table = {convert, dense};
+
+}  // namespace pyjepa::simd::avx512_bf16
+
+#endif

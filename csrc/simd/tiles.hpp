@@ -1,0 +1,55 @@
+// What the AVX-512 kernels of lower precision share: which register tiles cover a strip of outputs. Internal
+// to each file that includes it.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstring>
+
+namespace pyjepa::simd {
+namespace {
+
+// The first `count` of 16 lanes; none if it is not positive, all from 16.
+inline __mmask16 mask_of(int count) {
+    return count >= 16 ? static_cast<__mmask16>(0xffff)
+                       : static_cast<__mmask16>(count <= 0 ? 0u : (1u << count) - 1u);
+}
+
+// Four bytes in every lane.
+inline __m512i broadcast(const void* from) {
+    int32_t word;
+    std::memcpy(&word, from, sizeof word);
+    return _mm512_set1_epi32(word);
+}
+
+template <template <int, int> class Tile, int R, int C, class Job>
+inline void rest(const Job& job, int row, int rows) {
+    if (rows == R)
+        Tile<R, C>::run(job, row);
+    else if constexpr (R > 1)
+        rest<Tile, R - 1, C>(job, row, rows);
+}
+
+// All rows of a strip of C vectors, R at a time, and the rest in one tile of its own height.
+template <template <int, int> class Tile, int R, int C, class Job>
+inline void strip(const Job& job, int rows) {
+    int row = 0;
+    for (; row + R <= rows; row += R) Tile<R, C>::run(job, row);
+    if (row < rows) rest<Tile, R - 1, C>(job, row, rows - row);
+}
+
+// 24 accumulators, or 12 for a strip of one vector.
+template <template <int, int> class Tile, class Job>
+inline void strips(int vectors, int rows, const Job& job) {
+    if (vectors == 4)
+        strip<Tile, 6, 4>(job, rows);
+    else if (vectors == 3)
+        strip<Tile, 8, 3>(job, rows);
+    else if (vectors == 2)
+        strip<Tile, 12, 2>(job, rows);
+    else
+        strip<Tile, 12, 1>(job, rows);
+}
+
+}  // namespace
+}  // namespace pyjepa::simd
