@@ -8,6 +8,8 @@
 Importing this package imports NumPy and the engine, nothing else.
 """
 
+import sys
+
 from pyjepa._engine import version as _version
 from pyjepa.agent import Agent, Model, Plan, load
 from pyjepa.errors import (
@@ -36,3 +38,6 @@ __all__ = [
     "__version__",
     "load",
 ]
+
+if "gymnasium" in sys.modules:  # whoever uses it finds our worlds there
+    from pyjepa import envs as envs

@@ -1,15 +1,16 @@
-"""Small worlds to train and plan in. NumPy only; the Gymnasium faces need gymnasium, and only when they are used.
+"""Small worlds to train and plan in. NumPy only; where gymnasium is installed they are registered with it.
 
-``gymnasium.make("pyjepa.envs:pyjepa/TwoRooms-v0")`` works from anywhere. The bare name works once this package is
-imported after gymnasium, or `pyjepa.envs.gymnasium` at any time: importing this package does not import gymnasium.
+``import pyjepa.envs`` (or ``import pyjepa`` after ``import gymnasium``) makes ``gymnasium.make("pyjepa/TwoRooms-v0")``
+work; ``gymnasium.make("pyjepa.envs:pyjepa/TwoRooms-v0")`` works from anywhere.
 """
 
-import sys
+from importlib.util import find_spec
 
-from pyjepa.envs.registration import register
 from pyjepa.envs.two_rooms import Episodes, TwoRooms, draw_episodes, evaluation_episodes
 
 __all__ = ["Episodes", "TwoRooms", "draw_episodes", "evaluation_episodes"]
 
-if "gymnasium" in sys.modules:
+if find_spec("gymnasium") is not None:
+    from pyjepa.envs.registration import register
+
     register()
