@@ -77,6 +77,13 @@ TaskRequest::TaskRequest(const Model& model, const pyjepa_task& task)
     } else if (task.elites != -1) {
         invalid("elites belong to the planner cem");
     }
+    // What a batch of candidates holds together; also keeps every product of sizes far from overflow.
+    constexpr double most = 1ull << 32;
+    const double numbers = static_cast<double>(s.environments) * s.candidates * horizon * spec.action_dim;
+    if (numbers > most || static_cast<double>(s.environments) * s.candidates > 1 << 27)
+        invalid("environments (" + std::to_string(s.environments) + ") * candidates (" +
+                std::to_string(s.candidates) + ") * horizon (" + std::to_string(horizon) +
+                ") is too much for one plan");
     int knots = task.knots == -1 ? p.knots : task.knots;
     if (task.knots == -1 && knots > s.steps)
         knots = 0;  // a shorter horizon than the file's default was asked for

@@ -146,13 +146,10 @@ class Agent {
 
     std::unique_ptr<Agent> clone() const {
         auto twin = std::unique_ptr<Agent>(new Agent());
-        twin->callback_ = callback_;
         check(pyjepa_agent_clone(handle_, &twin->handle_));
-        // The clone's task still calls back into the original: give it its own context.
-        if (configured_) {
-            twin->task_ = task_;
-            twin->configure_task();
-        }
+        twin->task_ = task_;
+        // A callback still reaches the original through its context: give the clone one of its own.
+        if (!task_.rollout.is_none()) twin->configure_task(task_);
         return twin;
     }
 
@@ -181,13 +178,7 @@ class Agent {
         task.high = high;
         task.weights = weights;
         task.rollout = rollout;
-        std::swap(task_, task);
-        try {
-            configure_task();
-        } catch (...) {
-            std::swap(task_, task);
-            throw;
-        }
+        configure_task(std::move(task));
     }
 
     void observe(const py::array& observation, int steps) {
@@ -270,16 +261,17 @@ class Agent {
 
     Agent() = default;
 
-    void configure_task() {
-        pyjepa_task raw = task_.raw;
-        if (task_.goal) {
-            raw.goal = task_.goal->data();
-            raw.goal_bytes = static_cast<size_t>(task_.goal->nbytes());
+    // The agent keeps its previous task, and the callback that belongs to it, until the new one is in force.
+    void configure_task(Task task) {
+        pyjepa_task raw = task.raw;
+        if (task.goal) {
+            raw.goal = task.goal->data();
+            raw.goal_bytes = static_cast<size_t>(task.goal->nbytes());
         }
-        raw.action_low = task_.low ? task_.low->data() : nullptr;
-        raw.action_high = task_.high ? task_.high->data() : nullptr;
-        raw.weights = task_.weights ? task_.weights->data() : nullptr;
-        if (!task_.rollout.is_none()) {
+        raw.action_low = task.low ? task.low->data() : nullptr;
+        raw.action_high = task.high ? task.high->data() : nullptr;
+        raw.weights = task.weights ? task.weights->data() : nullptr;
+        if (!task.rollout.is_none()) {
             raw.rollout = &Agent::call_back;
             raw.rollout_user = this;
         }
@@ -289,8 +281,8 @@ class Agent {
             status = pyjepa_configure(handle_, &raw);
         }
         check(status);
-        callback_ = task_.rollout;
-        configured_ = true;
+        callback_ = task.rollout;
+        task_ = std::move(task);
     }
 
     // The user's rollout: arrays in (copies, theirs to keep), an array of costs (E, N) out.
@@ -321,7 +313,6 @@ class Agent {
 
     pyjepa_agent* handle_ = nullptr;
     Task task_;
-    bool configured_ = false;
     py::object callback_ = py::none();
     std::optional<py::error_already_set> callback_error_;
     std::string callback_message_;

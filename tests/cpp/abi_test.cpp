@@ -339,6 +339,7 @@ TEST(Abi, ErrorsNameWhatIsWrong) {
            [](pyjepa_task& t) { t.algorithm = PYJEPA_MPPI, t.elites = 3; });
     expect("candidates", [](pyjepa_task& t) { t.candidates = 0; });
     expect("environments", [](pyjepa_task& t) { t.environments = 0; });
+    expect("too much for one plan", [](pyjepa_task& t) { t.environments = 60000, t.candidates = 1 << 20; });
     expect("goal has 512 bytes, expected 1024", [](pyjepa_task& t) { t.environments = 2; });
     expect("needs a goal", [](pyjepa_task& t) { t.goal = nullptr; });
     expect("knots", [](pyjepa_task& t) { t.knots = 7; });
