@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from pyjepa.agent import Precision
 from pyjepa.bench import engine, machine, peers
 from pyjepa.bench.worker import Contestant, Samples, Worker, WorkerError
 from pyjepa.bench.workloads import Problem, Workload
@@ -54,7 +55,7 @@ def measure(
     workloads: Sequence[Workload],
     *,
     threads: Sequence[int],
-    precisions: Sequence[str],
+    precisions: Sequence[Precision],
     chosen_peers: Sequence[str],
     settings: Settings,
     progress: Progress = lambda what, done: None,
@@ -99,6 +100,7 @@ def measure(
             "rounds": settings.rounds,
             "pinned": not (settings.neighbour or settings.pace),
             "neighbour": settings.neighbour,
+            "niceness": os.getpriority(os.PRIO_PROCESS, 0),
             "pace_hz": settings.pace,
             "deadline_ms": None if settings.deadline is None else settings.deadline * 1e3,
         },
@@ -108,11 +110,14 @@ def measure(
 
 
 def _contestants(
-    workload: Workload, threads: int, precisions: Sequence[str], chosen: Sequence[str], deadline: float | None
+    workload: Workload, threads: int, precisions: Sequence[Precision], chosen: Sequence[str], deadline: float | None
 ) -> Iterator[Contestant]:
+    if workload.name == "mode1":
+        yield Contestant("", threads)
+        return
     for precision in precisions:
         yield Contestant("", threads, precision, deadline=deadline)
-    if workload.name == "mode1" or not chosen:
+    if not chosen:
         return
     problem = Problem.of(workload)
     for peer in chosen:
@@ -123,7 +128,7 @@ def _contestants(
 def _measure_one(
     workload: Workload,
     threads: int,
-    precisions: Sequence[str],
+    precisions: Sequence[Precision],
     chosen: Sequence[str],
     settings: Settings,
     peaks: dict[str, float | None],

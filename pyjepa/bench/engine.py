@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -9,14 +10,14 @@ from itertools import pairwise
 import numpy as np
 
 import pyjepa
-from pyjepa.agent import Agent
+from pyjepa.agent import Agent, Precision
 from pyjepa.bench.peers import FloatArray
 from pyjepa.bench.workloads import Problem, Workload
 from pyjepa.errors import UnsupportedError
 from pyjepa.spec import Actions, Layer, Level, Mlp, Module, Observation, Spec
 
 IMPL = f"pyjepa {pyjepa.__version__}"
-PRECISIONS = ("fp32", "bf16", "int8")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8")
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,17 @@ class Planning:
     """An agent that plans a workload, deadline or not."""
 
     def __init__(
-        self, workload: Workload, threads: int, *, precision: str = "fp32", deadline: float | None = None
+        self, workload: Workload, threads: int, *, precision: Precision = "fp32", deadline: float | None = None
     ) -> None:
-        """``deadline``: seconds per plan."""
-        if precision != "fp32":
-            raise UnsupportedError(f"this engine computes in fp32, not in {precision}")
+        """``deadline``: seconds per plan. Raises `UnsupportedError` where the machine cannot plan in ``precision``."""
         self._workload, self._deadline = workload, deadline
-        self._agent = Agent(workload.model(), threads=threads)
-        self._block = self._agent.model.action_block
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of what is an error here
+            model = workload.model(precision)
+        if model.precision != precision:
+            raise UnsupportedError(f"this machine has no {precision} instructions")
+        self._agent = Agent(model, threads=threads)
+        self._block = model.action_block
         self.begin(seed=0)
 
     def begin(self, seed: int) -> None:

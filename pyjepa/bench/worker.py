@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
+from pyjepa.agent import Precision
 from pyjepa.bench.workloads import Workload
 from pyjepa.errors import PyjepaError
 
@@ -28,7 +29,7 @@ class Contestant:
 
     peer: str
     threads: int
-    precision: str = "fp32"
+    precision: Precision = "fp32"
     """The engine's; peers have their own."""
     variant: str = ""
     deadline: float | None = None
@@ -171,23 +172,22 @@ class _Stage:
             flops = {name: operation.flops for name, operation in reflexes.items()}
             return {"impl": engine.IMPL, "precision": given.precision, "flops": flops}
         problem = Problem.of(workload)
+        flops = {"plan": problem.flops}
         if not given.peer:
             planning = engine.Planning(workload, given.threads, precision=given.precision, deadline=given.deadline)
             self.operations = {"plan": planning.plan}
             self.fresh = lambda plans: planning.final_costs(problem, plans)
-            impl, precision = engine.IMPL, given.precision
-        else:
-            prepared = peers.prepare(given.peer, problem, threads=given.threads, variant=given.variant)
-            self.operations = {"plan": prepared.plan}
+            return {"impl": engine.IMPL, "precision": given.precision, "flops": flops}
+        prepared = peers.prepare(given.peer, problem, threads=given.threads, variant=given.variant)
+        self.operations = {"plan": prepared.plan}
 
-            def fresh(plans: int) -> list[float] | None:
-                found = [prepared.plan() for _ in range(plans)]
-                whole = [peers.clamp(problem, plan) for plan in found if plan is not None]
-                return [float(cost) for cost in problem.costs(whole)] if whole else None
+        def fresh(plans: int) -> list[float] | None:
+            found = [prepared.plan() for _ in range(plans)]
+            whole = [peers.clamp(problem, plan) for plan in found if plan is not None]
+            return [float(cost) for cost in problem.costs(whole)] if whole else None
 
-            self.fresh = fresh
-            impl, precision = prepared.version, prepared.precision
-        return {"impl": impl, "precision": precision, "flops": {"plan": problem.flops}}
+        self.fresh = fresh
+        return {"impl": prepared.version, "precision": prepared.precision, "flops": flops}
 
     def run(self, operation: str, seconds: float, most: int) -> Samples:
         call, samples = self.operations[operation], Samples()

@@ -28,7 +28,7 @@ import numpy.typing as npt
 import safetensors.numpy
 
 from pyjepa import agent_file, agents
-from pyjepa.agent import Model
+from pyjepa.agent import Model, Precision
 from pyjepa.spec import (
     Actions,
     Activation,
@@ -57,9 +57,9 @@ class Workload:
     observation: npt.NDArray[Any]
     goal: npt.NDArray[Any]
 
-    def model(self) -> Model:
+    def model(self, precision: Precision = "fp32") -> Model:
         """The agent in the engine."""
-        return Model.from_bytes(agent_file.to_bytes(self.spec, self.tensors))
+        return Model.from_bytes(agent_file.to_bytes(self.spec, self.tensors), precision=precision)
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from pyjepa.agent import Precision
+from pyjepa.bench import engine
 from pyjepa.bench.peers import PEERS
 from pyjepa.bench.workloads import WORKLOADS
 
-PRECISIONS = ("fp32", "bf16", "int8")
 DEFAULT = ("W0s", "W0", "W0L")
 OTHERS = {"vicreg": "pyjepa.bench.vicreg"}
 """Benchmarks with a command line of their own, by module; each is a click command called ``command``."""
@@ -34,7 +35,7 @@ class _Command(click.Command):
 
     def _spread(self, args: list[str]) -> list[str]:
         """``--threads 1 2`` -> ``--threads 1 --threads 2``: values go on for as long as the option takes them."""
-        values = {"--precision": PRECISIONS, "--peers": tuple(PEERS)}
+        values = {"--precision": engine.PRECISIONS, "--peers": tuple(PEERS)}
         spread: list[str] = []
         option, first = "", False
         for argument in args:
@@ -63,7 +64,7 @@ class _Command(click.Command):
 )
 @click.option(
     "--precision",
-    type=click.Choice(PRECISIONS),
+    type=click.Choice(engine.PRECISIONS),
     multiple=True,
     default=("fp32",),
     help="The engine's.  [default: fp32]",
@@ -84,7 +85,7 @@ class _Command(click.Command):
 def command(
     workloads: tuple[str, ...],
     threads: tuple[int, ...],
-    precision: tuple[str, ...],
+    precision: tuple[Precision, ...],
     peers: tuple[str, ...],
     seconds: float,
     rounds: int,
