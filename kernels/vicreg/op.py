@@ -356,7 +356,8 @@ def vicreg(
     def terms(weights: tuple[float, float, float], scales: tuple[float, float]) -> VICRegTerms:
         if not triton and _plain(x):
             if torch._C._are_functorch_transforms_active():
-                return VICRegTerms(*_Functional.apply(x, y, weights, scales, gamma, eps)[:4])
+                parts = _Functional.apply(x, y, weights, scales, gamma, eps)  # type: ignore[no-untyped-call]
+                return VICRegTerms(*parts[:4])
             return VICRegTerms(*_Eager.apply(x, y, weights, scales, gamma, eps))  # type: ignore[no-untyped-call]
         xs, ys = (x, y) if x.dim() == 3 else (x[None], y[None])
         return VICRegTerms(*_vicreg_op(xs, ys, list(weights), list(scales), gamma, eps, triton)[:4])
