@@ -109,6 +109,11 @@ hostile_files_sanitized() {
     tee "$logs/pytest-sanitized.log"
 }
 
+# The committed table of the GPU kernels' resources is what a fresh compilation gives, for every target.
+kernel_resources() {
+  "$venv/bin/pyjepa" kernels --check
+}
+
 # The runners' own words on what ran.
 counts() {
   local log

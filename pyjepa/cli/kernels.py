@@ -19,13 +19,14 @@ def command(path: Path | None, committed: bool, check: bool) -> None:
     flops and rooflines are estimates. Fails if a kernel spills, needs more than a part has, or misses its matrix
     instruction.
     """
+    from pyjepa.cli.atomic import write_text
     from pyjepa.kernels import aot
 
     if committed and check:
         raise click.UsageError("--check compares a fresh compilation with the committed table: leave --committed out")
     report = aot.committed() if committed else aot.compile_all()
     if path is not None:
-        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(report, indent=1) + "\n")
     columns = ("registers", "spills", "shared_bytes", "matrix_count", "bytes", "flops", "roofline_us")
     width = max(len(row["kernel"]) for row in report["rows"])
     click.echo(f"triton {report['triton']}; {report['estimate']}")
