@@ -27,23 +27,23 @@ namespace {
                  : "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", \
                    "xmm10", "xmm11", "xmm12", "xmm13")
 
+// clang-format off (it never settles on these)
 #define PYJEPA_ZERO(i) "vpxor %%xmm" i ", %%xmm" i ", %%xmm" i "\n\t"
 #define PYJEPA_ZEROS                                                                                      \
     PYJEPA_ZERO("0")                                                                                      \
     PYJEPA_ZERO("1")                                                                                      \
-    PYJEPA_ZERO("2")                                                                                      \
-    PYJEPA_ZERO("3")                                                                                      \
-    PYJEPA_ZERO("4") PYJEPA_ZERO("5") PYJEPA_ZERO("6") PYJEPA_ZERO("7") PYJEPA_ZERO("8") PYJEPA_ZERO("9") \
-        PYJEPA_ZERO("10") PYJEPA_ZERO("11") PYJEPA_ZERO("12") PYJEPA_ZERO("13")
+    PYJEPA_ZERO("2") PYJEPA_ZERO("3") PYJEPA_ZERO("4") PYJEPA_ZERO("5") PYJEPA_ZERO("6") PYJEPA_ZERO("7") \
+        PYJEPA_ZERO("8") PYJEPA_ZERO("9") PYJEPA_ZERO("10") PYJEPA_ZERO("11") PYJEPA_ZERO("12")           \
+            PYJEPA_ZERO("13")
 
 #define PYJEPA_SSE_ZERO(i) "xorps %%xmm" i ", %%xmm" i "\n\t"
 #define PYJEPA_SSE_ZEROS                                                                                     \
     PYJEPA_SSE_ZERO("0")                                                                                     \
     PYJEPA_SSE_ZERO("1")                                                                                     \
-    PYJEPA_SSE_ZERO("2")                                                                                     \
-    PYJEPA_SSE_ZERO("3")                                                                                     \
-    PYJEPA_SSE_ZERO("4") PYJEPA_SSE_ZERO("5") PYJEPA_SSE_ZERO("6") PYJEPA_SSE_ZERO("7") PYJEPA_SSE_ZERO("8") \
-        PYJEPA_SSE_ZERO("9") PYJEPA_SSE_ZERO("10") PYJEPA_SSE_ZERO("11") PYJEPA_SSE_ZERO("12")
+    PYJEPA_SSE_ZERO("2") PYJEPA_SSE_ZERO("3") PYJEPA_SSE_ZERO("4") PYJEPA_SSE_ZERO("5") PYJEPA_SSE_ZERO("6") \
+        PYJEPA_SSE_ZERO("7") PYJEPA_SSE_ZERO("8") PYJEPA_SSE_ZERO("9") PYJEPA_SSE_ZERO("10")                 \
+            PYJEPA_SSE_ZERO("11") PYJEPA_SSE_ZERO("12")
+// clang-format on
 
 void fma512(int64_t n) noexcept {
     PYJEPA_LOOP(PYJEPA_ZEROS, PYJEPA_TWELVE("vfmadd231ps", "zmm"), "vzeroupper");
