@@ -27,7 +27,8 @@ namespace {
                  : "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", \
                    "xmm10", "xmm11", "xmm12", "xmm13")
 
-// clang-format off (it never settles on these)
+// The formatter never settles on these.
+// clang-format off
 #define PYJEPA_ZERO(i) "vpxor %%xmm" i ", %%xmm" i ", %%xmm" i "\n\t"
 #define PYJEPA_ZEROS                                                                                      \
     PYJEPA_ZERO("0")                                                                                      \
