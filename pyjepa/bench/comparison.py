@@ -238,16 +238,16 @@ def _paced_row(workload: Workload, entry: _Entry, settings: Settings) -> Row:
 
 
 @contextmanager
-def _neighbour(wanted: bool) -> Iterator[None]:
+def _neighbour(wanted: bool) -> Iterator[subprocess.Popen[bytes] | None]:
     """A process that keeps the first usable processor busy while the block runs."""
     if not wanted:
-        yield
+        yield None
         return
     first = min(os.sched_getaffinity(0))
     code = f"import os\nos.sched_setaffinity(0, [{first}])\nwhile os.getppid() == {os.getpid()}: pass"
     spinning = subprocess.Popen([sys.executable, "-c", code])
     try:
-        yield
+        yield spinning
     finally:
         spinning.kill()
         spinning.wait()

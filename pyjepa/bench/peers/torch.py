@@ -14,7 +14,7 @@ from pyjepa.bench.workloads import Problem
 
 ALGORITHMS = {"cem": ("",), "mppi": ("",)}
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
     "relu": torch.relu_,
     "gelu": functional.gelu,
@@ -37,9 +37,9 @@ class Model:
         self.from_state = torch.tensor(first.weight[:, :latent].T.copy()).to(dtype)
         self.from_action = torch.tensor(first.weight[:, latent:].T.copy()).to(dtype)
         self.first_bias = torch.tensor(first.bias).to(dtype)
-        self.first_activation = _ACTIVATIONS[first.activation]
+        self.first_activation = ACTIVATIONS[first.activation]
         self.layers = [
-            (torch.tensor(x.weight.T.copy()).to(dtype), torch.tensor(x.bias).to(dtype), _ACTIVATIONS[x.activation])
+            (torch.tensor(x.weight.T.copy()).to(dtype), torch.tensor(x.bias).to(dtype), ACTIVATIONS[x.activation])
             for x in rest
         ]
         self.residual, self.squared = problem.residual, problem.squared
@@ -120,9 +120,10 @@ class Planner:
     @torch.inference_mode()
     def plan(self, iterate: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None) -> FloatArray:
         """The last mean (S, A), from scratch. ``iterate`` replaces the method, e.g. by its compiled form."""
+        iterate = self.iterate if iterate is None else iterate
         mean, std = self.mean, self.std
         for _ in range(self.settings.iterations):
-            mean, std = (iterate or self.iterate)(mean, std)
+            mean, std = iterate(mean, std)
         result: FloatArray = mean.numpy().copy()
         return result
 

@@ -1,0 +1,140 @@
+"""Measuring: workers answer, rows hold what they should, what cannot run is said, neighbours end."""
+
+import dataclasses
+import json
+import os
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from tiny import tiny
+
+from pyjepa.bench import comparison
+from pyjepa.bench.comparison import Settings, measure
+from pyjepa.bench.worker import Contestant, Worker, WorkerError
+from pyjepa.bench.workloads import mode1
+from pyjepa.spec import Layer, Mlp
+
+QUICK = Settings(seconds=0.1, rounds=2, plans_for_cost=3)
+
+
+def run(workloads=None, *, threads=(1,), precisions=("fp32",), peers=(), settings=QUICK):
+    notes = []
+    result = measure(
+        workloads or [tiny()],
+        threads=threads,
+        precisions=precisions,
+        chosen_peers=peers,
+        settings=settings,
+        problem_found=notes.append,
+    )
+    return result, notes
+
+
+def test_rows_hold_times_speed_and_cost():
+    result, notes = run(threads=(1, 2))
+    assert not notes
+    assert [(row["workload"], row["threads"], row["precision"]) for row in result["rows"]] == [
+        ("tiny", 1, "fp32"),
+        ("tiny", 2, "fp32"),
+    ]
+    peak = result["machine"]["peak_gflops"]["fp32"]
+    assert peak > 1
+    for row in result["rows"]:
+        assert row["impl"].startswith("pyjepa ")
+        assert 0 < row["plan_ms_p50"] <= row["plan_ms_p99"] <= row["plan_ms_p99_9"]
+        assert row["n"] >= row["undisturbed"]["n"] >= 0
+        flops = 2 * (10 * 16 + 16 * 16 + 16 * 8) * 4 * 48 * 3
+        assert row["gflops"] == pytest.approx(flops / row["plan_ms_p50"] / 1e6, rel=0.05, abs=0.01)
+        assert row["fraction_of_peak"] == pytest.approx(row["gflops"] / peak / row["threads"], abs=1e-3)
+    first, second = (row["final_cost"] for row in result["rows"])
+    assert first == second  # as many threads as you like: the same plans
+    text = json.dumps(result)
+    assert os.uname().nodename not in text
+    assert str(os.getcwd()) not in text
+
+
+def test_a_peer_runs_beside_the_engine_and_plans_as_well():
+    pytest.importorskip("torch")
+    result, notes = run(peers=("torch",))
+    assert not notes
+    ours, theirs = result["rows"]
+    assert theirs["impl"].startswith("torch ")
+    assert theirs["final_cost"] == pytest.approx(ours["final_cost"], rel=0.05)
+
+
+def test_what_cannot_run_is_said_and_left_out():
+    workload = tiny()
+    module = workload.spec.modules["predictor"]
+    block = Mlp(layers=(Layer(out=16, activation="gelu"), Layer(out=16), Layer(out=8)))
+    spec = dataclasses.replace(workload.spec, modules={"predictor": dataclasses.replace(module, blocks=(block,))})
+    result, notes = run([dataclasses.replace(workload, spec=spec)], peers=("onnxruntime",))
+    assert [row["peer"] for row in result["rows"]] == ["pyjepa"]
+    (note,) = notes
+    reason = "no ONNX operator for gelu" if find_spec("onnx") else "pip install onnxruntime onnx"
+    assert note.startswith("tiny, 1 thread: onnxruntime: ")
+    assert reason in note
+
+
+def test_mode1_measures_calls():
+    result, notes = run([mode1()], threads=(1, 2))
+    assert not notes
+    operations = {row["operation"]: row for row in result["rows"]}
+    assert set(operations) == {"act", "act, 2-2 policy", "observe", "observe and act"}
+    assert operations["act"]["plan_ms_p50"] < operations["observe and act"]["plan_ms_p50"] < 50
+    assert operations["act"]["final_cost"] is None
+
+
+def test_a_loop_too_slow_for_its_clock_misses_ticks():
+    result, _ = run(settings=dataclasses.replace(QUICK, pace=100_000.0))
+    (row,) = result["rows"]
+    assert row["ticks"] == 10_000
+    assert row["missed"] >= row["ticks"] - row["n"] > 0
+    relaxed, _ = run(settings=dataclasses.replace(QUICK, pace=20.0, seconds=0.5))
+    (row,) = relaxed["rows"]
+    assert row["ticks"] == 10
+    assert row["n"] + row["missed"] >= 10
+    assert row["plan_ms_p50"] <= row["tick_ms_p50"] <= row["tick_ms_max"]
+
+
+def test_the_neighbour_works_and_leaves():
+    def busy(process):
+        fields = Path(f"/proc/{process.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        return int(fields[11]) / os.sysconf("SC_CLK_TCK")
+
+    with comparison._neighbour(True) as spinning:
+        stop = time.monotonic() + 60
+        while busy(spinning) < 0.2 and time.monotonic() < stop:
+            time.sleep(0.05)
+        assert busy(spinning) >= 0.2
+        assert spinning.poll() is None
+    assert spinning.poll() is not None
+
+
+def test_a_worker_that_dies_is_an_error_with_its_exit_code():
+    worker = Worker(Contestant("", 1), processors=None)
+    worker.prepare(tiny())
+    worker._process.kill()
+    with pytest.raises(WorkerError, match=r"pyjepa died \(exit code -9\)"):
+        worker.run("plan", 0.01)
+    worker.close()
+
+
+def test_a_worker_runs_where_it_is_told_and_ends_when_closed():
+    worker = Worker(Contestant("", 1), processors=[min(os.sched_getaffinity(0))])
+    worker.prepare(tiny())
+    assert os.sched_getaffinity(worker._process.pid) == {min(os.sched_getaffinity(0))}
+    samples = worker.run("plan", 10.0, most=7)
+    assert len(samples.seconds) == len(samples.switches) == 7
+    worker.close()
+    assert not worker._process.is_alive()
+
+
+def test_the_environment_is_left_as_it_was(monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    Worker(Contestant("torch", 1), processors=None).close()
+    assert os.environ["OMP_NUM_THREADS"] == "3"
+    assert "MKL_NUM_THREADS" not in os.environ

@@ -1,0 +1,66 @@
+"""The workloads are what their table says, and a problem in plain arrays is the problem the engine solves."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from tiny import tiny
+
+from pyjepa.agent import Agent
+from pyjepa.bench.workloads import WORKLOADS, Problem, two_rooms
+from pyjepa.spec import Layer, Mlp
+
+
+@pytest.mark.parametrize(
+    ("name", "multiply_adds", "gflop"),
+    [
+        ("W0s", 66 * 64 + 64 * 64 + 64 * 64, 0.0795),
+        ("W0", 34 * 128 + 128 * 128 + 128 * 32, 0.636),
+        ("W0L", 66 * 256 + 256 * 256 + 256 * 64, 5.06),
+        ("W0L-mppi", 66 * 256 + 256 * 256 + 256 * 64, 1.01),
+    ],
+)
+def test_work_is_counted_as_the_engine_counts_it(name, multiply_adds, gflop):
+    workload = WORKLOADS[name]()
+    problem, planner = Problem.of(workload), workload.spec.planner
+    assert problem.flops == 2 * multiply_adds * 10 * planner.candidates * planner.iterations
+    assert problem.flops / 1e9 == pytest.approx(gflop, rel=0.01)
+    agent = Agent(workload.model())
+    agent.configure(goal=workload.goal)
+    assert agent.settings["flops"] == problem.flops
+
+
+@pytest.mark.parametrize("make", [tiny, WORKLOADS["W0"], two_rooms], ids=["tiny", "W0", "two-rooms"])
+def test_a_problem_costs_plans_as_the_engine_does(make):
+    workload = make()
+    problem, agent = Problem.of(workload), Agent(workload.model())
+    agent.configure(goal=workload.goal)
+    plan = agent.plan(workload.observation)
+    steps = plan.actions[:: agent.model.action_block]
+    assert steps.shape == (problem.steps, problem.action_dim)
+    assert problem.costs(steps[None])[0] == pytest.approx(plan.cost, rel=1e-5)
+    assert plan.cost < problem.costs(problem.sample(64, seed=0)).min()
+
+
+def test_a_workload_is_the_same_every_time():
+    first, second = tiny(), tiny()
+    assert all(np.array_equal(first.tensors[name], second.tensors[name]) for name in first.tensors)
+    assert np.array_equal(first.goal, second.goal)
+
+
+def test_random_plans_fill_the_bounds():
+    problem = Problem.of(two_rooms())
+    plans = problem.sample(500, seed=0)
+    assert plans.min() == pytest.approx(problem.low.min(), rel=0.01)
+    assert plans.max() == pytest.approx(problem.high.max(), rel=0.01)
+
+
+def test_what_arrays_cannot_say_is_refused():
+    workload = tiny()
+    module = workload.spec.modules["predictor"]
+    block = Mlp(layers=(Layer(out=16, norm="layer"), Layer(out=16), Layer(out=8)))
+    spec = dataclasses.replace(workload.spec, modules={"predictor": dataclasses.replace(module, blocks=(block,))})
+    norm = {"predictor.0.norm0.weight": np.ones(16, np.float32), "predictor.0.norm0.bias": np.zeros(16, np.float32)}
+    changed = dataclasses.replace(workload, spec=spec, tensors={**workload.tensors, **norm})
+    with pytest.raises(ValueError, match="no plain MLP"):
+        Problem.of(changed)
