@@ -88,7 +88,7 @@ def run_on(isa, code, *arguments):
     """
     environment = {**os.environ, "PYJEPA_ISA": isa}
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
+        [sys.executable, "-P", "-c", code, *arguments],
         env=environment,
         capture_output=True,
         text=True,
