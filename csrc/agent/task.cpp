@@ -60,7 +60,7 @@ TaskRequest::TaskRequest(const Model& model, const pyjepa_task& task)
     s.interpolation =
         task.interpolation == 0 ? p.interpolation : static_cast<Interpolation>(task.interpolation - 1);
     s.environments = in_range("environments", task.environments, 1, 1 << 16);
-    const int horizon = in_range("horizon", task.horizon == -1 ? p.horizon : task.horizon, 1, 1 << 20);
+    const int horizon = in_range("horizon", task.horizon == -1 ? p.horizon : task.horizon, 1, 100000);
     if (horizon % block != 0)
         invalid("horizon " + std::to_string(horizon) + " is not a multiple of the model's action_block " +
                 std::to_string(block));

@@ -109,6 +109,8 @@ void check_length(const Json& list, const std::string& where, std::size_t low, s
 Json parse_json(std::string_view text, const std::string& what) {
     // The parser would skip a byte order mark, which JSON in a file must not have.
     if (text.empty() || text.front() != '{') invalid(what, "not a JSON object: it must begin with '{'");
+    // It would also take a NUL character for the end, and hide what follows.
+    if (text.find('\0') != text.npos) invalid(what, "holds a NUL character");
     Builder builder(what);
     Json::sax_parse(text, &builder, Json::input_format_t::json, /*strict=*/true, /*ignore_comments=*/false);
     return builder.take();

@@ -18,7 +18,7 @@ from pyjepa.errors import PyjepaError
 
 # In the order of `pyjepa --help`; those without a file are not there (yet).
 COMMANDS = {
-    "demo": "Train a world model on a small task, plan with it and show the result.",
+    "demo": "Play Two Rooms with the trained agent that ships with the package.",
     "collect": "Record episodes to train from.",
     "train": "Train a world model and write an agent file.",
     "inspect": "Say what an agent file holds, or what is wrong with it.",

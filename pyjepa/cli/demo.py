@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
@@ -50,6 +51,9 @@ def command(
     from pyjepa.cli.atomic import write_text
     from pyjepa.envs.two_rooms import evaluation_episodes
 
+    for option, file in (("--json", json_file), ("--gif", gif_file)):
+        if file not in (None, "-") and not Path(str(file)).absolute().parent.is_dir():
+            raise click.BadParameter(f"there is no folder {Path(str(file)).parent}", param_hint=option)
     agent = pyjepa.load(agents.path("two_rooms") if agent_file is None else agent_file, threads=threads)
     film = None
     if gif_file is not None:

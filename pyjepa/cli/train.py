@@ -62,6 +62,8 @@ def two_rooms(
     from pyjepa.training.config import default_config, load_config
     from pyjepa.training.two_rooms import train_two_rooms
 
+    if not out.absolute().parent.is_dir():
+        raise click.BadParameter(f"there is no folder {out.parent}", param_hint="--out")
     given = {"optimiser.steps": steps, "seed": seed, "threads": threads}
     overrides = {name: value for name, value in given.items() if value is not None}
     settings = load_config(config or default_config(), overrides)

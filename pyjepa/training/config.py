@@ -27,7 +27,7 @@ class ConfigError(PyjepaError, ValueError):
 class Section(BaseModel):
     """A table of the file: unknown keys and wrong types are errors."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Data(Section):
@@ -155,6 +155,15 @@ class Config(Section):
             raise ValueError("data.episodes less data.holdout do not fill optimiser.batch")
         if self.planning.horizon % self.data.action_block:
             raise ValueError(f"planning.horizon: no multiple of data.action_block {self.data.action_block}")
+        if self.planning.elites > self.planning.candidates:
+            raise ValueError(f"planning.elites {self.planning.elites} exceed planning.candidates")
+        size, layers = 64, self.architecture
+        for i, (kernel, stride, padding) in enumerate(
+            zip(layers.kernels, layers.strides, layers.paddings, strict=True)
+        ):
+            if size + 2 * padding < kernel:
+                raise ValueError(f"architecture.kernels[{i}]: {kernel} px on a picture of {size} px")
+            size = (size + 2 * padding - kernel) // stride + 1
         return self
 
     def digest(self) -> str:

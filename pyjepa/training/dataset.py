@@ -137,9 +137,12 @@ class EpisodeReader:
             raise DatasetError(f"{self.path}: {_why_not_hdf5(self.path, str(error))}") from error
         try:
             self._open()
-        except BaseException:
+        except DatasetError:
             self._file.close()
             raise
+        except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+            self._file.close()  # what h5py makes of a damaged header or index
+            raise DatasetError(f"{self.path}: the header is damaged ({type(error).__name__}: {error})") from error
 
     def _open(self) -> None:
         attributes = self._file.attrs
@@ -180,11 +183,15 @@ class EpisodeReader:
 
     def read(self, episode: int, field: str) -> NDArray[Any]:
         """The field's rows of one episode. Raises `DatasetError`, naming both, if they are damaged."""
+        if not 0 <= episode < len(self):
+            raise IndexError(f"{self.path}: no episode {episode}, there are {len(self)}")
+        if field not in self._fields:
+            raise KeyError(f"{self.path}: no field {field!r} (there are: {', '.join(self._fields)})")
         rows = int(self.lengths[episode]) + self.extra[field]
         where = f"{self.path}: episode {episode}, field {field!r}"
         try:
             values: NDArray[Any] = self._fields[field][episode, :rows]
-        except OSError as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise DatasetError(f"{where}: cannot be read ({error})") from error
         expected, found = int(self._checksums[field][episode]), zlib.crc32(np.ascontiguousarray(values).data)
         if expected != found:
@@ -193,8 +200,10 @@ class EpisodeReader:
 
     def window(self, episode: int, first: int, steps: int, fields: tuple[str, ...]) -> dict[str, NDArray[Any]]:
         """Steps ``first ... first + steps - 1`` of an episode: each field (steps + extra, ...)."""
+        if not 0 <= episode < len(self):
+            raise IndexError(f"{self.path}: no episode {episode}, there are {len(self)}")
         length = int(self.lengths[episode])
-        if first < 0 or first + steps > length:
+        if first < 0 or steps < 0 or first + steps > length:
             raise ValueError(f"episode {episode}: steps {first} to {first + steps} are outside of its {length}")
         return {name: self.read(episode, name)[first : first + steps + self.extra[name]] for name in fields}
 

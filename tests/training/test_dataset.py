@@ -220,3 +220,22 @@ def test_one_seed_collects_one_data_set(tmp_path):
         with EpisodeReader(tmp_path / name) as reader:
             fingerprints.append(reader.fingerprint())
     assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+
+
+def test_damage_anywhere_is_a_dataset_error_or_harmless(tmp_path):
+    """One byte changed, in the header as in the data: the reader names the file, and never fails any other way."""
+    path = tmp_path / "data.h5"
+    collect_two_rooms(path, episodes=4, steps=3, action_block=2, seed=0)
+    sound, place = path.read_bytes(), np.random.default_rng(0)
+    found = 0
+    for at in place.integers(0, min(len(sound), 40_000), 120):
+        damaged = bytearray(sound)
+        damaged[at] ^= 0xFF
+        path.write_bytes(damaged)
+        try:
+            with EpisodeReader(path) as reader:
+                reader.verify()
+        except DatasetError as error:
+            assert "data.h5" in str(error)
+            found += 1
+    assert found > 5
