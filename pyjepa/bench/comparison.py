@@ -162,7 +162,7 @@ def _measure_one(
             for entry in entries[i % len(entries) :] + entries[: i % len(entries)] if entries else []:
                 progress(f"{title}: {entry.facts['impl']}", i / settings.rounds)
                 time.sleep(0.01)  # lets whoever spins after its work fall asleep
-                if not entry.worker.contestant.peer and threads == 1 and not settings.neighbour:
+                if entry is entries[0] and not settings.neighbour:
                     _raise_peak(peaks, entry.worker)
                 for operation in entry.facts["flops"]:
                     found = entry.worker.run(operation, settings.seconds / settings.rounds)

@@ -1,0 +1,155 @@
+"""Planning: what `pyjepa bench` and `pyjepa demo` wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+TITLES = {
+    "two-rooms": "Two Rooms (the shipped agent)",
+    "W0s": "small (z 64, 64 candidates)",
+    "W0": "compact (z 32, 256 candidates)",
+    "W0L": "large (z 64, 512 candidates)",
+}
+
+
+def load(results: Path, name: str) -> Any:
+    """A result file."""
+    return json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> str:
+    """A table whose first `left` columns are text and the others numbers."""
+    rules = ["---"] * left + ["---:"] * (len(headings) - left)
+    lines = [headings, rules, *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+
+
+def milliseconds(value: float | None) -> str:
+    """Three digits."""
+    return "" if value is None else f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
+
+
+def source(document: Any, peers: Sequence[str] | None = None) -> str:
+    """What a measurement was taken on, with the versions of some or all of its implementations."""
+    machine = document["machine"]
+    peak = machine["peak_gflops"]["fp32"]
+    impls = dict.fromkeys(row["impl"] for row in document["rows"] if peers is None or row["peer"] in ("pyjepa", *peers))
+    parts = [
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['isa']}"
+        + (f", at most {peak:.0f} GFLOP/s fp32 a core" if peak else ""),
+        ", ".join(impls),
+        f"load average before {machine['load_before']:g}, after {machine['load_after']:g}",
+        document["date"],
+    ]
+    return "; ".join(parts) + ".\n"
+
+
+def name_of(row: Row) -> str:
+    """An implementation without its version."""
+    label = f"{row['peer']} {row['variant']}" if row.get("variant") else row["peer"]
+    return f"{label} {row['precision']}" if row["peer"] == "pyjepa" else label
+
+
+def fraction(row: Row) -> str:
+    """Of the machine's peak."""
+    return "" if row["fraction_of_peak"] is None else f"{row['fraction_of_peak']:.0%}".replace("%", " %")
+
+
+def plan(results: Path) -> str:
+    """The README's: the engine beside the usual ways to write the same planner, one thread."""
+    document = load(results, "planning-1")
+    peers = ("torch", "torch-compile", "onnxruntime", "jax")
+    lines = []
+    for workload, title in TITLES.items():
+        rows = {name_of(row): row for row in document["rows"] if row["workload"] == workload and row["threads"] == 1}
+        ours = rows["pyjepa fp32"]
+        cells = [title, f"**{milliseconds(ours['plan_ms_p50'])} ms**"]
+        cells.append(f"{milliseconds(rows['pyjepa bf16']['plan_ms_p50'])} ms")
+        for peer in peers:
+            times = rows[peer]["plan_ms_p50"] / ours["plan_ms_p50"]
+            cells.append(f"{milliseconds(rows[peer]['plan_ms_p50'])} ms ({times:.1f}×)")
+        lines.append([*cells, fraction(ours)])
+    headings = ["one plan, one thread (median)", "pyjepa", "in bf16", *peers, "pyjepa, of the core's peak"]
+    return markdown(headings, lines) + "\n" + source(document, peers)
+
+
+def peers(results: Path, threads: int) -> str:
+    """Median milliseconds of every implementation on every workload."""
+    document = load(results, f"planning-{threads}")
+    found = {(name_of(row), row["workload"]): row for row in document["rows"]}
+    names = list(dict.fromkeys(name for name, _ in found))
+
+    def cells(name: str) -> Iterable[str]:
+        yield name
+        for workload in TITLES:
+            row = found.get((name, workload))
+            yield "" if row is None else milliseconds(row["plan_ms_p50"])
+            yield "" if row is None or row["final_cost"] is None else f"{row['final_cost']:.4g}"
+
+    headings = ["ms a plan (median), and its cost"]
+    for workload in TITLES:
+        headings += [workload, "cost"]
+    return markdown(headings, (list(cells(name)) for name in names)) + "\n" + source(document)
+
+
+def engine(results: Path) -> str:
+    """The engine's own rows: percentiles, speed, fraction of peak."""
+    document = load(results, "planning-1")
+    lines = [
+        [
+            row["workload"],
+            row["precision"],
+            str(row["threads"]),
+            milliseconds(row["plan_ms_p50"]),
+            milliseconds(row["plan_ms_p99"]),
+            milliseconds(row["plan_ms_p99_9"]),
+            milliseconds(row["undisturbed"]["plan_ms_p99_9"]),
+            "" if row["gflops"] is None else f"{row['gflops']:.0f}",
+            fraction(row),
+        ]
+        for row in document["rows"]
+        if row["peer"] == "pyjepa" and "operation" not in row
+    ]
+    headings = ["workload", "precision", "threads", "p50 ms", "p99", "p99.9", "p99.9 undisturbed", "GFLOP/s", "of peak"]
+    return markdown(headings, lines, left=2) + "\n" + source(document)
+
+
+def mode1(results: Path) -> str:
+    """Acting without planning."""
+    document = load(results, "mode1")
+    lines = [
+        [f"`{row['operation']}`", *(f"{row[key] * 1e3:.3g}" for key in ("plan_ms_p50", "plan_ms_p99"))]
+        for row in document["rows"]
+    ]
+    return markdown(["call from Python", "p50 µs", "p99 µs"], lines) + "\n" + source(document)
+
+
+def demo(results: Path) -> str:
+    """The shipped agent's figures in Two Rooms."""
+    found = load(results, "demo")
+    machine = found["machine"]
+    settings = found["settings"]
+    return (
+        f"Over {found['episodes']} episodes it reaches the goal in {found['success']:.1%}, "
+        f"{found['success_cross_room']:.1%} of those with the goal in the other room. "
+        f"A plan takes {milliseconds(found['plan_ms_p50'])} ms (p99 {milliseconds(found['plan_ms_p99'])}), perceiving "
+        f"included {milliseconds(found['decision_ms_p50'])} ms (p99 {milliseconds(found['decision_ms_p99'])}), "
+        f"on {settings['threads']} thread{'s' if settings['threads'] > 1 else ''} of {machine['cpu']} "
+        f"({machine['isa']}).\n"
+    )
+
+
+TABLES = {
+    "plan": plan,
+    "peers-1": partial(peers, threads=1),
+    "peers-2": partial(peers, threads=2),
+    "engine": engine,
+    "mode1": mode1,
+    "demo": demo,
+}

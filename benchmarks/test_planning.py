@@ -1,0 +1,58 @@
+"""pytest-benchmark suite of planning: the engine, and torch where it is installed, on one thread.
+
+Run: python -m pytest benchmarks/test_planning.py
+"""
+
+import time
+from importlib.util import find_spec
+
+import pytest
+
+from pyjepa import _engine
+from pyjepa.bench import engine, peers
+from pyjepa.bench.workloads import WORKLOADS, Problem
+from pyjepa.errors import UnsupportedError
+
+PLANNED = [name for name in WORKLOADS if name != "mode1"]
+
+
+@pytest.mark.parametrize("precision", engine.PRECISIONS)
+@pytest.mark.parametrize("name", PLANNED)
+def test_engine(benchmark, name, precision):
+    try:
+        planning = engine.Planning(WORKLOADS[name](), threads=1, precision=precision)
+    except UnsupportedError as error:
+        pytest.skip(str(error))
+    benchmark.group = name
+    benchmark(planning.plan)
+
+
+@pytest.mark.skipif(find_spec("torch") is None, reason="torch is not installed")
+@pytest.mark.parametrize("name", PLANNED)
+def test_torch(benchmark, name):
+    prepared = peers.prepare("torch", Problem.of(WORKLOADS[name]()), threads=1)
+    benchmark.group = name
+    benchmark(prepared.plan)
+
+
+@pytest.mark.parametrize("operation", ["act", "act, 2-2 policy", "observe", "observe and act"])
+def test_mode1(benchmark, operation):
+    benchmark.group = "mode1"
+    benchmark(engine.reflex_operations(WORKLOADS["mode1"]())[operation].call)
+
+
+@pytest.mark.parametrize(("name", "floor"), [("W0", 0.65), ("W0L-mppi", 0.65)])
+def test_the_kernels_are_as_fast_as_they_were(name, floor):
+    """A compiler that spills accumulators halves the speed without failing anything else.
+
+    Best against best, so that a busy machine does not matter much.
+    """
+    workload = WORKLOADS[name]()
+    planning = engine.Planning(workload, threads=1)
+    flops, best, peak = Problem.of(workload).flops, float("inf"), 0.0
+    for _ in range(40):
+        started = time.perf_counter()
+        planning.plan()
+        best = min(best, time.perf_counter() - started)
+        peak = max(peak, _engine.measure_peak("fp32", 0.002))
+    assert flops / best / 1e9 > floor * peak
