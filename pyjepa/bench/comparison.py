@@ -101,6 +101,7 @@ def measure(
             "pinned": not (settings.neighbour or settings.pace),
             "neighbour": settings.neighbour,
             "niceness": os.getpriority(os.PRIO_PROCESS, 0),
+            "session_niceness": machine.session_niceness(),
             "pace_hz": settings.pace,
             "deadline_ms": None if settings.deadline is None else settings.deadline * 1e3,
         },

@@ -28,6 +28,14 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def session_niceness() -> int | None:
+    """The priority of this session among others where Linux schedules by session (autogroup); None elsewhere."""
+    try:
+        return int(Path("/proc/self/autogroup").read_text(encoding="ascii").split()[-1])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 def describe() -> dict[str, Any]:
     """CPU, cores, instruction set and versions."""
     return {

@@ -150,7 +150,10 @@ def serve(pipe: Connection, contestant: Contestant, processors: Sequence[int] | 
             answer = ("ok", getattr(stage, name)(*arguments))
         except Exception as error:
             answer = ("failed", f"{type(error).__name__}: {error}")
-        pipe.send(answer)
+        try:
+            pipe.send(answer)
+        except BrokenPipeError:
+            return
 
 
 class _Stage:
