@@ -436,5 +436,24 @@ TEST(Abi, OlderAndNewerStructsWork) {
     EXPECT_EQ(newer.future[63], 0);
 }
 
+TEST(Abi, ThePeakIsMeasuredWhereTheMachineHasTheInstructions) {
+    double fp32 = 0.0, other = 0.0;
+    ASSERT_EQ(pyjepa_measure_peak(PYJEPA_FP32, 0.05, &fp32), PYJEPA_OK);
+    EXPECT_GT(fp32, 0.1);
+    EXPECT_LT(fp32, 1e4);
+    for (const int32_t precision : {PYJEPA_BF16, PYJEPA_INT8}) {
+        const pyjepa_status status = pyjepa_measure_peak(precision, 0.05, &other);
+        if (status == PYJEPA_OK)
+            EXPECT_GT(other, fp32);  // what narrower numbers are for
+        else
+            EXPECT_EQ(status, PYJEPA_UNSUPPORTED);
+    }
+    EXPECT_EQ(pyjepa_measure_peak(3, 0.01, &other), PYJEPA_INVALID_ARGUMENT);
+    EXPECT_EQ(pyjepa_measure_peak(-1, 0.01, &other), PYJEPA_INVALID_ARGUMENT);
+    EXPECT_EQ(pyjepa_measure_peak(PYJEPA_FP32, -1.0, &other), PYJEPA_INVALID_ARGUMENT);
+    EXPECT_EQ(pyjepa_measure_peak(PYJEPA_FP32, NAN, &other), PYJEPA_INVALID_ARGUMENT);
+    EXPECT_EQ(pyjepa_measure_peak(PYJEPA_FP32, 0.01, nullptr), PYJEPA_INVALID_ARGUMENT);
+}
+
 }  // namespace
 }  // namespace pyjepa
