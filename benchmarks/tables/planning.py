@@ -120,46 +120,6 @@ def engine(results: Path) -> str:
     return markdown(headings, lines, left=2) + "\n" + source(document)
 
 
-def neighbour(results: Path) -> str:
-    """Planning while another process keeps one of the cores busy: one thread and two."""
-    document = load(results, "neighbour")
-    found = {(row["workload"], name_of(row), row["threads"]): row for row in document["rows"]}
-    lines = []
-    for workload, name in dict.fromkeys(key[:2] for key in found):
-        one, two = (found[workload, name, n]["plan_ms_p50"] for n in (1, 2))
-        tail = (milliseconds(found[workload, name, n]["plan_ms_p99"]) for n in (1, 2))
-        lines.append([workload, name, milliseconds(one), milliseconds(two), *tail, f"{two / one:.2f}×"])
-    headings = [
-        "workload",
-        "implementation",
-        "1 thread, p50 ms",
-        "2 threads",
-        "1 thread, p99",
-        "2 threads",
-        "2 against 1",
-    ]
-    return markdown(headings, lines, left=2) + "\n" + source(document)
-
-
-def paced(results: Path) -> str:
-    """A plan on every tick, alone and beside a neighbour."""
-    lines = []
-    for title, name in (("alone", "paced"), ("beside a busy process", "paced-neighbour")):
-        document = load(results, name)
-        lines += [
-            [
-                f"{row['workload']}, {row['pace_hz']:g} Hz, {title}",
-                name_of(row),
-                str(row["threads"]),
-                *(milliseconds(row[f"tick_ms_{key}"]) for key in ("p50", "p99", "p99_9", "max")),
-                f"{row['missed']} of {row['ticks']}",
-            ]
-            for row in document["rows"]
-        ]
-    headings = ["loop", "implementation", "threads", "p50 ms", "p99", "p99.9", "max", "ticks missed"]
-    return markdown(headings, lines, left=2) + "\n" + source(document)
-
-
 def mode1(results: Path) -> str:
     """Acting without planning."""
     document = load(results, "mode1")
@@ -190,8 +150,6 @@ TABLES = {
     "peers-1": partial(peers, threads=1),
     "peers-2": partial(peers, threads=2),
     "engine": engine,
-    "neighbour": neighbour,
-    "paced": paced,
     "mode1": mode1,
     "demo": demo,
 }
