@@ -388,7 +388,9 @@ TEST(AgentFile, NamesBadJson) {
     expect_bad_file("header: not a JSON object", packed("[]", ""));
     expect_bad_file("header: not valid JSON at byte", packed("{} {}", ""));
     expect_bad_file("ill-formed UTF-8", packed("{\"\xff\":1}", ""));
-    expect_bad_file("header: not valid JSON at byte", packed(std::string("{\0}", 3), ""));
+    expect_bad_file("header: holds a NUL character", packed(std::string("{\0}", 3), ""));
+    expect_bad_file("header: holds a NUL character",
+                    packed(std::string("{}\0 more", 8), ""));  // nothing hides
     expect_bad_file("header: not valid JSON at byte", packed("{\"a\":NaN}", ""));
     expect_bad_file("header: not valid JSON at byte", packed("{\"a\":1}//", ""));
     expect_bad_file("a number is too large", packed("{\"a\":1e999}", ""));
