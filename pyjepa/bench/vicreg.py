@@ -10,14 +10,12 @@ installed.
 from __future__ import annotations
 
 import importlib.util
-import json
 import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-import click
 import numpy as np
 import torch
 from torch import Tensor
@@ -96,9 +94,22 @@ def _ours(x: Tensor, y: Tensor) -> Tensor:
 def providers() -> dict[str, Loss]:
     """The losses to compare by name; the first is this package's."""
     found: dict[str, Loss] = {"pyjepa": _ours, "official": official, "lightly": lightly, "solo-learn": solo_learn}
-    if importlib.util.find_spec("lightly") is not None:
-        found["lightly (package)"] = importlib.import_module("lightly.loss").VICRegLoss()
+    package = importlib.util.find_spec("lightly")
+    if package is not None and package.submodule_search_locations:
+        found["lightly (package)"] = _module(
+            Path(package.submodule_search_locations[0], "loss/vicreg_loss.py")
+        ).VICRegLoss()
     return found
+
+
+def _module(path: Path) -> Any:
+    """The module in a file, without its package: that of lightly's losses wants torchvision, its VICReg does not."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a Python module")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _inputs(n: int, d: int, device: str) -> tuple[Tensor, Tensor]:
@@ -184,8 +195,12 @@ def compare(
     seconds: float = 2.0,
     least: int = 3,
     memory: bool = True,
+    progress: Callable[[str], None] = lambda done: None,
 ) -> list[Result]:
-    """Measure the providers at every (N, D) of the grid; each point runs for `seconds`, and `least` times at least."""
+    """Measure the providers at every (N, D) of the grid; each point runs for `seconds`, and `least` times at least.
+
+    `progress` is told of every shape and mode that is done.
+    """
     losses = {name: loss for name, loss in providers().items() if names is None or name in names}
     results: list[Result] = []
     before = torch.get_num_threads()
@@ -216,6 +231,7 @@ def compare(
                             else None,
                         )
                     )
+                progress(f"{n} x {d}, {mode}")
     finally:
         torch.set_num_threads(before)
     return results
@@ -228,58 +244,3 @@ def machine(device: str, threads: int) -> dict[str, Any]:
     facts = {**describe(), "torch": torch.__version__, "threads": threads}
     facts["device"] = torch.cuda.get_device_name() if device != "cpu" else facts["cpu"]
     return facts
-
-
-def _shapes(_: click.Context, __: click.Parameter, values: Sequence[str]) -> list[tuple[int, int]]:
-    shapes = []
-    for value in values:
-        n, cross, d = value.partition("x")
-        if not (cross and n.isdigit() and d.isdigit()):
-            raise click.BadParameter(f"{value!r} is not NxD, as in 256x2048")
-        shapes.append((int(n), int(d)))
-    return shapes
-
-
-@click.command()
-@click.option(
-    "--shape", "grid", multiple=True, callback=_shapes, metavar="NxD", help="A batch; again for more. [a grid]"
-)
-@click.option("--provider", "names", multiple=True, help="A loss to measure; again for more. [all]")
-@click.option("--mode", "modes", multiple=True, type=click.Choice(MODES), help="What to run; again for more. [both]")
-@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
-@click.option("--threads", default=1, show_default=True, help="torch threads.")
-@click.option("--seconds", default=2.0, show_default=True, help="Time to spend on a shape and mode.")
-@click.option("--least", default=3, show_default=True, help="Runs of each loss at least.")
-@click.option("--memory/--no-memory", default=True, show_default=True, help="Measure peak memory too.")
-@click.option("--json", "path", type=click.Path(path_type=Path), metavar="FILE", help="Write the results to FILE.")
-def command(
-    grid: list[tuple[int, int]],
-    names: tuple[str, ...],
-    modes: tuple[str, ...],
-    device: str,
-    threads: int,
-    seconds: float,
-    least: int,
-    memory: bool,
-    path: Path | None,
-) -> None:
-    """Compare VICReg losses: median and p99 time, peak memory, and how much faster this package's is."""
-    unknown = set(names) - set(providers())
-    if unknown:
-        raise click.UsageError(f"no such loss: {', '.join(sorted(unknown))}; there are {', '.join(providers())}")
-    results = compare(grid or GRID, names=names or None, device=device, threads=threads, seconds=seconds, memory=memory)
-    if path is not None:
-        document = {"kernel": "vicreg", "machine": machine(device, threads), "results": results}
-        path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    click.echo(
-        f"{'N':>5s} {'D':>5s} {'mode':16s} {'loss':18s} {'median ms':>10s} {'p99 ms':>10s} {'MiB':>7s} {'ratio':>7s}"
-    )
-    ours = {(r["n"], r["d"], r["mode"]): r["median_s"] for r in results if r["provider"] == "pyjepa"}
-    for r in results:
-        size = "-" if r["memory_bytes"] is None else f"{r['memory_bytes'] / 2**20:.0f}"
-        base = ours.get((r["n"], r["d"], r["mode"]))
-        ratio = "-" if base is None else f"{r['median_s'] / base:.2f}"
-        click.echo(
-            f"{r['n']:5d} {r['d']:5d} {r['mode']:16s} {r['provider']:18s} {r['median_s'] * 1e3:10.3f} "
-            f"{r['p99_s'] * 1e3:10.3f} {size:>7s} {ratio:>7s}"
-        )

@@ -1,4 +1,4 @@
-"""``pyjepa bench``: planning time, beside other implementations; ``pyjepa bench vicreg``: the loss, on a GPU."""
+"""``pyjepa bench``: planning time, beside other implementations; ``pyjepa bench vicreg``: the loss."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pyjepa.bench.peers import PEERS
 from pyjepa.bench.workloads import WORKLOADS
 
 DEFAULT = ("W0s", "W0", "W0L")
-OTHERS = {"vicreg": "pyjepa.bench.vicreg"}
+OTHERS = {"vicreg": "pyjepa.cli.bench_vicreg"}
 """Benchmarks with a command line of their own, by module; each is a click command called ``command``."""
 
 
@@ -56,7 +56,7 @@ class _Command(click.Command):
 
 @click.command(
     cls=_Command,
-    epilog="`pyjepa bench vicreg` measures the loss on a GPU and has options of its own.",
+    epilog="`pyjepa bench vicreg` measures the VICReg loss and has options of its own.",
 )
 @click.argument("workloads", nargs=-1, type=click.Choice(tuple(WORKLOADS)), metavar="[WORKLOAD]...")
 @click.option(

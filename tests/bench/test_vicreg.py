@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from pyjepa.kernels import vicreg_reference
 
 from pyjepa.bench import vicreg as bench
+from pyjepa.cli.bench_vicreg import command
 
 
 @pytest.mark.parametrize("name", bench.providers())
@@ -31,7 +32,7 @@ def test_peak_memory_sees_the_matrix_that_official_code_allocates():
 def test_the_command_measures_and_writes_what_it_prints(tmp_path):
     path = tmp_path / "results.json"
     arguments = ["--shape", "16x8", "--seconds", "0", "--no-memory", "--provider", "pyjepa", "--provider", "official"]
-    run = CliRunner().invoke(bench.command, [*arguments, "--json", str(path)])
+    run = CliRunner().invoke(command, [*arguments, "--json", str(path)])
     assert run.exit_code == 0, run.output
     document = json.loads(path.read_text())
     assert document["machine"]["threads"] == 1
@@ -41,13 +42,13 @@ def test_the_command_measures_and_writes_what_it_prints(tmp_path):
         (name, mode) for mode in bench.MODES for name in ("pyjepa", "official")
     ]
     assert all(r["repeats"] >= 3 and 0 < r["median_s"] <= r["p99_s"] and r["memory_bytes"] is None for r in rows)
-    assert len(run.output.splitlines()) == 1 + len(rows)
+    assert len(run.stdout.splitlines()) == 1 + len(rows)
 
 
 @pytest.mark.parametrize(
     ("arguments", "match"), [(["--shape", "16"], "not NxD"), (["--provider", "theirs"], "no such loss: theirs")]
 )
 def test_bad_arguments_are_errors(arguments, match):
-    run = CliRunner().invoke(bench.command, arguments)
+    run = CliRunner().invoke(command, arguments)
     assert run.exit_code == 2
     assert match in run.output
