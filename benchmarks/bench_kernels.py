@@ -5,9 +5,8 @@ Run: python -m pytest benchmarks/bench_kernels.py
 
 import pytest
 import torch
-from pyjepa.kernels import sigreg, sigreg_reference
 
-from pyjepa.bench import vicreg as bench
+from pyjepa.bench import losses as bench
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -30,22 +29,17 @@ def measure(benchmark, run):
 
 
 @pytest.mark.parametrize("mode", bench.MODES)
-@pytest.mark.parametrize("shape", [(64, 128), (256, 512), (256, 2048), (2048, 128)], ids=str)
-@pytest.mark.parametrize("name", bench.providers())
+@pytest.mark.parametrize("shape", [(64, 128), (256, 512), (256, 2048), (2048, 128), (3, 128, 48)], ids=str)
+@pytest.mark.parametrize("name", bench.VICREG.providers())
 def test_vicreg(benchmark, name, shape, mode):
-    generator = torch.Generator().manual_seed(0)
-    x, y = (torch.randn(shape, generator=generator).to(DEVICE).requires_grad_() for _ in range(2))
-    loss = bench.providers()[name]
-    benchmark.group = f"vicreg {shape[0]}x{shape[1]} {mode}"
-    measure(benchmark, lambda: bench.step(loss, x, y, mode))
+    inputs, loss = bench.VICREG.inputs(shape, DEVICE), bench.VICREG.providers()[name]
+    benchmark.group = f"vicreg {'x'.join(map(str, shape))} {mode}"
+    measure(benchmark, lambda: bench.step(loss, inputs, mode))
 
 
 @pytest.mark.parametrize("shape", [(256, 128, 256), (1024, 256, 1024)], ids=str)
-@pytest.mark.parametrize("name", ["pyjepa", "plain torch"])
+@pytest.mark.parametrize("name", bench.SIGREG.providers())
 def test_sigreg(benchmark, name, shape):
-    n, d, k = shape
-    z = torch.randn(n, d, generator=torch.Generator().manual_seed(0)).to(DEVICE).requires_grad_()
-    a = torch.nn.functional.normalize(torch.randn(d, k, device=DEVICE), dim=0)
-    loss = (lambda: sigreg(z, directions=a)) if name == "pyjepa" else (lambda: sigreg_reference(z, a))
-    benchmark.group = f"sigreg {n}x{d}, {k} directions"
-    measure(benchmark, lambda: torch.autograd.grad(loss(), z))
+    inputs, loss = bench.SIGREG.inputs(shape, DEVICE), bench.SIGREG.providers()[name]
+    benchmark.group = f"sigreg {'x'.join(map(str, shape))}"
+    measure(benchmark, lambda: bench.step(loss, inputs, "forward+backward"))

@@ -1,12 +1,13 @@
-"""Test and measure the kernels on this machine's GPU, and write one file with the device's name in it.
+"""Test and measure the kernels on this machine's GPU, and write result files with the device's name in them.
 
-Run: python benchmarks/on_gpu.py [RESULT.json]
+Run: python benchmarks/on_gpu.py [--folder DIR] [--rehearse]
 
-Runs tests/kernels (compiled there, not interpreted), then `pyjepa bench vicreg --device cuda` over the grid, and writes
-benchmarks/results/vicreg-<device>.json with the benchmark's results and the outcome of the tests. Ends with the tests'
-exit code.
+Runs tests/kernels (compiled there, not interpreted), then `pyjepa bench vicreg` and `sigreg` on the GPU over their
+grids, and writes benchmarks/results/<loss>-<device>.json with the benchmark's results and the outcome of the tests.
+Ends with the tests' exit code. --rehearse does the same in small on the CPU, to see that the command works.
 """
 
+import argparse
 import json
 import re
 import subprocess
@@ -16,29 +17,36 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+SMALL = {"vicreg": "16x8", "sigreg": "16x8x4"}
 
 
-def main() -> int:
-    if not torch.cuda.is_available():
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=ROOT / "benchmarks" / "results", help="where results go")
+    parser.add_argument("--rehearse", action="store_true", help="a small run on the CPU")
+    options = parser.parse_args(arguments)
+    if not options.rehearse and not torch.cuda.is_available():
         print("no GPU that torch can use", file=sys.stderr)
         return 2
-    device = torch.cuda.get_device_name()
-    name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
-    path = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "benchmarks" / "results" / f"vicreg-{name}.json"
+    device = "the CPU" if options.rehearse else torch.cuda.get_device_name()
+    name = "rehearsal" if options.rehearse else re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
     tests = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-m", "not slow", str(ROOT / "tests" / "kernels")],
+        [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider"]
+        + (["-k", "opcheck"] if options.rehearse else [])
+        + [str(ROOT / "tests" / "kernels")],
         cwd=ROOT / "tests", stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     print(tests.stdout)
-    measured = subprocess.run(
-        [sys.executable, "-m", "pyjepa", "bench", "vicreg", "--device", "cuda", "--json", str(path)]
-    )
-    if measured.returncode != 0:
-        return measured.returncode
-    document = json.loads(path.read_text())
-    document["tests"] = {"exit_code": tests.returncode, "summary": tests.stdout.strip().splitlines()[-1]}
-    path.write_text(json.dumps(document, indent=1) + "\n")
-    print(f"{device}: {path}")
+    for loss, shape in SMALL.items():
+        path = options.folder / f"{loss}-{name}.json"
+        where = ["--device", "cpu", "--shape", shape, "--seconds", "0"] if options.rehearse else ["--device", "cuda"]
+        measured = subprocess.run([sys.executable, "-m", "pyjepa", "bench", loss, *where, "--json", str(path)])
+        if measured.returncode != 0:
+            return measured.returncode
+        document = json.loads(path.read_text(encoding="utf-8"))
+        document["tests"] = {"exit_code": tests.returncode, "summary": tests.stdout.strip().splitlines()[-1]}
+        path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        print(f"{device}: {path}")
     return tests.returncode
 
 

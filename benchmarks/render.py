@@ -1,7 +1,7 @@
 """Renders every measured number of README.md and docs/ from benchmarks/results.
 
-Run: python benchmarks/render.py            writes what has changed
-     python benchmarks/render.py --check    writes nothing; exits with 1 if something would change
+Run: python benchmarks/render.py            writes what has changed, and draws the plots
+     python benchmarks/render.py --check    writes nothing; exits with 1 if a document would change
 
 A document asks for a table by name:
 
@@ -9,7 +9,8 @@ A document asks for a table by name:
     <!-- /render -->
 
 What lies between the two lines is replaced. To add a table: a function from the folder of results to Markdown in a file
-of benchmarks/tables, under its name in that file's TABLES.
+of benchmarks/tables, under its name in that file's TABLES. A plot is a function from the folder of results and the file
+to write, under that file's path in PLOTS.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tables import planning
+from tables import losses, planning
 
 ROOT = Path(__file__).resolve().parents[1]
 
-TABLES: Mapping[str, Callable[[Path], str]] = {**planning.TABLES}
+TABLES: Mapping[str, Callable[[Path], str]] = {**planning.TABLES, **losses.TABLES}
+PLOTS: Mapping[str, Callable[[Path, Path], None]] = losses.PLOTS
 
 _PLACE = re.compile(r"^<!-- render: (?P<name>\S+) -->\n(?P<old>.*?)^<!-- /render -->$", re.MULTILINE | re.DOTALL)
 
@@ -64,6 +66,10 @@ def main(arguments: list[str], root: Path = ROOT) -> int:
         print(f"{document.relative_to(root)}: {'out of date' if '--check' in arguments else 'rendered'}")
         if "--check" not in arguments:
             document.write_text(new, encoding="utf-8")
+    if "--check" not in arguments:
+        for path, plot in PLOTS.items():
+            if (root / path).parent.is_dir():
+                plot(root / "benchmarks" / "results", root / path)
     return int("--check" in arguments and stale > 0)
 
 

@@ -1,4 +1,4 @@
-"""``pyjepa bench``: planning time, beside other implementations; ``pyjepa bench vicreg``: the loss."""
+"""``pyjepa bench``: planning time, beside other implementations; ``pyjepa bench vicreg``, ``sigreg``: the losses."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pyjepa.bench.peers import PEERS
 from pyjepa.bench.workloads import WORKLOADS
 
 DEFAULT = ("W0s", "W0", "W0L")
-OTHERS = {"vicreg": "pyjepa.cli.bench_vicreg"}
-"""Benchmarks with a command line of their own, by module; each is a click command called ``command``."""
+OTHERS = ("vicreg", "sigreg")
+"""Benchmarks with a command line of their own: click commands in pyjepa.cli.bench_losses, which needs torch."""
 
 
 class _Command(click.Command):
@@ -29,7 +29,7 @@ class _Command(click.Command):
 
     def make_context(self, info_name: Any, args: list[str], parent: Any = None, **extra: Any) -> click.Context:
         if args and args[0] in OTHERS:
-            other: click.Command = importlib.import_module(OTHERS[args[0]]).command
+            other: click.Command = getattr(importlib.import_module("pyjepa.cli.bench_losses"), args[0])
             return other.make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
         return super().make_context(info_name, self._spread(list(args)), parent, **extra)
 
@@ -56,7 +56,7 @@ class _Command(click.Command):
 
 @click.command(
     cls=_Command,
-    epilog="`pyjepa bench vicreg` measures the VICReg loss and has options of its own.",
+    epilog="`pyjepa bench vicreg` and `pyjepa bench sigreg` measure the losses and have options of their own.",
 )
 @click.argument("workloads", nargs=-1, type=click.Choice(tuple(WORKLOADS)), metavar="[WORKLOAD]...")
 @click.option(

@@ -40,7 +40,9 @@ def test_loss_terms_and_gradients_are_those_of_the_statement_in_float64(shape, c
         assert distance(a, b) < 1e-6
 
 
-@pytest.mark.parametrize("shape", [(64, 512), (256, 2048), (2048, 256), (300, 400)])
+@pytest.mark.parametrize(
+    "shape", [(64, 512), (256, 2048), (2048, 256), (300, 400), pytest.param((2048, 2048), marks=pytest.mark.slow)]
+)
 def test_gradients_on_standard_normal_inputs_are_within_1e_6_of_float64(shape):
     x, y = torch.randn(2, *shape, generator=torch.Generator().manual_seed(1))
     _, grads = gradients(vicreg, x, y)
@@ -248,8 +250,10 @@ def test_the_registered_operator_and_the_eager_path_agree(shape):
     assert all(torch.equal(found[0], expected) for found, expected in zip(other, grads, strict=True))
 
 
-def test_compiles_into_one_graph():
-    compiled = torch.compile(lambda a, b: vicreg(a * 2.0, b).loss, fullgraph=True, backend="aot_eager")
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # within inductor
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiles_into_one_graph(backend):
+    compiled = torch.compile(lambda a, b: vicreg(a * 2.0, b).loss, fullgraph=True, backend=backend)
     for shape in [(12, 20), (14, 20), (16, 3)]:
         x, y = (z.requires_grad_() for z in pair(*shape))
         expected = torch.autograd.grad(vicreg(x * 2.0, y).loss, (x, y))
