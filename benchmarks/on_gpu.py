@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     name = "rehearsal" if options.rehearse else re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
     tests = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider"]
-        + (["-k", "opcheck"] if options.rehearse else [])
+        + (["-k", "opcheck and sigreg"] if options.rehearse else [])
         + [str(ROOT / "tests" / "kernels")],
         cwd=ROOT / "tests", stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
