@@ -77,9 +77,9 @@ def headline(results: Path) -> str:
     parts.append(f"{ratio(least):.2g} times at {least}, the least of the grid")
     memory = {name: f"{row['memory_bytes'] / 2**20:.0f}" for (size, name), row in found.items() if size == (2048, 8192)}
     return (
-        f"Forward and backward, as many times as fast as the official formula: {', '.join(parts)}. At (2048, 8192) VICReg "
-        f"takes {memory['pyjepa']} MiB beyond inputs and gradients, the official formula {memory['official']}, lightly's "
-        f"{memory['lightly']}, solo-learn's {memory['solo-learn']} ({source(document)}).\n"
+        f"Forward and backward, as many times as fast as the official formula: {', '.join(parts)}. At (2048, 8192) "
+        f"VICReg takes {memory['pyjepa']} MiB beyond inputs and gradients, the official formula {memory['official']}, "
+        f"lightly's {memory['lightly']}, solo-learn's {memory['solo-learn']} ({source(document)}).\n"
     )
 
 
