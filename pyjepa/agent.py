@@ -20,6 +20,7 @@ import numpy.typing as npt
 from pyjepa import _engine
 from pyjepa.configurator import ALGORITHMS, INTERPOLATIONS, FloatArray, Rollout, Task, observation_array, resolve
 from pyjepa.errors import InvalidArgumentError, NotReadyError
+from pyjepa.memory import Memory
 from pyjepa.spec import Spec
 
 Precision: TypeAlias = Literal["fp32", "bf16", "int8"]
@@ -259,6 +260,20 @@ class Agent:
         """A new episode, for all environments or for one of a batch: forgets state, warm start and plan count."""
         self._configured()
         self._engine.reset(-1 if env is None else env)
+
+    def remember(self, capacity: int) -> None:
+        """From now on, `observe` records states with their time and intrinsic cost, the newest ``capacity`` of them.
+
+        Configuring another task keeps them; 0 stops and forgets. Recording allocates nothing (paper section 3, memory).
+        """
+        if isinstance(capacity, bool) or not isinstance(capacity, int) or not 0 <= capacity < 2**40:
+            raise InvalidArgumentError(f"capacity must be an integer, not negative, got {capacity!r}")
+        self._engine.remember(capacity)
+
+    @property
+    def memory(self) -> Memory:
+        """What was recorded since `remember`, oldest first: a copy."""
+        return Memory(**self._engine.memory(self.model.latent_dim))
 
     def clone(self) -> Agent:
         """A second agent with the same model, threads and task, and none of the history."""

@@ -8,9 +8,7 @@ asks it too, so that what was saved can be loaded.
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ import numpy.typing as npt
 import safetensors.numpy
 
 from pyjepa import _engine
+from pyjepa.atomic import replacing
 from pyjepa.spec import Spec
 
 METADATA_KEY = "pyjepa"
@@ -39,19 +38,10 @@ def save(path: str | os.PathLike[str], spec: Spec, tensors: Mapping[str, npt.NDA
     The bytes go to a temporary file beside ``path``, which the engine's validator reads back before it takes the
     place of ``path``. Raises like `to_bytes`, and `OSError` where the file cannot be written.
     """
-    target = Path(os.path.realpath(path))  # through a symbolic link: the link stays one
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     data = _serialize(spec, tensors)
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
         validate(temporary)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_directory(target.parent)
 
 
 def validate(path: str | os.PathLike[str]) -> Spec:
@@ -67,11 +57,3 @@ def _serialize(spec: Spec, tensors: Mapping[str, npt.NDArray[np.float32]]) -> by
     # asarray(order="C") rather than ascontiguousarray, which turns a scalar into a vector.
     arrays: dict[str, npt.NDArray[Any]] = {name: np.asarray(tensors[name], order="C") for name in sorted(tensors)}
     return bytes(safetensors.numpy.save(arrays, metadata={METADATA_KEY: spec.to_json()}))
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,6 +15,10 @@ class AgentFileError(PyjepaError, ValueError):
     """An agent file or a spec is damaged or contradicts itself; the message names the place."""
 
 
+class MemoryFileError(PyjepaError, ValueError):
+    """A memory file is damaged or something else."""
+
+
 class UnsupportedError(PyjepaError, ValueError):
     """Well-formed, but this engine lacks it: a reserved feature or a later version of the format."""
 

@@ -304,6 +304,35 @@ pyjepa_status pyjepa_get_settings(const pyjepa_agent* agent, pyjepa_settings* ou
     });
 }
 
+pyjepa_status pyjepa_remember(pyjepa_agent* agent, size_t capacity) {
+    return guarded([&] {
+        Agent& a = *not_null(agent, "agent").agent;
+        const Agent::Hold hold(a);
+        a.remember(capacity);
+    });
+}
+
+pyjepa_status pyjepa_memory_size(const pyjepa_agent* agent, size_t* size) {
+    return guarded([&] {
+        const Agent& a = *not_null(agent, "agent").agent;
+        not_null(size, "size");
+        const Agent::Hold hold(a);
+        *size = a.memory().size();
+    });
+}
+
+pyjepa_status pyjepa_memory_read(const pyjepa_agent* agent, const pyjepa_memory_out* out, size_t count) {
+    return guarded([&] {
+        const Agent& a = *not_null(agent, "agent").agent;
+        const pyjepa_memory_out to = versioned(out, pyjepa_memory_out{}, "out");
+        const Agent::Hold hold(a);
+        if (count > a.memory().size())
+            throw Error(PYJEPA_INVALID_ARGUMENT, "the memory holds " + std::to_string(a.memory().size()) +
+                                                     " states, asked for " + std::to_string(count));
+        a.memory().read(to, count);
+    });
+}
+
 pyjepa_status pyjepa_measure_peak(int32_t precision, double seconds, double* gflops) {
     return guarded([&] {
         double& out = not_null(gflops, "gflops");

@@ -26,7 +26,7 @@ void check_count(const char* what, size_t given, size_t expected) {
 }  // namespace
 
 Agent::Agent(std::shared_ptr<const Model> model, int threads)
-    : model_(std::move(model)), pool_(checked_threads(threads)) {}
+    : model_(std::move(model)), pool_(checked_threads(threads)), memory_(0, model_->spec().latent_dim) {}
 
 Agent::Hold::Hold(const Agent& agent) : agent_(agent) {
     if (agent.busy_.test_and_set(std::memory_order_acquire))
@@ -35,12 +35,30 @@ Agent::Hold::Hold(const Agent& agent) : agent_(agent) {
 
 std::unique_ptr<Agent> Agent::clone() const {
     auto twin = std::make_unique<Agent>(model_, threads());
-    if (task_ != nullptr) twin->task_ = std::make_unique<Task>(*twin->model_, twin->pool_, task_->request());
+    if (task_ != nullptr) twin->take(std::make_unique<Task>(*twin->model_, twin->pool_, task_->request()));
     return twin;
 }
 
 void Agent::configure(const pyjepa_task& task) {
-    task_ = std::make_unique<Task>(*model_, pool_, TaskRequest(*model_, task));
+    take(std::make_unique<Task>(*model_, pool_, TaskRequest(*model_, task)));
+}
+
+void Agent::take(std::unique_ptr<Task> task) {
+    episodes_.resize(static_cast<size_t>(task->environments()));
+    task_ = std::move(task);
+    for (int e = 0; e < task_->environments(); ++e) begin_episode(e);
+}
+
+void Agent::begin_episode(int environment) noexcept {
+    episodes_[static_cast<size_t>(environment)] = {next_episode_++, 0, false};
+}
+
+void Agent::remember(size_t capacity) {
+    const auto row = 2 * sizeof(float) * static_cast<size_t>(model_->spec().latent_dim);
+    if (capacity > (size_t{1} << 40) / row)
+        throw Error(PYJEPA_INVALID_ARGUMENT,
+                    "a memory of " + std::to_string(capacity) + " states is too large");
+    memory_ = Memory(capacity, model_->spec().latent_dim);
 }
 
 const Task& Agent::task() const {
@@ -65,7 +83,16 @@ void Agent::observe(const void* observation, size_t bytes, int steps) {
     if (steps < -1)
         throw Error(PYJEPA_INVALID_ARGUMENT, "steps must not be negative, got " + std::to_string(steps));
     check_finite(spec, observation, task_->environments(), "the observation");
-    task_->observe(observation, steps == -1 ? spec.level.action_block : steps);
+    if (steps == -1) steps = spec.level.action_block;
+    task_->observe(observation, steps);
+    for (int e = 0; e < task_->environments(); ++e) {
+        Episode& episode = episodes_[static_cast<size_t>(e)];
+        episode.steps += episode.observed ? steps : 0;
+        episode.observed = true;
+        if (memory_.capacity() != 0)
+            memory_.record({episode.number, episode.steps, e, task_->intrinsic_cost(e), task_->state(e),
+                            task_->goal(e)});
+    }
 }
 
 void Agent::act(float* actions, size_t count) {
@@ -89,6 +116,8 @@ void Agent::reset(int environment) {
                                                  std::to_string(task().environments() - 1) + ", got " +
                                                  std::to_string(environment));
     task_->reset(environment);
+    for (int e = 0; e < task_->environments(); ++e)
+        if (environment == -1 || environment == e) begin_episode(e);
 }
 
 void Agent::states(float* out, size_t count) const {

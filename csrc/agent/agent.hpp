@@ -3,7 +3,9 @@
 
 #include <atomic>
 #include <memory>
+#include <vector>
 
+#include "agent/memory.hpp"
 #include "agent/task.hpp"
 
 namespace pyjepa {
@@ -22,6 +24,9 @@ class Agent {
     void plan(double deadline, pyjepa_plan_out& out);
     void reset(int environment);
     void states(float* out, size_t count) const;
+    // Keeps the newest `capacity` states it observes from now on; 0: none. Throws std::bad_alloc.
+    void remember(size_t capacity);
+    const Memory& memory() const noexcept { return memory_; }
     // The task at hand; throws Error(PYJEPA_NOT_READY) before configure.
     const Task& task() const;
 
@@ -39,10 +44,19 @@ class Agent {
 
   private:
     Task& observed_task();
+    void take(std::unique_ptr<Task> task);
+    void begin_episode(int environment) noexcept;
 
     std::shared_ptr<const Model> model_;
     Pool pool_;
     std::unique_ptr<Task> task_;
+    Memory memory_;
+    struct Episode {
+        int64_t number, steps;
+        bool observed;
+    };
+    std::vector<Episode> episodes_;  // (E,): those that run
+    int64_t next_episode_ = 0;
     mutable std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
 };
 

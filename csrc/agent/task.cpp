@@ -221,6 +221,11 @@ void Task::observe(const void* observation, int steps) noexcept {
     }
 }
 
+float Task::intrinsic_cost(int e) const noexcept {
+    if (request_.rollout != nullptr) return 0.0f;
+    return cost_.intrinsic(simd::kernels(), state(e), model_.spec().latent_dim, goal(e));
+}
+
 bool Task::observed() const noexcept {
     return std::all_of(observed_.get(), observed_.get() + environments(), [](bool b) { return b; });
 }

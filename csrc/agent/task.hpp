@@ -43,8 +43,16 @@ class Task {
     void reset(int environment) noexcept;
     bool observed() const noexcept;
     const float* states() const noexcept { return states_.data(); }
+    const float* state(int e) const noexcept { return states_.data() + static_cast<size_t>(e) * latent(); }
+    // nullptr if the task has no goal.
+    const float* goal(int e) const noexcept {
+        return goals_.size() == 0 ? nullptr : goals_.data() + static_cast<size_t>(e) * latent();
+    }
+    // IC(s) of the present state (paper section 3.2); 0 where a callback rolls out.
+    float intrinsic_cost(int e) const noexcept;
 
   private:
+    size_t latent() const noexcept { return static_cast<size_t>(model_.spec().latent_dim); }
     void encode(const unsigned char* observations, float* states) noexcept;
     Situation situation() const noexcept;
 

@@ -227,6 +227,34 @@ class Agent {
         return {out.iterations, out.elapsed};
     }
 
+    void remember(size_t capacity) { check(pyjepa_remember(handle_, capacity)); }
+
+    py::dict memory(size_t latent) const {
+        size_t size = 0;
+        check(pyjepa_memory_size(handle_, &size));
+        const auto rows = static_cast<py::ssize_t>(size), columns = static_cast<py::ssize_t>(latent);
+        py::array_t<int64_t> episodes(rows), steps(rows);
+        py::array_t<int32_t> environments(rows);
+        Floats states({rows, columns}), goals({rows, columns}), costs(rows);
+        pyjepa_memory_out out{};
+        out.size = sizeof out;
+        out.episodes = episodes.mutable_data();
+        out.steps = steps.mutable_data();
+        out.environments = environments.mutable_data();
+        out.states = states.mutable_data();
+        out.goals = goals.mutable_data();
+        out.costs = costs.mutable_data();
+        check(pyjepa_memory_read(handle_, &out, size));
+        py::dict found;
+        found["episodes"] = episodes;
+        found["steps"] = steps;
+        found["environments"] = environments;
+        found["states"] = states;
+        found["goals"] = goals;
+        found["costs"] = costs;
+        return found;
+    }
+
     void reset(int environment) { check(pyjepa_reset(handle_, environment)); }
 
     py::dict settings() const {
@@ -366,5 +394,7 @@ PYBIND11_MODULE(_engine, m) {
         .def("plan", &Agent::plan, py::arg("deadline"), py::arg("actions").noconvert(),
              py::arg("cost").noconvert(), py::arg("states").noconvert(), py::arg("cost_terms").noconvert())
         .def("reset", &Agent::reset, py::arg("environment"))
+        .def("remember", &Agent::remember, py::arg("capacity"))
+        .def("memory", &Agent::memory, py::arg("latent"))
         .def("settings", &Agent::settings);
 }

@@ -30,6 +30,19 @@ bool Cost::needs_goal() const noexcept {
     return false;
 }
 
+float Cost::intrinsic(const simd::Kernels& kernels, const float* state, int latent,
+                      const float* goal) const noexcept {
+    const StepView view{kernels, 1, state, latent, latent, goal, nullptr, nullptr, 0, 0, 0};
+    float total = 0.0f;
+    for (const Weighted& t : terms_) {
+        if (t.term->judges_action() || t.stage == 0.0f) continue;
+        float cost = 0.0f;
+        t.term->score(view, &cost);
+        total += t.stage * cost;
+    }
+    return total;
+}
+
 void Cost::add(const StepView& step, bool last, float* total, float* each, float* scratch) const noexcept {
     for (size_t i = 0; i < terms_.size(); ++i) {
         const float weight = last ? terms_[i].terminal : terms_[i].stage;

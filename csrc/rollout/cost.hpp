@@ -55,6 +55,9 @@ class Cost {
     // total[r] += the weighted terms of one step; `last` says whether it is the plan's last. `each` (T,), if
     // given, receives the weighted terms of row 0. scratch: rows floats.
     void add(const StepView& step, bool last, float* total, float* each, float* scratch) const noexcept;
+    // What one state (L,) costs by itself: the terms that judge states, weighted as at a stage.
+    float intrinsic(const simd::Kernels& kernels, const float* state, int latent,
+                    const float* goal) const noexcept;
 
   private:
     struct Weighted {

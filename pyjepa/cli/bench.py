@@ -100,8 +100,8 @@ def command(
     iteration of MPPI), two-rooms (the shipped agent) and mode1 (acting without planning). Implementations take turns in
     processes of their own; peers run only when named, and only if the costs they compute are the engine's.
     """
+    from pyjepa.atomic import write_text
     from pyjepa.bench.comparison import Settings, measure
-    from pyjepa.cli.atomic import write_text
 
     chosen = [WORKLOADS[name]() for name in dict.fromkeys(workloads or DEFAULT)]
     if paced and any(w.name == "mode1" for w in chosen):

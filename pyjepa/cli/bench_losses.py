@@ -10,8 +10,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from pyjepa.atomic import write_text
 from pyjepa.bench.losses import MODES, SIGREG, VICREG, Family, Row, compare, machine
-from pyjepa.cli.atomic import write_text
 
 
 def _shapes(family: Family, values: Sequence[str]) -> list[tuple[int, ...]]:

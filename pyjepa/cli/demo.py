@@ -46,9 +46,9 @@ def command(
     """
     import pyjepa
     from pyjepa import agents
+    from pyjepa.atomic import write_text
     from pyjepa.bench.episodes import play, summary
     from pyjepa.bench.machine import describe
-    from pyjepa.cli.atomic import write_text
     from pyjepa.envs.two_rooms import evaluation_episodes
 
     for option, file in (("--json", json_file), ("--gif", gif_file)):

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjepa.agent import Model, Plan
-from pyjepa.cli.atomic import replacing
+from pyjepa.atomic import replacing
 from pyjepa.envs.two_rooms import BORDER, SIZE, TwoRooms, render
 
 try:

@@ -19,7 +19,7 @@ def command(path: Path | None, committed: bool, check: bool) -> None:
     flops and rooflines are estimates. Fails if a kernel spills, needs more than a part has, or misses its matrix
     instruction.
     """
-    from pyjepa.cli.atomic import write_text
+    from pyjepa.atomic import write_text
     from pyjepa.kernels import aot
 
     if committed and check:

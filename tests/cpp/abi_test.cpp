@@ -117,6 +117,7 @@ TEST(Abi, NothingIsAllocatedAfterConfigure) {
             const auto goal = pixels(2, 1), seen = pixels(2, 2);
             const pyjepa_task task = task_with(goal, 2, algorithm);
             ASSERT_EQ(pyjepa_configure(l.agent, &task), PYJEPA_OK) << pyjepa_last_error();
+            ASSERT_EQ(pyjepa_remember(l.agent, 7), PYJEPA_OK);
             std::vector<float> actions(2 * 24 * 2), states(2 * 7 * 24), cost(2), terms(2 * 3 * 6), act(4);
             pyjepa_plan_out out{};
             out.size = sizeof out;

@@ -208,6 +208,33 @@ PYJEPA_API pyjepa_status pyjepa_model_load_as(const char* path, int32_t precisio
 PYJEPA_API pyjepa_status pyjepa_model_parse_as(const void* bytes, size_t size, int32_t precision,
                                                pyjepa_model** out);
 
+/* ---- memory
+ * ----------------------------------------------------------------------------------------------------- */
+
+/* From now on every pyjepa_observe records its states with time and intrinsic cost (the task's cost terms of
+ * states, weighted as at a stage; 0 where a callback rolls out), the newest `capacity` of them; 0: no more,
+ * and what was recorded is forgotten. Configuring another task keeps the memory. Memory comes with neither
+ * clone() nor file. */
+PYJEPA_API pyjepa_status pyjepa_remember(pyjepa_agent* agent, size_t capacity);
+
+/* How many states are recorded: M. */
+PYJEPA_API pyjepa_status pyjepa_memory_size(const pyjepa_agent* agent, size_t* size);
+
+/* Where records go, M of each, oldest first. Any pointer may be NULL. */
+typedef struct pyjepa_memory_out {
+    size_t size;           /* sizeof(pyjepa_memory_out) */
+    int64_t* episodes;     /* (M,): no two episodes share a number */
+    int64_t* steps;        /* (M,): environment steps since the episode began */
+    int32_t* environments; /* (M,) */
+    float* states;         /* (M, L) */
+    float* goals;          /* (M, L); NaN where the task had none */
+    float* costs;          /* (M,) */
+} pyjepa_memory_out;
+
+/* The oldest `count` records; PYJEPA_INVALID_ARGUMENT where there are fewer. */
+PYJEPA_API pyjepa_status pyjepa_memory_read(const pyjepa_agent* agent, const pyjepa_memory_out* out,
+                                            size_t count);
+
 #ifdef __cplusplus
 }
 #endif

@@ -212,6 +212,15 @@ struct Plan {
     Seconds elapsed{0};
 };
 
+// What an agent has perceived (paper section 3, memory): M records, oldest first.
+struct Memory {
+    std::vector<std::int64_t> episodes;      // (M,): no two episodes share a number
+    std::vector<std::int64_t> steps;         // (M,): environment steps since the episode began
+    std::vector<std::int32_t> environments;  // (M,)
+    std::vector<float> states, goals;        // (M, L); a goal is NaN where the task had none
+    std::vector<float> costs;                // (M,): intrinsic
+};
+
 // A model with a task. One thread at a time: a second call while one runs throws PYJEPA_BUSY; clone() for
 // more.
 class Agent {
@@ -299,6 +308,30 @@ class Agent {
     }
 
     // A new episode for one environment (-1: all): forgets state, warm start and plan count.
+    // Records the newest `capacity` states observed from now on; 0: none, and forgets.
+    void remember(std::size_t capacity) { check(pyjepa_remember(handle(), capacity)); }
+    Memory memory() const {
+        std::size_t size = 0;
+        check(pyjepa_memory_size(handle(), &size));
+        Memory found;
+        found.episodes.resize(size);
+        found.steps.resize(size);
+        found.environments.resize(size);
+        found.costs.resize(size);
+        found.states.resize(size * static_cast<std::size_t>(dims_.latent_dim));
+        found.goals.resize(found.states.size());
+        pyjepa_memory_out out{};
+        out.size = sizeof out;
+        out.episodes = found.episodes.data();
+        out.steps = found.steps.data();
+        out.environments = found.environments.data();
+        out.states = found.states.data();
+        out.goals = found.goals.data();
+        out.costs = found.costs.data();
+        check(pyjepa_memory_read(handle(), &out, size));
+        return found;
+    }
+
     void reset(int environment = -1) { check(pyjepa_reset(handle(), environment)); }
 
     // The settings in force, defaults resolved.

@@ -64,6 +64,15 @@ TEST(Wrapper, PerceivesPlansAndActs) {
     agent.act(action);
     EXPECT_NE(action[0], action[1]);
 
+    agent.remember(1);
+    agent.observe(std::vector<float>{1, 1, 1, 1, 1}, 3);
+    agent.observe(std::vector<float>{2, 2, 2, 2, 2}, 7);
+    const pyjepa::Memory memory = agent.memory();
+    EXPECT_EQ(memory.steps, std::vector<std::int64_t>{10});
+    agent.state(state);
+    EXPECT_EQ(memory.states, state);
+    EXPECT_GT(memory.costs.at(0), 0.0f);
+
     agent.plan(plan, 0s);  // no time at all
     EXPECT_EQ(plan.iterations, 0);
     agent.reset();
