@@ -97,7 +97,6 @@ def test_opcheck(triton):
     torch.library.opcheck(torch.ops.pyjepa.sigreg.default, (z, sigreg_directions(5, 3), 0.0, 0.2, 17, 7.0, triton))
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # within inductor
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiles_into_one_graph_and_ignores_autocast(backend):
     compiled = torch.compile(lambda q: sigreg(q, directions=8), fullgraph=True, backend=backend)

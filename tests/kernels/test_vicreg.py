@@ -250,7 +250,6 @@ def test_the_registered_operator_and_the_eager_path_agree(shape):
     assert all(torch.equal(found[0], expected) for found, expected in zip(other, grads, strict=True))
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # within inductor
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiles_into_one_graph(backend):
     compiled = torch.compile(lambda a, b: vicreg(a * 2.0, b).loss, fullgraph=True, backend=backend)
