@@ -157,7 +157,8 @@ Task::Task(const Model& model, Pool& pool, TaskRequest request)
         invalid("the cost term goal_distance needs a goal");
 
     planner_ = make_planner(s);
-    const RolloutLimits limits{s.environments, s.candidates, s.steps, planner_->scratch(1)};
+    const RolloutLimits limits{s.environments, s.candidates, s.steps, planner_->scratch(1),
+                               planner_->snapshot_size()};
     if (request_.rollout != nullptr)
         rollout_ = std::make_unique<CallbackRollout>(spec, request_.rollout, request_.rollout_user, limits);
     else

@@ -3,24 +3,21 @@
 #include <algorithm>
 
 namespace pyjepa {
-namespace {
 
-// The planner's mean as a proposal of one candidate.
-class Mean final : public Proposal {
-  public:
-    explicit Mean(const Planner& planner) : planner_(planner) {}
-    void fill(int e, int n0, int n1, float* out, float*) const noexcept override {
-        if (n0 < n1) planner_.expand(planner_.mean(e), out);
-    }
-    size_t scratch(int) const noexcept override { return 0; }
+size_t Optimiser::Mean::snapshot_size() const noexcept {
+    return static_cast<size_t>(planner_.settings().environments) * planner_.knots_size();
+}
 
-  private:
-    const Planner& planner_;
-};
+void Optimiser::Mean::snapshot(float* out) const noexcept {
+    std::copy_n(planner_.mean(0), snapshot_size(), out);
+}
 
-}  // namespace
+void Optimiser::Mean::fill(const float* snapshot, int e, int n0, int n1, float* out, float*) const noexcept {
+    if (n0 < n1) planner_.expand(snapshot + static_cast<size_t>(e) * planner_.knots_size(), out);
+}
 
-Optimiser::Optimiser(Planner& planner, Rollout& rollout) : planner_(planner), rollout_(rollout) {
+Optimiser::Optimiser(Planner& planner, Rollout& rollout)
+    : planner_(planner), rollout_(rollout), mean_(planner) {
     const auto e = static_cast<size_t>(planner.settings().environments);
     cost_ = AlignedFloats(e * static_cast<size_t>(planner.settings().candidates));
     best_ = AlignedFloats(e * planner.knots_size());
@@ -28,7 +25,7 @@ Optimiser::Optimiser(Planner& planner, Rollout& rollout) : planner_(planner), ro
 }
 
 bool Optimiser::evaluate_mean(const Situation& now, const Deadline& deadline, bool first) {
-    if (!rollout_.evaluate(now, Mean(planner_), 1, cost_.data(), deadline)) return false;
+    if (!rollout_.evaluate(now, mean_, 1, cost_.data(), deadline)) return false;
     for (int e = 0; e < now.environments; ++e) {
         const auto i = static_cast<size_t>(e);
         if (!first && !(cost_[i] < best_cost_[i])) continue;

@@ -25,10 +25,23 @@ class Optimiser {
     float cost(int e) const noexcept { return best_cost_[static_cast<size_t>(e)]; }
 
   private:
+    // The planner's mean as a proposal of one candidate.
+    class Mean final : public Proposal {
+      public:
+        explicit Mean(const Planner& planner) : planner_(planner) {}
+        void snapshot(float* out) const noexcept override;
+        size_t snapshot_size() const noexcept override;
+        void fill(const float* snapshot, int e, int n0, int n1, float* out, float*) const noexcept override;
+        size_t scratch(int) const noexcept override { return 0; }
+
+      private:
+        const Planner& planner_;
+    };
     bool evaluate_mean(const Situation& now, const Deadline& deadline, bool first);
 
     Planner& planner_;
     Rollout& rollout_;
+    Mean mean_;
     AlignedFloats cost_;            // (E, N)
     AlignedFloats best_;            // (E, K, D)
     std::vector<float> best_cost_;  // (E,)

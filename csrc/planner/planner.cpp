@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <numeric>
 
 namespace pyjepa {
@@ -55,10 +56,10 @@ void Planner::iterate(int iteration) noexcept {
 
 // Knots (n1 - n0, K, D). Environments share their noise: a batch plans exactly as its members would alone,
 // and what one environment draws never depends on who else is in the batch.
-void Planner::draw(int e, int n0, int n1, float* knots, float* noise) const noexcept {
+void Planner::draw(NoiseKey key, const float* mean, const float* std, int n0, int n1, float* knots,
+                   float* noise) const noexcept {
     const int count = static_cast<int>(knots_size_), row = noise_row(count);
-    gaussian(keys_[static_cast<size_t>(e)], 0, n0, n1, count, noise);
-    const float *mean = mean_.data() + offset(e), *std = std_.data() + offset(e);
+    gaussian(key, 0, n0, n1, count, noise);
     for (int n = n0; n < n1; ++n, noise += row, knots += count) {
         if (n == 0) {
             std::copy_n(mean, count, knots);
@@ -86,16 +87,30 @@ size_t Planner::scratch(int rows) const noexcept {
            (knots_size_ + static_cast<size_t>(noise_row(static_cast<int>(knots_size_))));
 }
 
-void Planner::fill(int e, int n0, int n1, float* out, float* scratch) const noexcept {
+size_t Planner::snapshot_size() const noexcept {
+    return mean_.size() + std_.size() + keys_.size() * (sizeof(NoiseKey) / sizeof(float));
+}
+
+void Planner::snapshot(float* out) const noexcept {
+    out = std::copy_n(mean_.data(), mean_.size(), out);
+    out = std::copy_n(std_.data(), std_.size(), out);
+    std::memcpy(out, keys_.data(), keys_.size() * sizeof(NoiseKey));
+}
+
+void Planner::fill(const float* snapshot, int e, int n0, int n1, float* out, float* scratch) const noexcept {
+    const float *mean = snapshot, *std = mean + mean_.size(), *keys = std + std_.size();
+    NoiseKey key;
+    std::memcpy(&key, reinterpret_cast<const char*>(keys) + static_cast<size_t>(e) * sizeof key, sizeof key);
     float* knots = scratch;
     float* noise = scratch + static_cast<size_t>(n1 - n0) * knots_size_;
-    draw(e, n0, n1, knots, noise);
+    draw(key, mean + offset(e), std + offset(e), n0, n1, knots, noise);
     const ptrdiff_t plan = static_cast<ptrdiff_t>(settings_.steps) * settings_.plan_dim;
     for (int n = n0; n < n1; ++n, knots += knots_size_, out += plan) expand(knots, out);
 }
 
 void Planner::sample(int e, int n, float* knots) noexcept {
-    draw(e, n, n + 1, knots, sample_noise_.data());
+    draw(keys_[static_cast<size_t>(e)], mean(e), std_.data() + offset(e), n, n + 1, knots,
+         sample_noise_.data());
 }
 
 void Planner::set_mean(int e, const float* knots) noexcept {

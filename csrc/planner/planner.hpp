@@ -35,8 +35,12 @@ class Planner : public Proposal {
     // A new plan: the last one `shift` predictor steps later, and the first spread.
     void begin(int e, float shift) noexcept;
     void iterate(int iteration) noexcept;
-    // Candidate 0 is the current mean; the others are drawn around it.
-    void fill(int e, int n0, int n1, float* out, float* scratch) const noexcept override;
+    // Candidate 0 is the current mean; the others are drawn around it. The snapshot: mean, spread, noise
+    // keys.
+    void snapshot(float* out) const noexcept override;
+    size_t snapshot_size() const noexcept override;
+    void fill(const float* snapshot, int e, int n0, int n1, float* out,
+              float* scratch) const noexcept override;
     size_t scratch(int rows) const noexcept override;
     // Moves mean (and spread) of environment e towards the candidates of this iteration that cost (N,)
     // favours.
@@ -70,7 +74,8 @@ class Planner : public Proposal {
 
   private:
     void clamp(float* values, int rows) const noexcept;  // (rows, D), to the bounds
-    void draw(int e, int n0, int n1, float* knots, float* noise) const noexcept;
+    void draw(NoiseKey key, const float* mean, const float* std, int n0, int n1, float* knots,
+              float* noise) const noexcept;
 
     std::vector<uint64_t> plans_;  // (E,): plans since the episode began
     std::vector<NoiseKey> keys_;   // (E,): of the current iteration

@@ -22,6 +22,7 @@ CallbackRollout::CallbackRollout(const Spec& spec, pyjepa_rollout_fn function, v
     actions_ = AlignedFloats(static_cast<size_t>(limits.environments) * n * s *
                              static_cast<size_t>(spec.level.action_block * spec.action_dim));
     scratch_ = AlignedFloats(n * limits.proposal_scratch_per_row);
+    snapshot_ = AlignedFloats(limits.proposal_snapshot);
 }
 
 bool CallbackRollout::evaluate(const Situation& now, const Proposal& proposal, int candidates, float* cost,
@@ -30,8 +31,9 @@ bool CallbackRollout::evaluate(const Situation& now, const Proposal& proposal, i
     const int horizon = steps_ * spec_.level.action_block;
     const ptrdiff_t plan = static_cast<ptrdiff_t>(steps_) * spec_.plan_dim;
     float* to = actions_.data();
+    proposal.snapshot(snapshot_.data());
     for (int e = 0; e < now.environments; ++e) {
-        proposal.fill(e, 0, candidates, plans_.data(), scratch_.data());
+        proposal.fill(snapshot_.data(), e, 0, candidates, plans_.data(), scratch_.data());
         for (int n = 0; n < candidates; ++n, to += static_cast<ptrdiff_t>(horizon) * spec_.action_dim)
             expand_to_actions(spec_, plans_.data() + n * plan, steps_, to);
     }

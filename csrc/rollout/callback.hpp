@@ -21,7 +21,7 @@ class CallbackRollout final : public Rollout {
     pyjepa_rollout_fn function_;
     void* user_;
     int steps_;
-    AlignedFloats plans_, actions_, scratch_;
+    AlignedFloats plans_, actions_, scratch_, snapshot_;
 };
 
 // A plan (S, D) as environment actions (S * action_block, A): held, or taken apart.

@@ -42,6 +42,7 @@ NativeRollout::NativeRollout(const Model& model, const Cost& cost, Pool& pool, c
                  round_up(rows * static_cast<size_t>(state_ld_)) + 2 * round_up(rows) + proposal_scratch_ +
                  network_work_;
     memory_ = AlignedFloats(lane_size_ * static_cast<size_t>(pool.threads()));
+    snapshot_ = AlignedFloats(limits.proposal_snapshot);
 }
 
 NativeRollout::Lane NativeRollout::lane(int thread) noexcept {
@@ -67,6 +68,7 @@ bool NativeRollout::evaluate(const Situation& now, const Proposal& proposal, int
     // The environment count is the situation's; tiles never cross environments.
     const int per_environment = (candidates + block_ - 1) / block_;
     const int tiles = now.environments * per_environment;
+    proposal.snapshot(snapshot_.data());
     std::atomic<bool> expired{false};
     pool_.run(tiles, [&](int tile, int thread) noexcept {
         if (expired.load(std::memory_order_relaxed)) return;
@@ -77,7 +79,7 @@ bool NativeRollout::evaluate(const Situation& now, const Proposal& proposal, int
         const int e = tile / per_environment, n0 = tile % per_environment * block_;
         const int rows = std::min(block_, candidates - n0);
         const Lane l = lane(thread);
-        proposal.fill(e, n0, n0 + rows, l.actions, l.proposal);
+        proposal.fill(snapshot_.data(), e, n0, n0 + rows, l.actions, l.proposal);
         roll(now, e, rows, l, nullptr, nullptr);
         float* out = cost + static_cast<ptrdiff_t>(e) * candidates + n0;
         for (int r = 0; r < rows; ++r)

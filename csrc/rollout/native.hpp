@@ -38,7 +38,7 @@ class NativeRollout final : public Rollout {
     Pool& pool_;
     int steps_, latent_, plan_dim_, state_ld_, block_;
     size_t lane_size_, proposal_scratch_, network_work_;
-    AlignedFloats memory_;
+    AlignedFloats memory_, snapshot_;
 };
 
 }  // namespace pyjepa

@@ -26,14 +26,18 @@ class Deadline {
     std::chrono::steady_clock::time_point at_;
 };
 
-// Where candidates come from. A worker draws its own tile's: fill is a pure function, callable from any
-// thread.
+// Where candidates come from. A worker draws its own tile's, perhaps when the planner has moved on already:
+// fill reads nothing of the proposal's that changes, but a snapshot of it, and may be called from any thread.
 class Proposal {
   public:
     virtual ~Proposal() = default;
+    // All that fill depends on and that changes from one evaluation to the next: snapshot_size() floats.
+    virtual void snapshot(float* out) const noexcept = 0;
+    virtual size_t snapshot_size() const noexcept = 0;
     // Candidates n0 .. n1 - 1 of environment e, within the action bounds: out (n1 - n0, S, D). `scratch`
     // holds scratch(n1 - n0) floats.
-    virtual void fill(int e, int n0, int n1, float* out, float* scratch) const noexcept = 0;
+    virtual void fill(const float* snapshot, int e, int n0, int n1, float* out,
+                      float* scratch) const noexcept = 0;
     virtual size_t scratch(int rows) const noexcept = 0;
 };
 
@@ -43,6 +47,7 @@ struct RolloutLimits {
     int candidates;    // N at most
     int steps;         // S
     size_t proposal_scratch_per_row;
+    size_t proposal_snapshot;  // floats at most
 };
 
 // The present, per environment. The pointers stay valid while the rollout is in use.

@@ -121,13 +121,15 @@ class Quadratic final : public Rollout {
     explicit Quadratic(const PlannerSettings& s) : settings_(s) {
         plans_.resize(static_cast<size_t>(s.candidates * s.steps * s.plan_dim));
         scratch_.resize(1 << 16);
+        snapshot_.resize(1 << 12);
     }
     bool evaluate(const Situation& now, const Proposal& proposal, int candidates, float* cost,
                   const Deadline& deadline) override {
         if (deadline.expired()) return false;
         const int size = settings_.steps * settings_.plan_dim;
+        proposal.snapshot(snapshot_.data());
         for (int e = 0; e < now.environments; ++e) {
-            proposal.fill(e, 0, candidates, plans_.data(), scratch_.data());
+            proposal.fill(snapshot_.data(), e, 0, candidates, plans_.data(), scratch_.data());
             for (int n = 0; n < candidates; ++n) {
                 float total = 0.0f;
                 for (int i = 0; i < size; ++i) {
@@ -149,7 +151,7 @@ class Quadratic final : public Rollout {
 
   private:
     PlannerSettings settings_;
-    std::vector<float> plans_, scratch_;
+    std::vector<float> plans_, scratch_, snapshot_;
 };
 
 PlannerSettings settings(Algorithm algorithm) {
