@@ -61,7 +61,6 @@ class Task {
     TaskRequest request_;
     Cost cost_;
     std::unique_ptr<Planner> planner_;
-    std::unique_ptr<Rollout> rollout_;
     std::unique_ptr<Optimiser> optimiser_;
 
     AlignedFloats states_, goals_;  // (E, L)
@@ -71,6 +70,7 @@ class Task {
     std::unique_ptr<bool[]> observed_, planned_, has_previous_;
     size_t lane_ = 0;  // floats per thread in work_
     AlignedFloats work_;
+    std::unique_ptr<Rollout> rollout_;  // goes first, and waits for who still reads the rest
 };
 
 }  // namespace pyjepa

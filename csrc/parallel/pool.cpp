@@ -1,16 +1,25 @@
 #include "parallel/pool.hpp"
 
+#include <algorithm>
+#include <chrono>
+
 #if defined(__linux__)
 #include <linux/futex.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
 
 namespace pyjepa {
 namespace {
 
-constexpr uint64_t kMask = Pool::kMaxTiles;
+using Clock = std::chrono::steady_clock;
+
 constexpr int kSpins = 2000;  // some tens of microseconds, then sleep: a neighbour may need the core
+constexpr auto kPatience = std::chrono::microseconds(20);
+constexpr auto kNap = std::chrono::microseconds(50);
 
 inline void pause() noexcept {
 #if defined(__x86_64__)
@@ -36,89 +45,185 @@ void wake_all(std::atomic<uint32_t>& word) noexcept {
 }
 #endif
 
-bool has_tile(uint64_t job) noexcept {
-    return (job & kMask) < ((job >> 24) & kMask);
+// Where a preempted thread must be waited for, it gets the core.
+template <class F>
+void wait_until(const F& holds) noexcept {
+    for (int spins = 0; !holds(); ++spins)
+        if (spins < kSpins)
+            pause();
+        else
+            std::this_thread::sleep_for(kNap);
+}
+
+// How often this process is a fork of one that had a pool.
+std::atomic<unsigned> forks{0};
+
+void count_forks() {
+#if defined(__unix__) || defined(__APPLE__)
+    static const int registered =
+        pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1, std::memory_order_relaxed); });
+    (void)registered;
+#endif
 }
 
 }  // namespace
 
-Pool::Pool(int threads) {
-    workers_.reserve(static_cast<size_t>(threads - 1));
-    try {
-        for (int t = 1; t < threads; ++t) workers_.emplace_back([this, t] { work(t); });
-    } catch (...) {  // the system has no more threads: let go of those we have
-        join();
-        throw;
-    }
+void PureJob::begin(int count) noexcept {
+    given_up_.store(false, std::memory_order_relaxed);
+    for (int i = 0; i < count; ++i) done_[static_cast<size_t>(i)].store(false, std::memory_order_relaxed);
+}
+
+bool PureJob::give_up(int thread) noexcept {
+    if (given_up_.load(std::memory_order_relaxed)) return true;
+    if (!over(thread)) return false;
+    given_up_.store(true, std::memory_order_relaxed);
+    return true;
+}
+
+void PureJob::work(int tile, int thread) noexcept {
+    if (give_up(thread)) return;
+    compute(tile, thread);
+    done_[static_cast<size_t>(tile)].store(true, std::memory_order_release);
+}
+
+Pool::Pool(int threads) : threads_(threads) {
+    count_forks();
+    start();
 }
 
 Pool::~Pool() {
     join();
 }
 
+void Pool::start() {
+    born_ = forks.load(std::memory_order_relaxed);
+    current_.store(nullptr);
+    sleepers_.store(0);
+    others_ = std::make_unique<Thread[]>(static_cast<size_t>(threads_ - 1));
+    try {
+        for (int t = 1; t < threads_; ++t) {
+            Thread& self = others_[static_cast<size_t>(t - 1)];
+            self.handle = std::thread([this, &self, t] { work(self, t); });
+        }
+    } catch (...) {  // the system has no more threads: let go of those we have
+        join();
+        throw;
+    }
+}
+
 void Pool::join() noexcept {
+    if (forked()) {
+        // The handles mean threads of another process: they can be neither joined nor detached here.
+        (void)others_.release();
+        return;
+    }
     stop_.store(true);
     wake_.fetch_add(1);
     wake_all(wake_);
-    for (std::thread& worker : workers_) worker.join();
-    workers_.clear();
+    for (int t = 1; t < threads_; ++t) {
+        std::thread& handle = others_[static_cast<size_t>(t - 1)].handle;
+        if (handle.joinable()) handle.join();
+    }
 }
 
-bool Pool::run_one(int thread) noexcept {
-    uint64_t job = job_.load(std::memory_order_acquire);
-    do {
-        if (!has_tile(job)) return false;
-    } while (!job_.compare_exchange_weak(job, job + 1, std::memory_order_acq_rel, std::memory_order_acquire));
-    task_(context_, static_cast<int>(job & kMask), thread);
-    if (unfinished_.fetch_sub(1) == 1 && caller_sleeps_.load() != 0) wake_all(unfinished_);
-    return true;
+bool Pool::forked() const noexcept {
+    return born_ != forks.load(std::memory_order_relaxed);
 }
 
-void Pool::work(int thread) noexcept {
-    int spins = 0;
-    for (;;) {
-        const uint32_t seen = wake_.load();
+void Pool::revive() {
+    if (!forked()) return;
+    join();
+    start();
+}
+
+bool Pool::inside(const Job& job) const noexcept {
+    if (forked()) return false;
+    return std::any_of(others_.get(), others_.get() + threads_ - 1,
+                       [&job](const Thread& other) { return other.inside.load() == &job; });
+}
+
+void Pool::quiesce() const noexcept {
+    if (forked()) return;
+    for (int t = 1; t < threads_; ++t)
+        wait_until([&] { return others_[static_cast<size_t>(t - 1)].inside.load() == nullptr; });
+}
+
+void Pool::work(Thread& self, int thread) noexcept {
+    uint32_t seen = wake_.load();
+    for (int spins = 0;;) {
         if (stop_.load()) return;
-        if (run_one(thread)) {
-            spins = 0;
-        } else if (++spins < kSpins) {
-            pause();
-        } else {
-            sleepers_.fetch_add(1);
-            // A job published after `seen` was read has changed wake_, and the futex returns at once.
-            if (!has_tile(job_.load()) && !stop_.load()) sleep_on(wake_, seen);
-            sleepers_.fetch_sub(1);
-            spins = 0;
+        if (Job* job = current_.load(); job != nullptr) {
+            // Either the caller sees us inside before it takes the job again, or we see that it has moved on.
+            self.inside.store(job);
+            if (current_.load() == job)
+                for (int tile; (tile = job->claim()) >= 0;) job->work(tile, thread);
+            self.inside.store(nullptr);
         }
+        // Until the next job there is nothing to do.
+        for (spins = 0; wake_.load() == seen && spins < kSpins; ++spins) pause();
+        if (wake_.load() == seen) {
+            sleepers_.fetch_add(1);
+            sleep_on(wake_, seen);  // returns at once if a job was opened after we looked
+            sleepers_.fetch_sub(1);
+        }
+        seen = wake_.load();
     }
 }
 
-void Pool::run_erased(int count, Task task, const void* context) noexcept {
-    if (workers_.empty() || count <= 1) {
-        for (int i = 0; i < count; ++i) task(context, i, 0);
-        return;
-    }
-    task_ = task;
-    context_ = context;
-    unfinished_.store(static_cast<uint32_t>(count));
-    const uint64_t epoch = (job_.load() >> 48) + 1;
-    job_.store(epoch << 48 | static_cast<uint64_t>(count) << 24);
+void Pool::open(Job& job, int count) noexcept {
+    job.count_ = count;
+    job.next_.store(0, std::memory_order_relaxed);
+    current_.store(&job);
     wake_.fetch_add(1);
     if (sleepers_.load() != 0) wake_all(wake_);
-    while (run_one(0)) {
+}
+
+void Pool::close(Job& job) noexcept {
+    current_.store(nullptr);
+    job.next_.store(job.count_, std::memory_order_relaxed);  // whoever is inside finds no more
+}
+
+void Pool::run_through(Job& job, int count) noexcept {
+    if (threads_ == 1 || count <= 1 || forked()) {
+        for (int i = 0; i < count; ++i) job.work(i, 0);
+        return;
     }
-    for (int spins = 0;;) {
-        const uint32_t left = unfinished_.load();
-        if (left == 0) return;
-        if (++spins < kSpins) {
-            pause();
-            continue;
+    open(job, count);
+    for (int tile; (tile = job.claim()) >= 0;) job.work(tile, 0);
+    close(job);
+    wait_until([&] { return !inside(job); });
+}
+
+bool Pool::run(PureJob& job, int count) noexcept {
+    job.begin(count);
+    if (threads_ == 1 || count <= 1 || forked()) {
+        for (int i = 0; i < count; ++i) {
+            job.work(i, 0);
+            if (!job.done(i)) return false;
         }
-        caller_sleeps_.store(1);
-        if (unfinished_.load() == left) sleep_on(unfinished_, left);
-        caller_sleeps_.store(0);
-        spins = 0;
+        return true;
     }
+    open(job, count);
+    Clock::time_point now = Clock::now();
+    Clock::duration longest = kPatience;
+    for (int tile; (tile = job.claim()) >= 0;) {
+        job.work(tile, 0);
+        if (!job.done(tile)) break;
+        const Clock::time_point then = now;
+        now = Clock::now();
+        longest = std::max(longest, now - then);
+    }
+    // Whoever still computes began before we were through: on a processor of its own it is done within the
+    // time that a tile takes. After that its tile is ours too.
+    const Clock::time_point patience = now + longest;
+    bool all = true;
+    for (int tile = 0; tile < count && all; ++tile) {
+        while (!job.done(tile) && !job.give_up(0) && Clock::now() < patience) pause();
+        if (!job.done(tile)) job.work(tile, 0);
+        all = job.done(tile);
+    }
+    close(job);
+    return all;
 }
 
 }  // namespace pyjepa

@@ -25,6 +25,64 @@ size_t round_up(size_t n) {
 
 }  // namespace
 
+// The costs of one call, tile by tile: environments one after the other, `block` candidates each. It holds a
+// copy of all that changes between calls; goals, network and cost stay as they are while the rollout lives.
+class NativeRollout::Evaluation final : public PureJob {
+  public:
+    Evaluation(NativeRollout& rollout, const RolloutLimits& limits)
+        : PureJob(limits.environments * ((limits.candidates + rollout.block_ - 1) / rollout.block_)),
+          rollout_(rollout),
+          snapshot_(limits.proposal_snapshot),
+          states_(static_cast<size_t>(limits.environments) * static_cast<size_t>(rollout.latent_)),
+          previous_(static_cast<size_t>(limits.environments) * static_cast<size_t>(rollout.plan_dim_)),
+          has_previous_(std::make_unique<bool[]>(static_cast<size_t>(limits.environments))),
+          cost_(static_cast<size_t>(limits.environments) * static_cast<size_t>(limits.candidates)) {}
+
+    void prepare(const Situation& now, const Proposal& proposal, int candidates, const Deadline& deadline) {
+        proposal_ = &proposal;
+        proposal.snapshot(snapshot_.data());
+        candidates_ = candidates;
+        deadline_ = deadline;
+        const auto e = static_cast<ptrdiff_t>(now.environments);
+        std::copy_n(now.states, e * rollout_.latent_, states_.data());
+        std::copy_n(now.previous, e * rollout_.plan_dim_, previous_.data());
+        std::copy_n(now.has_previous, e, has_previous_.get());
+        now_ = {now.environments, states_.data(), now.goals, previous_.data(), has_previous_.get()};
+    }
+    int tiles() const noexcept { return now_.environments * tiles_each(); }
+    void read(float* cost) const noexcept {
+        for (ptrdiff_t i = 0; i < static_cast<ptrdiff_t>(now_.environments) * candidates_; ++i)
+            cost[i] = cost_[static_cast<size_t>(i)].load(std::memory_order_relaxed);
+    }
+
+  private:
+    int tiles_each() const noexcept { return (candidates_ + rollout_.block_ - 1) / rollout_.block_; }
+    bool over(int) noexcept override { return deadline_.expired(); }
+    void compute(int tile, int thread) noexcept override {
+        const int e = tile / tiles_each(), n0 = tile % tiles_each() * rollout_.block_;
+        const int rows = std::min(rollout_.block_, candidates_ - n0);
+        const Lane l = rollout_.lane(thread);
+        proposal_->fill(snapshot_.data(), e, n0, n0 + rows, l.actions, l.proposal);
+        rollout_.roll(now_, e, rows, l, nullptr, nullptr);
+        const auto first =
+            static_cast<size_t>(e) * static_cast<size_t>(candidates_) + static_cast<size_t>(n0);
+        for (int r = 0; r < rows; ++r)
+            cost_[first + static_cast<size_t>(r)].store(
+                std::isfinite(l.cost[r]) ? l.cost[r] : std::numeric_limits<float>::infinity(),
+                std::memory_order_relaxed);
+    }
+
+    NativeRollout& rollout_;
+    const Proposal* proposal_ = nullptr;
+    AlignedFloats snapshot_;
+    int candidates_ = 0;
+    Deadline deadline_;
+    Situation now_{};
+    AlignedFloats states_, previous_;
+    std::unique_ptr<bool[]> has_previous_;
+    std::vector<std::atomic<float>> cost_;  // (E, N)
+};
+
 NativeRollout::NativeRollout(const Model& model, const Cost& cost, Pool& pool, const RolloutLimits& limits)
     : model_(model),
       predictor_(*model.predictor()),
@@ -42,7 +100,12 @@ NativeRollout::NativeRollout(const Model& model, const Cost& cost, Pool& pool, c
                  round_up(rows * static_cast<size_t>(state_ld_)) + 2 * round_up(rows) + proposal_scratch_ +
                  network_work_;
     memory_ = AlignedFloats(lane_size_ * static_cast<size_t>(pool.threads()));
-    snapshot_ = AlignedFloats(limits.proposal_snapshot);
+    for (int i = 0; i < pool.threads(); ++i)
+        evaluations_.push_back(std::make_unique<Evaluation>(*this, limits));
+}
+
+NativeRollout::~NativeRollout() {
+    pool_.quiesce();
 }
 
 NativeRollout::Lane NativeRollout::lane(int thread) noexcept {
@@ -63,29 +126,20 @@ NativeRollout::Lane NativeRollout::lane(int thread) noexcept {
     return l;
 }
 
+// Every thread but the caller's is inside one job at most: of as many jobs as there are threads one is free.
+NativeRollout::Evaluation& NativeRollout::free_evaluation() noexcept {
+    for (;;)
+        for (const auto& evaluation : evaluations_)
+            if (!pool_.inside(*evaluation)) return *evaluation;
+}
+
 bool NativeRollout::evaluate(const Situation& now, const Proposal& proposal, int candidates, float* cost,
                              const Deadline& deadline) {
-    // The environment count is the situation's; tiles never cross environments.
-    const int per_environment = (candidates + block_ - 1) / block_;
-    const int tiles = now.environments * per_environment;
-    proposal.snapshot(snapshot_.data());
-    std::atomic<bool> expired{false};
-    pool_.run(tiles, [&](int tile, int thread) noexcept {
-        if (expired.load(std::memory_order_relaxed)) return;
-        if (deadline.expired()) {
-            expired.store(true, std::memory_order_relaxed);
-            return;
-        }
-        const int e = tile / per_environment, n0 = tile % per_environment * block_;
-        const int rows = std::min(block_, candidates - n0);
-        const Lane l = lane(thread);
-        proposal.fill(snapshot_.data(), e, n0, n0 + rows, l.actions, l.proposal);
-        roll(now, e, rows, l, nullptr, nullptr);
-        float* out = cost + static_cast<ptrdiff_t>(e) * candidates + n0;
-        for (int r = 0; r < rows; ++r)
-            out[r] = std::isfinite(l.cost[r]) ? l.cost[r] : std::numeric_limits<float>::infinity();
-    });
-    return !expired.load(std::memory_order_relaxed);
+    Evaluation& evaluation = free_evaluation();
+    evaluation.prepare(now, proposal, candidates, deadline);
+    const bool complete = pool_.run(evaluation, evaluation.tiles());
+    if (complete) evaluation.read(cost);
+    return complete;
 }
 
 bool NativeRollout::trace(const Situation& now, int e, const float* plan, float* states,

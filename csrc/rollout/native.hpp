@@ -1,9 +1,11 @@
 // Rollouts through the model's own predictor, on the CPU.
 //
 // A tile - one environment, a few dozen candidates - goes through the whole horizon with its activations in
-// cache: weights stream, nothing else moves, and threads meet once per call.
+// cache: weights stream, nothing else moves, and threads meet once per call. Tiles are pure: each reads a
+// copy of what it is asked (its job), so that one which was overtaken harms nobody.
 #pragma once
 
+#include <memory>
 #include <vector>
 
 #include "model/dense.hpp"
@@ -18,6 +20,7 @@ class NativeRollout final : public Rollout {
   public:
     // model, cost and pool outlive the rollout.
     NativeRollout(const Model& model, const Cost& cost, Pool& pool, const RolloutLimits& limits);
+    ~NativeRollout() override;
     bool evaluate(const Situation& now, const Proposal& proposal, int candidates, float* cost,
                   const Deadline& deadline) override;
     bool trace(const Situation& now, int e, const float* plan, float* states, float* terms) noexcept override;
@@ -28,7 +31,9 @@ class NativeRollout final : public Rollout {
     struct Lane {
         float *actions, *state, *cost, *scratch, *proposal, *network;
     };
+    class Evaluation;  // one call of evaluate, as tiles
     Lane lane(int thread) noexcept;
+    Evaluation& free_evaluation() noexcept;
     // Rolls `rows` sequences of lane.actions (rows, S, D), in action units, out from environment e's state.
     void roll(const Situation& now, int e, int rows, const Lane& lane, float* states, float* terms) noexcept;
 
@@ -38,7 +43,8 @@ class NativeRollout final : public Rollout {
     Pool& pool_;
     int steps_, latent_, plan_dim_, state_ld_, block_;
     size_t lane_size_, proposal_scratch_, network_work_;
-    AlignedFloats memory_, snapshot_;
+    AlignedFloats memory_;
+    std::vector<std::unique_ptr<Evaluation>> evaluations_;  // as many as threads
 };
 
 }  // namespace pyjepa

@@ -50,7 +50,8 @@ struct RolloutLimits {
     size_t proposal_snapshot;  // floats at most
 };
 
-// The present, per environment. The pointers stay valid while the rollout is in use.
+// The present, per environment. `goals` stay as they are while the rollout lives; the rest is read during the
+// call alone.
 struct Situation {
     int environments;          // E
     const float* states;       // (E, L)
