@@ -261,13 +261,20 @@ pyjepa_status pyjepa_act(pyjepa_agent* agent, float* actions, size_t count) {
 }
 
 pyjepa_status pyjepa_plan(pyjepa_agent* agent, double deadline, pyjepa_plan_out* out) {
+    return pyjepa_plan_cancellable(agent, deadline, out, nullptr, nullptr);
+}
+
+pyjepa_status pyjepa_plan_cancellable(pyjepa_agent* agent, double deadline, pyjepa_plan_out* out,
+                                      pyjepa_cancel_fn cancel, void* user) {
     return guarded([&] {
         Agent& a = *not_null(agent, "agent").agent;
         if (std::isnan(deadline)) throw Error(PYJEPA_INVALID_ARGUMENT, "deadline is NaN");
         pyjepa_plan_out plan = versioned(out, pyjepa_plan_out{}, "out");
         const Agent::Hold hold(a);
-        a.plan(deadline, plan);
+        pyjepa::Interrupt interrupt(cancel, user);
+        const bool cancelled = a.plan(deadline, interrupt, plan);
         give_back(out, plan);
+        if (cancelled) throw Error(PYJEPA_CANCELLED, "the plan was cancelled");
     });
 }
 

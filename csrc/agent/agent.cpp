@@ -40,6 +40,7 @@ std::unique_ptr<Agent> Agent::clone() const {
 }
 
 void Agent::configure(const pyjepa_task& task) {
+    pool_.revive();
     take(std::make_unique<Task>(*model_, pool_, TaskRequest(*model_, task)));
 }
 
@@ -106,8 +107,8 @@ void Agent::act(float* actions, size_t count) {
     task.act(actions);
 }
 
-void Agent::plan(double deadline, pyjepa_plan_out& out) {
-    observed_task().plan(deadline, out);
+bool Agent::plan(double deadline, Interrupt& interrupt, pyjepa_plan_out& out) {
+    return observed_task().plan(deadline, interrupt, out);
 }
 
 void Agent::reset(int environment) {

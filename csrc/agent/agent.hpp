@@ -21,7 +21,7 @@ class Agent {
     void configure(const pyjepa_task& task);
     void observe(const void* observation, size_t bytes, int steps);
     void act(float* actions, size_t count);
-    void plan(double deadline, pyjepa_plan_out& out);
+    bool plan(double deadline, Interrupt& interrupt, pyjepa_plan_out& out);  // as Task::plan
     void reset(int environment);
     void states(float* out, size_t count) const;
     // Keeps the newest `capacity` states it observes from now on; 0: none. Throws std::bad_alloc.

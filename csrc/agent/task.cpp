@@ -257,9 +257,9 @@ Situation Task::situation() const noexcept {
             has_previous_.get()};
 }
 
-void Task::plan(double deadline, pyjepa_plan_out& out) {
+bool Task::plan(double deadline, Interrupt& interrupt, pyjepa_plan_out& out) {
     const auto started = std::chrono::steady_clock::now();
-    const Deadline limit(deadline);
+    const Deadline limit(deadline, &interrupt);
     const Spec& spec = model_.spec();
     const PlannerSettings& s = request_.settings;
     const ptrdiff_t plan_size = static_cast<ptrdiff_t>(s.steps) * s.plan_dim;
@@ -304,6 +304,7 @@ void Task::plan(double deadline, pyjepa_plan_out& out) {
     }
     out.iterations = iterations;
     out.elapsed = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
+    return interrupt.stopped();
 }
 
 void Task::reset(int environment) noexcept {

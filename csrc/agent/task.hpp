@@ -39,7 +39,8 @@ class Task {
 
     void observe(const void* observation, int steps) noexcept;
     void act(float* actions) noexcept;
-    void plan(double deadline, pyjepa_plan_out& out);
+    // Returns whether it ended because `interrupt` said so; `out` is filled in either case.
+    bool plan(double deadline, Interrupt& interrupt, pyjepa_plan_out& out);
     void reset(int environment) noexcept;
     bool observed() const noexcept;
     const float* states() const noexcept { return states_.data(); }

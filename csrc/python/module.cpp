@@ -206,15 +206,22 @@ class Agent {
         out.cost = cost.mutable_data();
         out.states = states ? states->mutable_data() : nullptr;
         out.cost_terms = cost_terms ? cost_terms->mutable_data() : nullptr;
+        std::optional<py::error_already_set> signal;
+        const bool main = runs_signal_handlers();
         pyjepa_status status;
         {
             const py::gil_scoped_release release;
-            status = pyjepa_plan(handle_, deadline, &out);
+            status = pyjepa_plan_cancellable(handle_, deadline, &out, main ? &Agent::check_signals : nullptr,
+                                             &signal);
         }
+        if (status == PYJEPA_CANCELLED && signal) throw std::move(*signal);
         if (status == PYJEPA_CALLBACK && callback_error_) {
-            const py::object type = py::module_::import("pyjepa.errors").attr("RolloutError");
-            callback_error_->restore();
+            py::error_already_set error = std::move(*callback_error_);
             callback_error_.reset();
+            if (!error.matches(PyExc_Exception))
+                throw error;  // KeyboardInterrupt, SystemExit: no rollout's failure
+            const py::object type = py::module_::import("pyjepa.errors").attr("RolloutError");
+            error.restore();
             py::raise_from(type.ptr(), "the rollout callback raised an exception");
             throw py::error_already_set();
         }
@@ -311,6 +318,19 @@ class Agent {
         check(status);
         callback_ = task.rollout;
         task_ = std::move(task);
+    }
+
+    // Python runs signal handlers (Ctrl-C's raises KeyboardInterrupt) in its main thread, and only if asked
+    // while it is in here.
+    static bool runs_signal_handlers() {
+        const py::object main = py::module_::import("threading").attr("main_thread")();
+        return main.attr("ident").cast<unsigned long>() == PyThread_get_thread_ident();
+    }
+    static int check_signals(void* user) {
+        const py::gil_scoped_acquire acquire;
+        if (PyErr_CheckSignals() == 0) return 0;
+        static_cast<std::optional<py::error_already_set>*>(user)->emplace();
+        return 1;
     }
 
     // The user's rollout: arrays in (copies, theirs to keep), an array of costs (E, N) out.

@@ -27,7 +27,7 @@ CallbackRollout::CallbackRollout(const Spec& spec, pyjepa_rollout_fn function, v
 
 bool CallbackRollout::evaluate(const Situation& now, const Proposal& proposal, int candidates, float* cost,
                                const Deadline& deadline) {
-    if (deadline.expired()) return false;
+    if (deadline.over()) return false;
     const int horizon = steps_ * spec_.level.action_block;
     const ptrdiff_t plan = static_cast<ptrdiff_t>(steps_) * spec_.plan_dim;
     float* to = actions_.data();

@@ -57,7 +57,7 @@ class NativeRollout::Evaluation final : public PureJob {
 
   private:
     int tiles_each() const noexcept { return (candidates_ + rollout_.block_ - 1) / rollout_.block_; }
-    bool over(int) noexcept override { return deadline_.expired(); }
+    bool over(int thread) noexcept override { return thread == 0 ? deadline_.over() : deadline_.expired(); }
     void compute(int tile, int thread) noexcept override {
         const int e = tile / tiles_each(), n0 = tile % tiles_each() * rollout_.block_;
         const int rows = std::min(rollout_.block_, candidates_ - n0);

@@ -10,18 +10,47 @@
 
 namespace pyjepa {
 
-// A point in time after which work is dropped. Reading the clock is no system call (vDSO).
+// Asks now and then whether to go on: the first time after kPeriod, so that a plan in real time asks nobody.
+// The planning thread's alone.
+class Interrupt {
+  public:
+    static constexpr auto kPeriod = std::chrono::milliseconds(20);
+    using Ask = int (*)(void* user);
+    Interrupt(Ask ask, void* user) noexcept
+        : ask_(ask), user_(user), next_(std::chrono::steady_clock::now() + kPeriod) {}
+    bool requested() noexcept {
+        if (ask_ == nullptr || requested_) return requested_;
+        if (std::chrono::steady_clock::now() < next_) return false;
+        requested_ = ask_(user_) != 0;
+        next_ = std::chrono::steady_clock::now() + kPeriod;
+        return requested_;
+    }
+    bool stopped() const noexcept { return requested_; }
+
+  private:
+    Ask ask_;
+    void* user_;
+    std::chrono::steady_clock::time_point next_;
+    bool requested_ = false;
+};
+
+// A point in time after which work is dropped, and whoever may ask for that sooner. Reading the clock is no
+// system call (vDSO).
 class Deadline {
   public:
     Deadline() = default;
-    explicit Deadline(double seconds) noexcept
-        : set_(seconds > 0.0),
+    explicit Deadline(double seconds, Interrupt* interrupt = nullptr) noexcept
+        : interrupt_(interrupt),
+          set_(seconds > 0.0),
           at_(std::chrono::steady_clock::now() +
               (set_ ? std::chrono::nanoseconds(static_cast<int64_t>(seconds < 1e9 ? seconds * 1e9 : 1e18))
                     : std::chrono::nanoseconds(0))) {}
     bool expired() const noexcept { return set_ && std::chrono::steady_clock::now() >= at_; }
+    // For the planning thread: the deadline has passed, or an end was asked for.
+    bool over() const noexcept { return expired() || (interrupt_ != nullptr && interrupt_->requested()); }
 
   private:
+    Interrupt* interrupt_ = nullptr;
     bool set_ = false;
     std::chrono::steady_clock::time_point at_;
 };

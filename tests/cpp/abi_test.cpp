@@ -1,6 +1,10 @@
 // The C ABI as an embedding program uses it: allocation, determinism, deadlines, errors.
 #include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cmath>
@@ -157,6 +161,30 @@ TEST(Abi, ThreadsDoNotChangeABit) {
     }
 }
 
+TEST(Abi, ManyMoreThreadsThanProcessorsDoNotChangeABit) {
+    // Threads are preempted in the middle of tiles all the time, and what they read is changed, replaced and
+    // freed meanwhile.
+    const auto goal = pixels(2, 1), seen = pixels(2, 2);
+    const pyjepa_task task = task_with(goal, 2, PYJEPA_CEM);
+    std::vector<Result> expected;
+    for (const int threads : {1, 16})
+        for (int round = 0; round < (threads == 1 ? 1 : 3); ++round) {
+            Loaded l(pixel_spec, threads);
+            for (int configured = 0; configured < 2; ++configured) {
+                ASSERT_EQ(pyjepa_configure(l.agent, &task), PYJEPA_OK) << pyjepa_last_error();
+                for (size_t i = 0; i < 10; ++i) {
+                    ASSERT_EQ(pyjepa_observe(l.agent, seen.data(), seen.size(), -1), PYJEPA_OK);
+                    const Result r = plan(l.agent, 2);
+                    if (threads == 1 && configured == 0) expected.push_back(r);
+                    ASSERT_TRUE(r == expected[i]) << "threads " << threads << ", plan " << i;
+                    if (i != 5) continue;
+                    ASSERT_EQ(pyjepa_reset(l.agent, 0), PYJEPA_OK);
+                    if (threads > 1 && configured == 0) break;
+                }
+            }
+        }
+}
+
 TEST(Abi, ABatchPlansAsItsMembersAlone) {
     const auto goals = pixels(3, 1), seen = pixels(3, 2);
     const size_t one = goals.size() / 3;
@@ -237,6 +265,134 @@ TEST(Abi, DeadlinesEndAPlanEarly) {
     EXPECT_LT(took, 5.0);
     EXPECT_TRUE(std::isfinite(r.cost[0]));
     EXPECT_EQ(plan(l.agent, 1, 1e-12).iterations, 0);
+}
+
+double median(std::vector<double> values) {
+    std::nth_element(values.begin(), values.begin() + static_cast<ptrdiff_t>(values.size() / 2),
+                     values.end());
+    return values[values.size() / 2];
+}
+
+TEST(Abi, ADeadlineIsOverrunByTilesNotByIterations) {
+    using clock = std::chrono::steady_clock;
+    for (const int threads : {1, 2}) {
+        Loaded l(pixel_spec, threads);
+        const auto goal = pixels(1, 1), seen = pixels(1, 2);
+        pyjepa_task task = task_with(goal, 1, PYJEPA_MPPI);
+        task.candidates = 100000;  // two thousand tiles an iteration
+        task.iterations = 1;
+        ASSERT_EQ(pyjepa_configure(l.agent, &task), PYJEPA_OK);
+        ASSERT_EQ(pyjepa_observe(l.agent, seen.data(), seen.size(), -1), PYJEPA_OK);
+        std::vector<double> whole, over;
+        const auto took = [&](double deadline, int iterations) {
+            const auto start = clock::now();
+            EXPECT_EQ(plan(l.agent, 1, deadline).iterations, iterations);
+            return std::chrono::duration<double>(clock::now() - start).count();
+        };
+        for (int i = 0; i < 3; ++i) whole.push_back(took(0.0, 1));
+        const double iteration = *std::min_element(whole.begin(), whole.end());
+        for (int i = 0; i < 15; ++i) over.push_back(took(iteration / 4, 0) - iteration / 4);
+        EXPECT_LT(median(over), iteration / 4) << threads;
+    }
+}
+
+TEST(Abi, NoPageFaultsAfterConfigure) {
+#ifndef PYJEPA_COUNTS_ALLOCATIONS
+    GTEST_SKIP() << "the sanitizer has memory of its own";
+#endif
+    const auto goal = pixels(2, 1), seen = pixels(2, 2);
+    const auto faults = [] {
+        rusage usage{};
+        getrusage(RUSAGE_SELF, &usage);  // of all threads
+        return usage.ru_minflt + usage.ru_majflt;
+    };
+    std::vector<float> actions(2 * 24 * 2), states(2 * 7 * 24), cost(2), terms(2 * 3 * 6);
+    for (const int threads : {1, 2})
+        for (const int algorithm : {PYJEPA_CEM, PYJEPA_MPPI, PYJEPA_PREDICTIVE_SAMPLING}) {
+            long before = 0, after = 0;
+            // The first agent brings in the code; the second, larger one finds all its memory in place.
+            for (const int candidates : {64, 3000}) {
+                Loaded l(pixel_spec, threads);
+                pyjepa_task task = task_with(goal, 2, algorithm);
+                task.candidates = candidates;
+                ASSERT_EQ(pyjepa_configure(l.agent, &task), PYJEPA_OK) << pyjepa_last_error();
+                pyjepa_plan_out out{};
+                out.size = sizeof out;
+                out.actions = actions.data();
+                out.states = states.data();
+                out.cost = cost.data();
+                out.cost_terms = terms.data();
+                int failures = 0;
+                // Threads that have just begun touch their stacks and sleep for the first time.
+                std::this_thread::sleep_for(std::chrono::milliseconds(20));
+                before = faults();
+                failures += pyjepa_observe(l.agent, seen.data(), seen.size(), -1) != PYJEPA_OK;
+                for (int i = 0; i < 3; ++i) failures += pyjepa_plan(l.agent, 0.0, &out) != PYJEPA_OK;
+                after = faults();
+                ASSERT_EQ(failures, 0);
+            }
+            EXPECT_EQ(after - before, 0) << "threads " << threads << ", algorithm " << algorithm;
+        }
+}
+
+int enough(void* user) {
+    return --*static_cast<int*>(user) <= 0;
+}
+
+TEST(Abi, APlanCanBeCancelled) {
+    Loaded l(pixel_spec, 2);
+    const auto goal = pixels(1, 1), seen = pixels(1, 2);
+    pyjepa_task task = task_with(goal, 1, PYJEPA_CEM);
+    task.candidates = 100000;
+    task.iterations = 10000;
+    ASSERT_EQ(pyjepa_configure(l.agent, &task), PYJEPA_OK);
+    ASSERT_EQ(pyjepa_observe(l.agent, seen.data(), seen.size(), -1), PYJEPA_OK);
+    float actions[48], cost = 0.0f;
+    pyjepa_plan_out out{};
+    out.size = sizeof out;
+    out.actions = actions;
+    out.cost = &cost;
+    int left = 3;
+    EXPECT_EQ(pyjepa_plan_cancellable(l.agent, 0.0, &out, enough, &left), PYJEPA_CANCELLED);
+    EXPECT_EQ(left, 0);  // asked three times, and no more
+    EXPECT_LT(out.iterations, 10000);
+    EXPECT_GT(out.elapsed, 0.05);
+    EXPECT_TRUE(std::isfinite(cost));
+    left = 1;
+    EXPECT_EQ(pyjepa_plan_cancellable(l.agent, 1e-3, &out, enough, &left),
+              PYJEPA_OK);  // over too soon to ask
+    EXPECT_EQ(left, 1);
+}
+
+TEST(Abi, AForkedChildPlansAllTheSame) {
+    Loaded l(pixel_spec, 2), other(pixel_spec, 2);
+    const auto goal = pixels(1, 1), seen = pixels(1, 2);
+    const pyjepa_task task = task_with(goal, 1, PYJEPA_CEM);
+    for (pyjepa_agent* agent : {l.agent, other.agent}) {
+        ASSERT_EQ(pyjepa_configure(agent, &task), PYJEPA_OK);
+        ASSERT_EQ(pyjepa_observe(agent, seen.data(), seen.size(), -1), PYJEPA_OK);
+    }
+    const Result first = plan(l.agent, 1);
+    const pid_t child = fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+        alarm(60);  // ends a deadlock
+        bool same = plan(other.agent, 1) == first;
+#if !defined(__SANITIZE_THREAD__)  // which allows no threads in such a child
+        for (pyjepa_agent* agent : {l.agent, other.agent}) {
+            same = same && pyjepa_configure(agent, &task) == PYJEPA_OK;  // with threads again
+            same = same && pyjepa_observe(agent, seen.data(), seen.size(), -1) == PYJEPA_OK;
+            same = same && plan(agent, 1) == first;
+        }
+#endif
+        pyjepa_agent_free(l.agent);
+        _exit(same ? 0 : 1);
+    }
+    int status = -1;
+    ASSERT_EQ(waitpid(child, &status, 0), child);
+    EXPECT_TRUE(WIFEXITED(status));
+    EXPECT_EQ(WEXITSTATUS(status), 0);
+    EXPECT_TRUE(plan(other.agent, 1) == first);  // and the parent goes on
 }
 
 TEST(Abi, SecondCallWhileOneRunsIsBusy) {

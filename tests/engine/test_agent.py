@@ -1,5 +1,8 @@
 """The agent as a Python user meets it: shapes, errors, callbacks, determinism."""
 
+import signal
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -398,6 +401,99 @@ def test_a_second_plan_at_the_same_time_is_busy(model):
         agent.plan(deadline=0.01)
     planning.join()
     assert agent.plan(deadline=0.01).cost > 0
+
+
+def run_script(code, path, **options):
+    """A process of its own, started for what pytest itself must not go through."""
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+@pytest.fixture
+def pixel_file(tmp_path):
+    path = tmp_path / "a.safetensors"
+    agent_file.save(path, pixel_spec(), weights(networks(pixel_spec())))
+    return path
+
+
+def test_ctrl_c_ends_a_long_plan(pixel_file):
+    code = """
+import sys, time, numpy as np, pyjepa
+agent = pyjepa.load(sys.argv[1], threads=2)
+agent.configure(goal=np.zeros((2, 16, 16), np.uint8), candidates=5000, iterations=10000)
+agent.observe(np.ones((2, 16, 16), np.uint8))
+print("planning", flush=True)
+try:
+    agent.plan()
+except KeyboardInterrupt:
+    print("interrupted", time.time(), agent.plan(deadline=0.01).cost >= 0)
+"""
+    process = run_script(code, pixel_file)
+    assert process.stdout.readline() == "planning\n"
+    time.sleep(0.3)
+    sent = time.time()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    said, when, usable = out.split()
+    assert (said, usable, err) == ("interrupted", "True", "")
+    assert float(when) - sent < 5.0, "an uninterrupted plan takes minutes"
+
+
+def test_a_plan_of_another_thread_runs_on_when_the_main_one_is_interrupted(pixel_file):
+    code = """
+import signal, sys, threading, time, numpy as np, pyjepa
+agent = pyjepa.load(sys.argv[1])
+agent.configure(goal=np.zeros((2, 16, 16), np.uint8), candidates=5000, iterations=10000)
+agent.observe(np.ones((2, 16, 16), np.uint8))
+planning = threading.Thread(target=lambda: print("planned", agent.plan(deadline=0.5).elapsed >= 0.4))
+planning.start()
+time.sleep(0.1)
+try:
+    signal.raise_signal(signal.SIGINT)
+    time.sleep(1)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+planning.join()
+"""
+    out, err = run_script(code, pixel_file).communicate(timeout=60)
+    assert (out, err) == ("interrupted\nplanned True\n", "")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_what_is_no_failure_of_a_callback_passes_through(error):
+    def rollout(states, goals, actions):
+        raise error
+
+    agent = pyjepa.Agent(callback_model())
+    agent.configure(rollout=rollout)
+    with pytest.raises(error):
+        agent.plan(np.zeros(3, np.float32))
+    agent.configure(rollout=lambda s, g, a: np.zeros(a.shape[:2]))
+    assert agent.plan(np.zeros(3, np.float32)).cost == 0.0
+
+
+def test_a_forked_child_plans_all_the_same(pixel_file):
+    code = """
+import os, signal, sys, numpy as np, pyjepa
+goal, seen = np.zeros((2, 16, 16), np.uint8), np.ones((2, 16, 16), np.uint8)
+agents = [pyjepa.load(sys.argv[1], threads=2) for _ in range(2)]
+for agent in agents:
+    agent.configure(goal=goal)
+    agent.observe(seen)
+expected = agents[0].plan().actions
+child = os.fork()
+if child == 0:
+    signal.alarm(60)  # ends a deadlock
+    same = (agents[1].plan().actions == expected).all()
+    agents[0].configure(goal=goal)
+    same &= (agents[0].plan(seen).actions == expected).all() and (agents[0].clone().plan(seen).actions == expected).all()
+    del agents, agent
+    os._exit(0 if same else 1)
+print(os.waitpid(child, 0)[1], (agents[1].plan().actions == expected).all())
+"""
+    out, err = run_script(code, pixel_file).communicate(timeout=120)
+    assert (out, err) == ("0 True\n", "")
 
 
 def test_unknown_isa_is_named(tmp_path):

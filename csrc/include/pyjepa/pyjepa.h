@@ -9,6 +9,10 @@
  * while one runs returns PYJEPA_BUSY. After pyjepa_configure, pyjepa_observe, pyjepa_act and pyjepa_plan
  * allocate nothing.
  *
+ * A forked child has none of an agent's threads: there the agent works on the caller's alone, until
+ * pyjepa_configure starts new ones. An agent that was inside a call when another thread forked stays busy
+ * there.
+ *
  * Symbols: E environments, A action dimension, L latent dimension, H horizon in environment steps, S = H /
  * action_block predictor steps, N candidates, T cost terms.
  */
@@ -41,7 +45,8 @@ typedef enum pyjepa_status {
     PYJEPA_BUSY = 6,             /* another thread is inside this agent */
     PYJEPA_CALLBACK = 7,         /* the rollout callback failed or returned non-finite costs */
     PYJEPA_OUT_OF_MEMORY = 8,
-    PYJEPA_INTERNAL = 9
+    PYJEPA_INTERNAL = 9,
+    PYJEPA_CANCELLED = 10 /* pyjepa_plan_cancellable was asked to stop */
 } pyjepa_status;
 
 typedef enum pyjepa_dtype { PYJEPA_FLOAT32 = 0, PYJEPA_UINT8 = 1 } pyjepa_dtype;
@@ -234,6 +239,14 @@ typedef struct pyjepa_memory_out {
 /* The oldest `count` records; PYJEPA_INVALID_ARGUMENT where there are fewer. */
 PYJEPA_API pyjepa_status pyjepa_memory_read(const pyjepa_agent* agent, const pyjepa_memory_out* out,
                                             size_t count);
+
+/* pyjepa_plan that may be stopped: `cancel` is called in the planning thread, for the first time after 20 ms
+ * and then every 20 ms or so, between two pieces of work (some tens of microseconds) or before a rollout of
+ * the caller's. Once it returns anything but 0 the plan ends as if its deadline had passed: `out` is filled,
+ * and the status is PYJEPA_CANCELLED. */
+typedef int (*pyjepa_cancel_fn)(void* user);
+PYJEPA_API pyjepa_status pyjepa_plan_cancellable(pyjepa_agent* agent, double deadline, pyjepa_plan_out* out,
+                                                 pyjepa_cancel_fn cancel, void* user);
 
 #ifdef __cplusplus
 }

@@ -120,6 +120,16 @@ inline int call_rollout(void* user, const float* states, const float* goals, con
     }
 }
 
+// Whether to stop, asked through C.
+inline int call_cancel(void* user) {
+    try {
+        return (*static_cast<const std::function<bool()>*>(user))() ? 1 : 0;
+    } catch (...) {
+        pending() = std::current_exception();
+        return 1;
+    }
+}
+
 struct Free {
     void operator()(pyjepa_model* model) const noexcept { pyjepa_model_free(model); }
     void operator()(pyjepa_agent* agent) const noexcept { pyjepa_agent_free(agent); }
@@ -290,7 +300,10 @@ class Agent {
     // Mode-2: plans from the last observation into `out`, which make_plan() made for this task; allocates
     // nothing. When `deadline` (from the call) passes, the unfinished iteration is dropped and the best
     // evaluated plan kept; one that has passed already leaves no iteration.
-    void plan(Plan& out, std::optional<Seconds> deadline = std::nullopt) {
+    // `cancel`, if given, is asked in this thread every 20 ms or so whether to stop; after true the best plan
+    // so far is kept, as after a deadline. Returns false if it was stopped.
+    bool plan(Plan& out, std::optional<Seconds> deadline = std::nullopt,
+              const std::function<bool()>& cancel = nullptr) {
         pyjepa_plan_out raw{};
         raw.size = sizeof raw;
         raw.actions = room(out.actions, room_.actions, "actions");
@@ -299,12 +312,15 @@ class Agent {
         raw.cost_terms = room(out.cost_terms, room_.cost_terms, "cost_terms");
         // C takes what is not positive as "none".
         const double seconds = !deadline ? 0.0 : deadline->count() <= 0.0 ? 1e-12 : deadline->count();
-        const pyjepa_status status = pyjepa_plan(handle(), seconds, &raw);
-        if (status == PYJEPA_CALLBACK && detail::pending() != nullptr)
+        const pyjepa_status status =
+            pyjepa_plan_cancellable(handle(), seconds, &raw, cancel ? &detail::call_cancel : nullptr,
+                                    const_cast<std::function<bool()>*>(&cancel));
+        if ((status == PYJEPA_CALLBACK || status == PYJEPA_CANCELLED) && detail::pending() != nullptr)
             std::rethrow_exception(std::exchange(detail::pending(), nullptr));
-        check(status);
+        if (status != PYJEPA_CANCELLED) check(status);
         out.iterations = raw.iterations;
         out.elapsed = Seconds(raw.elapsed);
+        return status == PYJEPA_OK;
     }
 
     // A new episode for one environment (-1: all): forgets state, warm start and plan count.

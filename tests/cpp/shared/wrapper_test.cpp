@@ -180,6 +180,25 @@ TEST(Wrapper, RolloutsAreFunctionsAndTheirExceptionsArrive) {
     EXPECT_GT(calls, before);
 }
 
+TEST(Wrapper, APlanStopsWhenAsked) {
+    const pyjepa::Model model(images);
+    pyjepa::Agent agent(model);
+    pyjepa::Task task;
+    task.candidates = 100000;
+    task.iterations = 10000;
+    const auto goal = picture(1, 7);
+    agent.configure(task.with_goal(goal));
+    agent.observe(picture(1, 3));
+    pyjepa::Plan plan = agent.make_plan();
+    int left = 2;
+    EXPECT_FALSE(agent.plan(plan, std::nullopt, [&left] { return --left == 0; }));
+    EXPECT_EQ(left, 0);
+    EXPECT_LT(plan.iterations, 10000);
+    EXPECT_THROW(agent.plan(plan, std::nullopt, []() -> bool { throw std::out_of_range("enough"); }),
+                 std::out_of_range);
+    EXPECT_TRUE(agent.plan(plan, pyjepa::Seconds(1e-3)));
+}
+
 // Several agents of several models at once, each with threads of its own, find what each finds alone.
 TEST(Wrapper, AgentsInThreadsOfTheirOwn) {
     const auto goal = picture(1, 7), seen = picture(1, 3);
