@@ -487,7 +487,7 @@ if child == 0:
     signal.alarm(60)  # ends a deadlock
     same = (agents[1].plan().actions == expected).all()
     agents[0].configure(goal=goal)
-    same &= (agents[0].plan(seen).actions == expected).all() and (agents[0].clone().plan(seen).actions == expected).all()
+    same &= all((agent.plan(seen).actions == expected).all() for agent in (agents[0], agents[0].clone()))
     del agents, agent
     os._exit(0 if same else 1)
 print(os.waitpid(child, 0)[1], (agents[1].plan().actions == expected).all())
