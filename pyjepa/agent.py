@@ -181,7 +181,9 @@ class Agent:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """The settings in force, defaults resolved; ``flops`` is one plan's rollout arithmetic."""
+        """The settings in force, defaults resolved; ``flops`` is one plan's rollout arithmetic, ``tile`` the number of
+        candidates that a thread rolls out together.
+        """
         settings = self._configured()
         names = {"algorithm": ALGORITHMS, "interpolation": INTERPOLATIONS}
         return {key: names[key][value - 1] if key in names else value for key, value in settings.items()}
@@ -228,7 +230,7 @@ class Agent:
         """Mode-2 (paper section 3.1.2): the cheapest action sequence found, from the last observation or one given.
 
         ``deadline``: seconds from the call; when it passes, the unfinished iteration is dropped and the best evaluated
-        plan returned. ``out``: where to write the actions, float32 (H, A).
+        plan returned. ``out``: where to write the actions, float32 (H, A). Ctrl-C ends a plan of the main thread.
 
         Raises `NotReadyError` before `observe`, `RolloutError` if a callback rollout fails, `BusyError` if another
         thread is inside this agent.

@@ -307,6 +307,7 @@ pyjepa_status pyjepa_get_settings(const pyjepa_agent* agent, pyjepa_settings* ou
         settings.momentum = s.momentum;
         settings.temperature = s.temperature;
         settings.flops = task.flops();
+        settings.tile = task.tile();
         give_back(out, settings);
     });
 }

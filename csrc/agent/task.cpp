@@ -258,8 +258,10 @@ Situation Task::situation() const noexcept {
 }
 
 bool Task::plan(double deadline, Interrupt& interrupt, pyjepa_plan_out& out) {
-    const auto started = std::chrono::steady_clock::now();
-    const Deadline limit(deadline, &interrupt);
+    using Clock = std::chrono::steady_clock;
+    const Clock::time_point started = Clock::now();
+    // The search leaves time for what follows it; a deadline shorter than that has passed already.
+    const Deadline limit(deadline > 0.0 ? std::max(deadline - ending_, 1e-12) : deadline, &interrupt);
     const Spec& spec = model_.spec();
     const PlannerSettings& s = request_.settings;
     const ptrdiff_t plan_size = static_cast<ptrdiff_t>(s.steps) * s.plan_dim;
@@ -283,6 +285,7 @@ bool Task::plan(double deadline, Interrupt& interrupt, pyjepa_plan_out& out) {
     }
 
     const int iterations = optimiser_->plan(situation(), shift_.data(), limit);
+    const Clock::time_point searched = Clock::now();
 
     for (int e = 0; e < environments(); ++e) {
         const auto i = static_cast<size_t>(e);
@@ -303,7 +306,10 @@ bool Task::plan(double deadline, Interrupt& interrupt, pyjepa_plan_out& out) {
                                       : out.cost_terms + static_cast<ptrdiff_t>(e) * cost_.terms() * s.steps);
     }
     out.iterations = iterations;
-    out.elapsed = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
+    const Clock::time_point ended = Clock::now();
+    const double ending = std::chrono::duration<double>(ended - searched).count();
+    ending_ = ending_ == 0.0 ? ending : std::min(ending_, ending);
+    out.elapsed = std::chrono::duration<double>(ended - started).count();
     return interrupt.stopped();
 }
 

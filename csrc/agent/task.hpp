@@ -36,6 +36,7 @@ class Task {
     int horizon() const noexcept;
     const Cost& cost() const noexcept { return cost_; }
     double flops() const noexcept;
+    int tile() const noexcept { return rollout_->tile(); }
 
     void observe(const void* observation, int steps) noexcept;
     void act(float* actions) noexcept;
@@ -68,6 +69,7 @@ class Task {
     AlignedFloats previous_;        // (E, D), normalised
     AlignedFloats plans_;           // (E, S, D): the last plans
     std::vector<float> shift_;      // (E,): predictor steps since the last plan
+    double ending_ = 0.0;           // seconds that what follows the search takes at least
     std::unique_ptr<bool[]> observed_, planned_, has_previous_;
     size_t lane_ = 0;  // floats per thread in work_
     AlignedFloats work_;

@@ -82,8 +82,7 @@ bool PureJob::give_up(int thread) noexcept {
 
 void PureJob::work(int tile, int thread) noexcept {
     if (give_up(thread)) return;
-    compute(tile, thread);
-    done_[static_cast<size_t>(tile)].store(true, std::memory_order_release);
+    if (compute(tile, thread)) done_[static_cast<size_t>(tile)].store(true, std::memory_order_release);
 }
 
 Pool::Pool(int threads) : threads_(threads) {

@@ -38,8 +38,8 @@ class PureJob : public Job {
 
   protected:
     // Computes a tile in memory of the thread's own and leaves the result in the job, with atomic stores:
-    // another thread may be leaving the same.
-    virtual void compute(int tile, int thread) noexcept = 0;
+    // another thread may be leaving the same. Returns false if it stopped because the job is over.
+    virtual bool compute(int tile, int thread) noexcept = 0;
     // Whether to give the job up; asked before every tile, and while the caller (thread 0) waits for one.
     virtual bool over(int thread) noexcept = 0;
 

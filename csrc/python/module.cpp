@@ -283,6 +283,7 @@ class Agent {
         out["momentum"] = s.momentum;
         out["temperature"] = s.temperature;
         out["flops"] = s.flops;
+        out["tile"] = s.tile;
         return out;
     }
 

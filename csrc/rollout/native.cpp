@@ -58,18 +58,19 @@ class NativeRollout::Evaluation final : public PureJob {
   private:
     int tiles_each() const noexcept { return (candidates_ + rollout_.block_ - 1) / rollout_.block_; }
     bool over(int thread) noexcept override { return thread == 0 ? deadline_.over() : deadline_.expired(); }
-    void compute(int tile, int thread) noexcept override {
+    bool compute(int tile, int thread) noexcept override {
         const int e = tile / tiles_each(), n0 = tile % tiles_each() * rollout_.block_;
         const int rows = std::min(rollout_.block_, candidates_ - n0);
         const Lane l = rollout_.lane(thread);
         proposal_->fill(snapshot_.data(), e, n0, n0 + rows, l.actions, l.proposal);
-        rollout_.roll(now_, e, rows, l, nullptr, nullptr);
+        if (!rollout_.roll(now_, e, rows, l, deadline_, nullptr, nullptr)) return false;
         const auto first =
             static_cast<size_t>(e) * static_cast<size_t>(candidates_) + static_cast<size_t>(n0);
         for (int r = 0; r < rows; ++r)
             cost_[first + static_cast<size_t>(r)].store(
                 std::isfinite(l.cost[r]) ? l.cost[r] : std::numeric_limits<float>::infinity(),
                 std::memory_order_relaxed);
+        return true;
     }
 
     NativeRollout& rollout_;
@@ -146,12 +147,11 @@ bool NativeRollout::trace(const Situation& now, int e, const float* plan, float*
                           float* terms) noexcept {
     const Lane l = lane(0);
     std::copy_n(plan, static_cast<ptrdiff_t>(steps_) * plan_dim_, l.actions);
-    roll(now, e, 1, l, states, terms);
-    return true;
+    return roll(now, e, 1, l, Deadline(), states, terms);
 }
 
-void NativeRollout::roll(const Situation& now, int e, int rows, const Lane& l, float* states,
-                         float* terms) noexcept {
+bool NativeRollout::roll(const Situation& now, int e, int rows, const Lane& l, const Deadline& deadline,
+                         float* states, float* terms) noexcept {
     const simd::Kernels& kernels = simd::kernels();
     const ActionSpec& box = model_.spec().actions;
     const int action_dim = model_.spec().action_dim;
@@ -171,6 +171,7 @@ void NativeRollout::roll(const Situation& now, int e, int rows, const Lane& l, f
 
     const float* goal = now.goals == nullptr ? nullptr : now.goals + static_cast<ptrdiff_t>(e) * latent_;
     for (int t = 0; t < steps_; ++t) {
+        if (deadline.expired()) return false;
         const float* actions = l.actions + static_cast<ptrdiff_t>(t) * plan_dim_;
         for (int r = 0; r < rows; ++r)
             std::copy_n(actions + r * sequence, plan_dim_,
@@ -193,6 +194,7 @@ void NativeRollout::roll(const Situation& now, int e, int rows, const Lane& l, f
         if (terms != nullptr)
             for (int i = 0; i < cost_.terms(); ++i) terms[static_cast<ptrdiff_t>(i) * steps_ + t] = each[i];
     }
+    return true;
 }
 
 }  // namespace pyjepa

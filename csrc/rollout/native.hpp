@@ -25,6 +25,7 @@ class NativeRollout final : public Rollout {
                   const Deadline& deadline) override;
     bool trace(const Situation& now, int e, const float* plan, float* states, float* terms) noexcept override;
     double flops_per_candidate() const noexcept override { return predictor_.flops() * steps_; }
+    int tile() const noexcept override { return block_; }
 
   private:
     // One worker's scratch.
@@ -35,7 +36,9 @@ class NativeRollout final : public Rollout {
     Lane lane(int thread) noexcept;
     Evaluation& free_evaluation() noexcept;
     // Rolls `rows` sequences of lane.actions (rows, S, D), in action units, out from environment e's state.
-    void roll(const Situation& now, int e, int rows, const Lane& lane, float* states, float* terms) noexcept;
+    // Returns false if the deadline passed first.
+    bool roll(const Situation& now, int e, int rows, const Lane& lane, const Deadline& deadline,
+              float* states, float* terms) noexcept;
 
     const Model& model_;
     const Network& predictor_;

@@ -103,6 +103,8 @@ class Rollout {
                        float* terms) noexcept = 0;
     // Multiply-adds * 2 for one candidate; 0 if unknown.
     virtual double flops_per_candidate() const noexcept = 0;
+    // Candidates that a thread rolls out together; 0: all.
+    virtual int tile() const noexcept { return 0; }
 };
 
 }  // namespace pyjepa

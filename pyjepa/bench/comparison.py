@@ -187,6 +187,11 @@ def _milliseconds(seconds: Sequence[float], percentile: float) -> float | None:
     return float(f"{np.percentile(seconds, percentile) * 1e3:.4g}") if len(seconds) else None
 
 
+def _overrun(seconds: Sequence[float]) -> Row:
+    shares = (("p50", 50), ("p99", 99), ("p99_9", 99.9), ("max", 100))
+    return {f"overrun_us_{name}": round(np.percentile(seconds, q) * 1e6, 1) for name, q in shares if len(seconds)}
+
+
 def _labels(workload: Workload, entry: _Entry) -> Row:
     contestant = entry.worker.contestant
     row = {"workload": workload.name, "impl": entry.facts["impl"], "peer": contestant.peer or "pyjepa"}
@@ -200,6 +205,7 @@ def _row(workload: Workload, entry: _Entry, operation: str, samples: Samples) ->
     if operation != "plan":
         row["operation"] = operation
     quiet = [t for t, switched in zip(samples.seconds, samples.switches, strict=True) if not switched]
+    late = [t for t, switched in zip(samples.overrun, samples.switches, strict=False) if not switched]
     median = statistics.median(samples.seconds)
     flops = entry.facts["flops"][operation]
     return row | {
@@ -212,7 +218,10 @@ def _row(workload: Workload, entry: _Entry, operation: str, samples: Samples) ->
             "plan_ms_p50": _milliseconds(quiet, 50),
             "plan_ms_p99": _milliseconds(quiet, 99),
             "plan_ms_p99_9": _milliseconds(quiet, 99.9),
+            **_overrun(late),
         },
+        **_overrun(samples.overrun),
+        **({"tile_us": round(entry.facts["tile_seconds"] * 1e6, 1)} if samples.overrun else {}),
         "involuntary_switches": sum(samples.switches),
         "stolen_ms": round(samples.stolen * 1e3, 1),
         "gflops": round(flops / median / 1e9, 2) if flops else None,

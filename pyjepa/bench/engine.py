@@ -44,6 +44,8 @@ class Planning:
             raise UnsupportedError(f"this machine has no {precision} instructions")
         self._agent = Agent(model, threads=threads)
         self._block = model.action_block
+        self.elapsed = 0.0
+        """Seconds that the last plan took by the engine's own clock."""
         self.begin(seed=0)
 
     def begin(self, seed: int) -> None:
@@ -53,7 +55,18 @@ class Planning:
 
     def plan(self) -> FloatArray:
         """The actions (S, A) of one plan, warm-started from the plan before; the same work whatever came before."""
-        return self._agent.plan(deadline=self._deadline).actions[:: self._block]
+        plan = self._agent.plan(deadline=self._deadline)
+        self.elapsed = plan.elapsed
+        return plan.actions[:: self._block]
+
+    def tile_seconds(self, plans: int = 10) -> float:
+        """How long a thread takes for the candidates it rolls out together, from the quickest of so many plans."""
+        alone = Agent(self._agent.model)
+        alone.configure(goal=self._workload.goal)
+        alone.observe(self._workload.observation)
+        settings = self._agent.settings
+        share = settings["tile"] / (settings["candidates"] * settings["iterations"])
+        return float(share * min(alone.plan().elapsed for _ in range(plans)))
 
     def final_costs(self, problem: Problem, plans: int) -> list[float]:
         """What plans from scratch cost, one for each of so many seeds."""

@@ -43,6 +43,8 @@ class Samples:
     seconds: list[float] = field(default_factory=list)
     switches: list[int] = field(default_factory=list)
     """Involuntary context switches of the process during each call."""
+    overrun: list[float] = field(default_factory=list)
+    """Seconds beyond the deadline, by the engine's own clock, negative where a plan was done before; empty without."""
     stolen: float = 0.0
     """Seconds that a hypervisor gave to others meanwhile, all processors."""
 
@@ -50,6 +52,7 @@ class Samples:
         """Adds another's."""
         self.seconds += other.seconds
         self.switches += other.switches
+        self.overrun += other.overrun
         self.stolen += other.stolen
 
 
@@ -74,7 +77,8 @@ class Worker:
         theirs.close()
 
     def prepare(self, workload: Workload) -> Mapping[str, Any]:
-        """Gets ready for a workload: ``version``, ``precision``, ``flops`` per operation. Raises `WorkerError`."""
+        """Gets ready for a workload: ``version``, ``precision``, ``flops`` per operation; with a deadline also
+        ``tile_seconds``. Raises `WorkerError`."""
         answer: Mapping[str, Any] = self._ask("prepare", workload)
         return answer
 
@@ -163,6 +167,7 @@ class _Stage:
         self.contestant = contestant
         self.operations: dict[str, Callable[[], object]] = {}
         self.fresh: Callable[[int], list[float] | None] = lambda plans: None
+        self.elapsed: Callable[[], float] = lambda: 0.0
 
     def prepare(self, workload: Workload) -> dict[str, Any]:
         from pyjepa.bench import engine, peers
@@ -180,7 +185,9 @@ class _Stage:
             planning = engine.Planning(workload, given.threads, precision=given.precision, deadline=given.deadline)
             self.operations = {"plan": planning.plan}
             self.fresh = lambda plans: planning.final_costs(problem, plans)
-            return {"impl": engine.IMPL, "precision": given.precision, "flops": flops}
+            self.elapsed = lambda: planning.elapsed
+            facts: dict[str, Any] = {"impl": engine.IMPL, "precision": given.precision, "flops": flops}
+            return facts if given.deadline is None else facts | {"tile_seconds": planning.tile_seconds()}
         prepared = peers.prepare(given.peer, problem, threads=given.threads, variant=given.variant)
         self.operations = {"plan": prepared.plan}
 
@@ -205,6 +212,8 @@ class _Stage:
             after = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
             samples.seconds.append(ended - started)
             samples.switches.append(after - before)
+            if self.contestant.deadline is not None:
+                samples.overrun.append(self.elapsed() - self.contestant.deadline)
             before = after
             if ended >= stop or len(samples.seconds) >= most:
                 break

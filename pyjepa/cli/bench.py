@@ -150,6 +150,10 @@ def _table(result: dict[str, Any]) -> Table:
         "gflops": ("GFLOP/s", ".1f"),
         "fraction_of_peak": ("of peak", ".0%"),
         "final_cost": ("cost", ".5g"),
+        "tile_us": ("tile us", ".0f"),
+        "overrun_us_p50": ("overrun p50", ".0f"),
+        "overrun_us_p99_9": ("p99.9", ".0f"),
+        "undisturbed_overrun_us_p99_9": ("undisturbed", ".0f"),
         "tick_ms_p50": ("tick p50", ".4g"),
         "tick_ms_p99": ("p99", ".4g"),
         "tick_ms_p99_9": ("p99.9", ".4g"),
@@ -159,13 +163,17 @@ def _table(result: dict[str, Any]) -> Table:
     }
     if any("missed" in row for row in result["rows"]):
         columns = {key: how for key, how in columns.items() if not key.startswith("plan_")}
-    used = {key: how for key, how in columns.items() if any(row.get(key) is not None for row in result["rows"])}
+    rows = [
+        row | {f"undisturbed_{key}": value for key, value in row.get("undisturbed", {}).items()}
+        for row in result["rows"]
+    ]
+    used = {key: how for key, how in columns.items() if any(row.get(key) is not None for row in rows)}
     for heading in ("workload", "implementation", "threads"):
         table.add_column(heading, no_wrap=heading != "implementation")
     for heading, _ in used.values():
         table.add_column(heading, justify="right", no_wrap=True)
     previous = None
-    for row in result["rows"]:
+    for row in rows:
         group = (row["workload"], row["threads"])
         if previous not in (None, group):
             table.add_section()

@@ -61,7 +61,7 @@ class Squares final : public PureJob {
     std::atomic<bool> enough{false};
 
   private:
-    void compute(int tile, int thread) noexcept override {
+    bool compute(int tile, int thread) noexcept override {
         const int before = values[static_cast<size_t>(tile)];
         if (thread == 0) {
             // Leaves the workers time to take a tile each.
@@ -77,6 +77,7 @@ class Squares final : public PureJob {
         results[static_cast<size_t>(tile)].store(value == before ? value * value : -2,
                                                  std::memory_order_relaxed);
         ++computed;
+        return true;
     }
     bool over(int) noexcept override { return enough.load(std::memory_order_relaxed); }
 
@@ -180,11 +181,12 @@ TEST(PoolTest, NoMoreIsComputedTwiceThanTheOtherThreadsHeld) {
         std::atomic<long> computed{0};
 
       private:
-        void compute(int, int) noexcept override {
+        bool compute(int, int) noexcept override {
             const auto until = std::chrono::steady_clock::now() + 50us;
             while (std::chrono::steady_clock::now() < until) {
             }
             ++computed;
+            return true;
         }
         bool over(int) noexcept override { return false; }
     };

@@ -195,6 +195,7 @@ typedef struct pyjepa_settings {
     int32_t environments, algorithm, horizon, candidates, iterations, elites, knots, interpolation, threads;
     float std, min_std, momentum, temperature;
     double flops; /* multiply-adds * 2 of one plan's rollouts, 0 for callbacks */
+    int32_t tile; /* candidates that a thread rolls out together, 0 for callbacks: all */
 } pyjepa_settings;
 
 PYJEPA_API pyjepa_status pyjepa_get_settings(const pyjepa_agent* agent, pyjepa_settings* out);
