@@ -96,6 +96,12 @@ const char* pyjepa_isa(void) {
     return name;
 }
 
+const char* pyjepa_precision_isa(int32_t precision) {
+    const char* name = "";
+    guarded([&] { name = pyjepa::simd::kernels_name(checked_precision(precision)); });
+    return name;
+}
+
 const char* pyjepa_last_error(void) {
     return last_error;
 }

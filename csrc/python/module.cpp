@@ -379,6 +379,11 @@ PYBIND11_MODULE(_engine, m) {
     });
 
     m.def(
+        "precision_isa",
+        [](const std::string& precision) { return pyjepa_precision_isa(precision_code(precision)); },
+        py::arg("precision"));
+
+    m.def(
         "measure_peak",
         [](const std::string& precision, double seconds) {
             const int32_t code = precision_code(precision);

@@ -171,7 +171,7 @@ bool NativeRollout::roll(const Situation& now, int e, int rows, const Lane& l, c
 
     const float* goal = now.goals == nullptr ? nullptr : now.goals + static_cast<ptrdiff_t>(e) * latent_;
     for (int t = 0; t < steps_; ++t) {
-        if (deadline.expired()) return false;
+        if (t > 0 && deadline.expired()) return false;
         const float* actions = l.actions + static_cast<ptrdiff_t>(t) * plan_dim_;
         for (int r = 0; r < rows; ++r)
             std::copy_n(actions + r * sequence, plan_dim_,

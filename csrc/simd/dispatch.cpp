@@ -49,13 +49,31 @@ const Entry* begin_entries(size_t& count) noexcept {
     return entries;
 }
 
-const Kernels& choose() {
+struct Choice {
+    const Kernels* kernels;
+    const Bf16Kernels* bf16 = nullptr;
+    const Int8Kernels* int8 = nullptr;
+};
+
+Choice choose() {
     size_t count = 0;
     const Entry* entries = begin_entries(count);
     const char* wanted = std::getenv("PYJEPA_ISA");
+    const Bf16Kernels* bf16 = nullptr;
+    const Int8Kernels* int8 = nullptr;
+#if defined(__x86_64__)
+    if (entries[0].available && __builtin_cpu_supports("avx512bf16")) bf16 = &avx512_bf16::table;
+    if (entries[0].available && __builtin_cpu_supports("avx512vnni")) int8 = &avx512_vnni::table;
+#endif
     if (wanted != nullptr && *wanted != '\0') {
-        if (const Kernels* found = find_kernels(wanted)) return *found;
-        std::string known;
+        if (const Kernels* found = find_kernels(wanted)) return {found};
+        // Processors have had VNNI longer than BF16.
+        if (int8 != nullptr && std::strcmp(wanted, "avx512_vnni") == 0)
+            return {entries[0].kernels, nullptr, int8};
+        if (bf16 != nullptr && std::strcmp(wanted, "avx512_bf16") == 0)
+            return {entries[0].kernels, bf16, int8};
+        std::string known = bf16 != nullptr ? "avx512_bf16" : "";
+        if (int8 != nullptr) known += std::string(known.empty() ? "" : ", ") + "avx512_vnni";
         for (size_t i = 0; i < count; ++i)
             if (entries[i].available)
                 known += std::string(known.empty() ? "" : ", ") + entries[i].kernels->name;
@@ -63,8 +81,13 @@ const Kernels& choose() {
                                             "' is not available here (available: " + known + ")");
     }
     for (size_t i = 0; i < count; ++i)
-        if (entries[i].available) return *entries[i].kernels;
-    return baseline::table;
+        if (entries[i].available) return {entries[i].kernels, bf16, int8};
+    return {&baseline::table};
+}
+
+const Choice& chosen() {
+    static const Choice choice = choose();
+    return choice;
 }
 
 }  // namespace
@@ -79,22 +102,21 @@ const Kernels* find_kernels(const char* name) noexcept {
 }
 
 const Kernels& kernels() {
-    static const Kernels& chosen = choose();
-    return chosen;
+    return *chosen().kernels;
 }
 
 const Bf16Kernels* bf16_kernels() {
-#if defined(__x86_64__)
-    if (&kernels() == &avx512::table && __builtin_cpu_supports("avx512bf16")) return &avx512_bf16::table;
-#endif
-    return nullptr;
+    return chosen().bf16;
 }
 
 const Int8Kernels* int8_kernels() {
-#if defined(__x86_64__)
-    if (&kernels() == &avx512::table && __builtin_cpu_supports("avx512vnni")) return &avx512_vnni::table;
-#endif
-    return nullptr;
+    return chosen().int8;
+}
+
+const char* kernels_name(Precision precision) {
+    if (precision == Precision::bf16) return bf16_kernels() == nullptr ? "" : "avx512_bf16";
+    if (precision == Precision::int8) return int8_kernels() == nullptr ? "" : "avx512_vnni";
+    return kernels().name;
 }
 
 }  // namespace pyjepa::simd

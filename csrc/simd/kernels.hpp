@@ -86,8 +86,11 @@ struct Int8Kernels {
 // nullptr where the machine lacks the instructions (AVX-512 with BF16 or VNNI) or PYJEPA_ISA asks for less.
 const Bf16Kernels* bf16_kernels();
 const Int8Kernels* int8_kernels();
+// The instruction set that computes in a precision; "" where those two are nullptr.
+const char* kernels_name(Precision precision);
 
-// The best instruction set of this machine, or the one PYJEPA_ISA names (baseline, avx2, avx512). Throws
+// The best instruction set of this machine, or the one PYJEPA_ISA names: baseline, avx2, avx512,
+// avx512_vnni (with int8), avx512_bf16 (with bf16, and int8 where there is VNNI). Throws
 // Error if that one is unknown or this machine lacks it. Decided once per process.
 const Kernels& kernels();
 

@@ -43,6 +43,7 @@ def describe() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "usable_cores": usable_cores(),
         "isa": _engine.isa(),
+        "precisions": {name: _engine.precision_isa(name) or "as fp32" for name in ("fp32", "bf16", "int8")},
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "numpy": np.__version__,

@@ -27,6 +27,7 @@ def command(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({**facts, "extras": extras}, indent=2))
         return
+    facts["precisions"] = ", ".join(f"{name} {isa}" for name, isa in facts["precisions"].items())
     for name, value in facts.items():
         click.echo(f"{name:14s}{value}")
     for extra, modules in extras.items():

@@ -553,7 +553,20 @@ with warnings.catch_warnings(record=True) as caught:
     model = pyjepa.Model.load(sys.argv[1], precision="bf16")
 print(model.precision, caught[0].message)
 """
-    assert run_on("baseline", code, str(tmp_path / "a.safetensors")).startswith("fp32 this machine has no bf16")
+    for isa in ("baseline", "avx512", "avx512_vnni"):
+        out = run_on(isa, code, str(tmp_path / "a.safetensors"))
+        assert out is None or out.startswith("fp32 this machine has no bf16")
+
+
+def test_instruction_sets_can_be_had_without_their_narrow_units():
+    code = "from pyjepa import _engine as e; print(*(e.precision_isa(p) or '-' for p in ('fp32', 'bf16', 'int8')))"
+    assert run_on("baseline", code).split() == ["baseline", "-", "-"]
+    levels = {isa: run_on(isa, code) for isa in ("avx512", "avx512_vnni", "avx512_bf16")}
+    assert levels["avx512"] in (None, "avx512 - -\n")
+    assert levels["avx512_vnni"] in (None, "avx512 - avx512_vnni\n")
+    bf16 = levels["avx512_bf16"]
+    assert bf16 is None or bf16.split()[:2] == ["avx512", "avx512_bf16"]
+    assert run_on("", code) in {*levels.values(), *(run_on(isa, code) for isa in ISAS)}
 
 
 def test_unknown_precisions_are_named():

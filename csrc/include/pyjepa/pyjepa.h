@@ -249,6 +249,10 @@ typedef int (*pyjepa_cancel_fn)(void* user);
 PYJEPA_API pyjepa_status pyjepa_plan_cancellable(pyjepa_agent* agent, double deadline, pyjepa_plan_out* out,
                                                  pyjepa_cancel_fn cancel, void* user);
 
+/* The instruction set that predictors of a precision run with; "" where there is none, and such a predictor
+ * is fp32. PYJEPA_ISA may name them too: "avx512_vnni" leaves out bf16, "avx512" both. */
+PYJEPA_API const char* pyjepa_precision_isa(int32_t precision);
+
 #ifdef __cplusplus
 }
 #endif
