@@ -55,6 +55,21 @@ def test_rows_hold_times_speed_and_cost():
     assert str(os.getcwd()) not in text
 
 
+def test_rows_say_how_far_a_deadline_was_overrun():
+    result, notes = run(settings=dataclasses.replace(QUICK, deadline=1e-4))
+    assert not notes
+    (row,) = result["rows"]
+    for part in (row, row["undisturbed"]):
+        shares = [part[f"overrun_us_{share}"] for share in ("p50", "p99", "p99_9", "max") if part["n"]]
+        assert shares == sorted(shares)
+    assert row["overrun_us_p50"] > -100, "no plan ends before it began"
+    assert 0 < row["tile_us"] < 1e6
+    generous, _ = run(settings=dataclasses.replace(QUICK, deadline=10.0))
+    assert generous["rows"][0]["overrun_us_max"] < 0
+    plain, _ = run()
+    assert not [key for key in plain["rows"][0] if "overrun" in key or key == "tile_us"]
+
+
 def test_a_peer_runs_beside_the_engine_and_plans_as_well():
     pytest.importorskip("torch")
     result, notes = run(peers=("torch",))
