@@ -149,7 +149,7 @@ void Pool::quiesce() const noexcept {
 
 void Pool::work(Thread& self, int thread) noexcept {
     uint32_t seen = wake_.load();
-    for (int spins = 0;;) {
+    for (;;) {
         if (stop_.load()) return;
         if (Job* job = current_.load(); job != nullptr) {
             // Either the caller sees us inside before it takes the job again, or we see that it has moved on.
@@ -159,7 +159,7 @@ void Pool::work(Thread& self, int thread) noexcept {
             self.inside.store(nullptr);
         }
         // Until the next job there is nothing to do.
-        for (spins = 0; wake_.load() == seen && spins < kSpins; ++spins) pause();
+        for (int spins = 0; wake_.load() == seen && spins < kSpins; ++spins) pause();
         if (wake_.load() == seen) {
             sleepers_.fetch_add(1);
             sleep_on(wake_, seen);  // returns at once if a job was opened after we looked
