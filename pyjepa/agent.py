@@ -18,7 +18,16 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjepa import _engine
-from pyjepa.configurator import ALGORITHMS, INTERPOLATIONS, FloatArray, Rollout, Task, observation_array, resolve
+from pyjepa.configurator import (
+    ALGORITHMS,
+    INTERPOLATIONS,
+    TEMPERATURE_SCALES,
+    FloatArray,
+    Rollout,
+    Task,
+    observation_array,
+    resolve,
+)
 from pyjepa.errors import InvalidArgumentError, NotReadyError
 from pyjepa.memory import Memory
 from pyjepa.spec import Spec
@@ -37,7 +46,7 @@ class Model:
     def load(path: str | os.PathLike[str], *, precision: Precision = "fp32") -> Model:
         """Reads and validates an agent file.
 
-        ``precision``: of the predictor's weights, ``fp32``, ``bf16`` or ``int8`` (a scale per output; inputs scaled row
+        ``precision``: of the weights of all that planning runs (predictor, heads, critic, policy), ``fp32``, ``bf16`` or ``int8`` (a scale per output; inputs scaled row
         by row as they come). A machine without the instructions (AVX-512 with BF16 or VNNI) takes fp32 and warns.
 
         Raises `AgentFileError` (the file is damaged or contradicts itself), `UnsupportedError` (it needs what this
@@ -59,7 +68,7 @@ class Model:
 
     @property
     def precision(self) -> str:
-        """The precision the predictor runs in."""
+        """The precision that plans are made in; perception and Mode-1 stay in fp32."""
         return str(self._engine.dims["precision"])
 
     @property
@@ -73,7 +82,7 @@ class Model:
         return int(self._engine.dims["action_block"])
 
     def forward(self, module: str, inputs: npt.ArrayLike) -> FloatArray:
-        """One module's output (batch, out) for ``inputs`` (batch, in): its inputs concatenated in the spec's order, as
+        """One module's output (batch, out), an ensemble's members one after the other, for ``inputs`` (batch, in): its inputs concatenated in the spec's order, as
         they enter the network (observations scaled, actions normalised). For tests and tools.
         """
         return self._engine.forward(module, np.ascontiguousarray(inputs, dtype=np.float32))
@@ -139,6 +148,10 @@ class Agent:
         min_std: float | None = None,
         momentum: float | None = None,
         temperature: float | None = None,
+        temperature_scale: str | None = None,
+        elite_refit: bool | None = None,
+        max_std: float | None = None,
+        policy_candidates: int | None = None,
         bounds: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
         weights: Mapping[str, float] | None = None,
         rollout: Rollout | None = None,
@@ -153,15 +166,19 @@ class Agent:
             horizon: environment steps, a multiple of the model's action_block.
             candidates: action sequences evaluated per iteration.
             iterations: planner iterations at most.
-            elites: candidates that CEM refits to.
+            elites: candidates that CEM, or MPPI with ``elite_refit``, refits to.
             knots: values along the horizon that the planner searches over (0: one per predictor step).
             interpolation: between knots: ``zero``, ``linear`` or ``cubic``.
             std: first spread of the candidates, as a fraction of half the action range.
-            min_std: least spread that CEM narrows to, likewise.
+            min_std: least spread that a refit to elites narrows to, likewise.
             momentum: share of the old mean and spread that CEM keeps.
             temperature: MPPI's, in standard deviations of the candidates' costs.
+            temperature_scale: ``std``, or ``absolute``: the temperature is in units of cost.
+            elite_refit: MPPI weighs the elites only, and refits the spread to them too (TD-MPC2).
+            max_std: most spread that such a refit widens to, as a fraction of half the action range.
+            policy_candidates: candidates that are rollouts of the policy through the model, made once a plan.
             bounds: (low, high), each (A,) or a number, instead of the file's.
-            weights: factors u_i on the cost terms, by kind.
+            weights: factors u_i on the cost terms, by name (their kind, unless the agent file names them).
             rollout: a function ``(states (E, L), goals (E, L) or None, actions (E, N, H, A)) -> costs (E, N)`` that
                 replaces the model's own prediction and cost. N differs from call to call.
             seed: of the planner's noise.
@@ -171,7 +188,9 @@ class Agent:
         task = Task(
             goal=goal, environments=environments, planner=planner, horizon=horizon, candidates=candidates,
             iterations=iterations, elites=elites, knots=knots, interpolation=interpolation, std=std, min_std=min_std,
-            momentum=momentum, temperature=temperature, bounds=bounds, weights=weights, rollout=rollout, seed=seed,
+            momentum=momentum, temperature=temperature, temperature_scale=temperature_scale, elite_refit=elite_refit,
+            max_std=max_std, policy_candidates=policy_candidates, bounds=bounds, weights=weights, rollout=rollout,
+            seed=seed,
         )  # fmt: skip
         arguments, batch = resolve(self.spec, task)
         self._engine.configure(**arguments)
@@ -185,7 +204,11 @@ class Agent:
         candidates that a thread rolls out together.
         """
         settings = self._configured()
-        names = {"algorithm": ALGORITHMS, "interpolation": INTERPOLATIONS}
+        names = {
+            "algorithm": ALGORITHMS,
+            "interpolation": INTERPOLATIONS,
+            "temperature_scale": TEMPERATURE_SCALES,
+        }
         return {key: names[key][value - 1] if key in names else value for key, value in settings.items()}
 
     def observe(self, observation: npt.ArrayLike, *, steps: int | None = None) -> None:
@@ -241,7 +264,7 @@ class Agent:
         if observation is not None:
             self.observe(observation)
         steps = settings["horizon"] // self.model.action_block
-        latent, terms = self.model.latent_dim, [term.kind for term in self.spec.cost]
+        latent, terms = self.model.latent_dim, [term.label for term in self.spec.cost]
         actions = self._out(out, self._shape(settings["horizon"], len(self.spec.actions.low)))
         cost = np.empty(self._shape(1), np.float32)
         states = np.empty(self._shape(steps + 1, latent), np.float32) if self._native else None

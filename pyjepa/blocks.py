@@ -7,13 +7,15 @@ A module's block i holds ``linear{j}`` and ``norm{j}`` (mlp), ``conv{j}`` (conv)
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from math import prod
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional
 
-from pyjepa.spec import Activation, Conv, Impala, InputName, Layer, Mlp, Module
+from pyjepa.spec import Activation, Conv, Impala, InputName, Layer, Mlp, Module, TwoHot
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
@@ -132,8 +134,28 @@ class ImpalaBlock(nn.Module):
         return functional.relu(x)
 
 
+class TwoHotBlock(nn.Module):
+    """Logits over bins -> the number they stand for (TD-MPC2's two-hot inverse, Hansen et al. 2024)."""
+
+    def __init__(self, block: TwoHot, input_shape: tuple[int, ...]) -> None:
+        """Raises ValueError if there are not as many logits as bins."""
+        super().__init__()
+        if input_shape != (block.bins,):
+            raise ValueError(f"two_hot: {block.bins} bins, but the input has shape {input_shape}")
+        self.register_buffer("_places", torch.linspace(block.low, block.high, block.bins), persistent=False)
+        self.output_shape = (1,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, bins) -> (B, 1)."""
+        mean = (functional.softmax(x, dim=-1) * self.get_buffer("_places")).sum(dim=-1, keepdim=True)
+        return mean.sign() * mean.abs().expm1()
+
+
 class Network(nn.Module):
-    """One module of the spec: its inputs concatenated, its blocks in order, plus the state where ``residual``."""
+    """One module of the spec: its inputs concatenated, its blocks in order, plus the state where ``residual``.
+
+    With an ensemble of K every parameter has a leading axis K, and so has the output.
+    """
 
     def __init__(self, module: Module, shapes: Mapping[InputName, tuple[int, ...]]) -> None:
         """``shapes`` gives the shape of every input, without the batch.
@@ -142,18 +164,20 @@ class Network(nn.Module):
         fit their inputs.
         """
         super().__init__()
-        for name, reserved in (("combine", "concat"), ("ensemble", 1), ("latent", None), ("quantisation", None)):
+        for name, reserved in (("combine", "concat"), ("latent", None), ("quantisation", None)):
             if getattr(module, name) != reserved:
                 raise NotImplementedError(f"the torch back end lacks {name}={getattr(module, name)!r}")
         self.module = module
         single = len(module.inputs) == 1
         shape = shapes[module.inputs[0]] if single else (sum(prod(shapes[name]) for name in module.inputs),)
         for i, block in enumerate(module.blocks):
-            built: MlpBlock | ConvBlock | ImpalaBlock
+            built: MlpBlock | ConvBlock | ImpalaBlock | TwoHotBlock
             if isinstance(block, Mlp):
                 built = MlpBlock(block, shape)
             elif isinstance(block, Conv):
                 built = ConvBlock(block, shape)
+            elif isinstance(block, TwoHot):
+                built = TwoHotBlock(block, shape)
             else:
                 built = ImpalaBlock(block, shape)
             self.add_module(str(i), built)
@@ -161,15 +185,39 @@ class Network(nn.Module):
         self.output_shape = (prod(shape),)
         if module.residual and self.output_shape != shapes["state"]:
             raise ValueError(f"residual: the output {self.output_shape} has not the state's shape {shapes['state']}")
+        if module.ensemble > 1:
+            members = [Network(replace(module, ensemble=1), shapes) for _ in range(module.ensemble)]
+            for name, stacked in stack_module_state(members)[0].items():  # type: ignore[arg-type]
+                owner, _, parameter = name.rpartition(".")
+                setattr(self.get_submodule(owner), parameter, nn.Parameter(stacked.detach()))
 
     def forward(self, inputs: Mapping[InputName, Tensor]) -> Tensor:
-        """Inputs of shape (B, ...) by name -> (B, out)."""
+        """Inputs of shape (B, ...) by name -> (B, out), or (K, B, out) for an ensemble."""
+        if self.module.ensemble == 1:
+            return self._member(inputs)
+        # One batched operation per layer for all members.
+        member = vmap(lambda parameters: functional_call(_Member(self), parameters, (inputs,)))
+        outputs: Tensor = member({f"network.{name}": value for name, value in self.named_parameters()})
+        return outputs
+
+    def _member(self, inputs: Mapping[InputName, Tensor]) -> Tensor:
         given = [inputs[name] for name in self.module.inputs]
         x = given[0] if len(given) == 1 else torch.cat([part.flatten(1) for part in given], dim=-1)
         for i in range(len(self.module.blocks)):
             x = self.get_submodule(str(i))(x)
         x = x.flatten(1)
         return x + inputs["state"] if self.module.residual else x
+
+
+class _Member(nn.Module):
+    """What `functional_call` calls: a network with the parameters of one member in place."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: Mapping[InputName, Tensor]) -> Tensor:
+        return self.network._member(inputs)
 
 
 def _image(shape: tuple[int, ...], kind: str) -> tuple[int, int, int]:

@@ -24,6 +24,7 @@ Rollout: TypeAlias = Callable[[FloatArray, FloatArray | None, FloatArray], npt.A
 
 ALGORITHMS = ("cem", "mppi", "predictive-sampling")
 INTERPOLATIONS = ("zero", "linear", "cubic")
+TEMPERATURE_SCALES = ("std", "absolute")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,10 @@ class Task:
     min_std: float | None = None
     momentum: float | None = None
     temperature: float | None = None
+    temperature_scale: str | None = None
+    elite_refit: bool | None = None
+    max_std: float | None = None
+    policy_candidates: int | None = None
     bounds: tuple[npt.ArrayLike, npt.ArrayLike] | None = None
     weights: Mapping[str, float] | None = None
     rollout: Rollout | None = None
@@ -98,6 +103,12 @@ def resolve(spec: Spec, task: Task) -> tuple[dict[str, Any], int | None]:
         "min_std": _number("min_std", task.min_std),
         "momentum": _number("momentum", task.momentum),
         "temperature": _number("temperature", task.temperature),
+        "temperature_scale": 0
+        if task.temperature_scale is None
+        else 1 + _index("temperature_scale", task.temperature_scale, TEMPERATURE_SCALES),
+        "elite_refit": _flag("elite_refit", task.elite_refit),
+        "max_std": _number("max_std", task.max_std),
+        "policy_candidates": _integer("policy_candidates", task.policy_candidates),
         "seed": _seed(task.seed),
         "goal": goal,
         "low": low,
@@ -114,6 +125,14 @@ def _integer(name: str, value: int | None) -> int:
         raise InvalidArgumentError(f"{name} must be an integer, got {value!r}")
     if not 0 <= value < 2**31:
         raise InvalidArgumentError(f"{name} must not be negative or above 2**31 - 1, got {value}")
+    return int(value)
+
+
+def _flag(name: str, value: bool | None) -> int:
+    if value is None:
+        return -1
+    if not isinstance(value, bool):
+        raise InvalidArgumentError(f"{name} must be True or False, got {value!r}")
     return int(value)
 
 
@@ -149,7 +168,7 @@ def _bound(spec: Spec, value: npt.ArrayLike, name: str) -> FloatArray:
 
 
 def _weights(spec: Spec, weights: Mapping[str, float]) -> FloatArray:
-    names = [term.kind for term in spec.cost]
+    names = [term.label for term in spec.cost]
     unknown = sorted(set(weights) - set(names))
     if unknown:
         raise InvalidArgumentError(

@@ -1,40 +1,189 @@
-"""The cost of a plan in torch (paper section 3.2), as the engine computes it."""
+"""The cost of a plan in torch (paper section 3.2), as the engine computes it. To add a term: a function here, see `TERMS`."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pyjepa.spec import CostTerm
+from pyjepa.spec import CostKind, CostTerm
 from pyjepa.world_model import WorldModel
 
 
+@dataclass(frozen=True)
+class Steps:
+    """A batch of plans, step by step."""
+
+    model: WorldModel
+    before: Tensor
+    """(B, S, L): the states that actions are taken in."""
+    states: Tensor
+    """(B, S, L): the states they lead to."""
+    actions: Tensor
+    """(B, S, A'), normalised."""
+    previous: Tensor
+    """(B, A'): the normalised action before the plan."""
+    goal: Tensor | None
+    """(L,) or (B, L)."""
+    members: Mapping[str, Sequence[int]]
+    """By a term's label: which networks of its ensemble are asked; all by default."""
+
+    def head(self, term: CostTerm, name: str, state: Tensor, action: Tensor | None = None) -> Tensor:
+        """A module's output (B, S, out) at states (B, S, L), its ensemble reduced as the term says."""
+        inputs = self.model.spec.modules[name].inputs
+        goal = None
+        if "goal" in inputs:
+            assert self.goal is not None
+            goal = self.goal.unsqueeze(-2).expand_as(state).flatten(0, 1)
+        asked = action.flatten(0, 1) if action is not None and "action" in inputs else None
+        outputs = self.model.head(name, state.flatten(0, 1), asked, goal)
+        if term.label in self.members:
+            outputs = outputs[list(self.members[term.label])]
+        reduced = {"mean": torch.mean, "min": torch.amin, "max": torch.amax}[term.reduce](outputs, dim=0)
+        return reduced.unflatten(0, state.shape[:2])
+
+
 def plan_cost(
-    model: WorldModel, states: Tensor, actions: Tensor, goal: Tensor, previous: Tensor | None = None
+    model: WorldModel,
+    states: Tensor,
+    actions: Tensor,
+    goal: Tensor | None,
+    previous: Tensor | None = None,
+    *,
+    start: Tensor | None = None,
+    members: Mapping[str, Sequence[int]] | None = None,
 ) -> Tensor:
     """The weighted sum of the spec's cost terms over plans; (B,).
 
-    ``states`` (B, S, L) are predicted, ``actions`` (B, S, A') in the environment's units, ``goal`` (L,) or (B, L) is a
-    latent, ``previous`` (A',) or (B, A') what was executed last; None: nothing was, so the first action is no change.
+    ``states`` (B, S, L) are predicted from ``start`` (L,) or (B, L) (needed by terms of kind reward), ``actions``
+    (B, S, A') in the environment's units, ``goal`` (L,) or (B, L) is a latent, ``previous`` (A',) or (B, A') what was
+    executed last; None: nothing was, so the first action is no change. ``members``: see `Steps`.
     """
-    return term_costs(model, states, actions, goal, previous).sum(dim=-1)
+    return term_costs(model, states, actions, goal, previous, start=start, members=members).sum(dim=-1)
 
 
 def term_costs(
-    model: WorldModel, states: Tensor, actions: Tensor, goal: Tensor, previous: Tensor | None = None
+    model: WorldModel,
+    states: Tensor,
+    actions: Tensor,
+    goal: Tensor | None,
+    previous: Tensor | None = None,
+    *,
+    start: Tensor | None = None,
+    members: Mapping[str, Sequence[int]] | None = None,
 ) -> Tensor:
     """The same, term by term: (B, T), weights included."""
     normalised = model.normalise(actions)
-    before = normalised[:, 0] if previous is None else model.normalise(previous).expand(len(actions), -1)
-    return torch.stack([_term(term, states, normalised, goal, before) for term in model.spec.cost], dim=-1)
+    first = states[:, :1] if start is None else start.unsqueeze(-2).expand_as(states[:, :1])
+    if start is None and any(term.kind == "reward" for term in model.spec.cost):
+        raise ValueError("a reward judges the state before each step: give the start")
+    steps = Steps(
+        model=model,
+        before=torch.cat([first, states[:, :-1]], dim=1),
+        states=states,
+        actions=normalised,
+        previous=normalised[:, 0] if previous is None else model.normalise(previous).expand(len(actions), -1),
+        goal=goal,
+        members=members or {},
+    )
+    return torch.stack([_weighted(term, steps) for term in model.spec.cost], dim=-1)
 
 
-def _term(term: CostTerm, states: Tensor, actions: Tensor, goal: Tensor, before: Tensor) -> Tensor:
-    """One term: states (B, S, L), normalised actions (B, S, A'), goal, what came before the plan (B, A') -> (B,)."""
-    if term.kind == "goal_distance":
-        squared = (states - goal.unsqueeze(-2)).square().sum(dim=-1)
-        distance = squared.sqrt() if term.metric == "l2" else squared
-        return term.stage * distance[:, :-1].sum(dim=-1) + term.terminal * distance[:, -1]
-    if term.kind == "action_size":
-        return term.stage * actions.square().sum(dim=(-2, -1))
-    return term.stage * torch.diff(actions, dim=1, prepend=before[:, None]).square().sum(dim=(-2, -1))
+def _weighted(term: CostTerm, steps: Steps) -> Tensor:
+    """One term's sum over the steps: (B,)."""
+    count = steps.states.shape[1]
+    judges_action = term.kind in ("action_size", "action_change", "reward")
+    weights = torch.full((count,), term.stage)
+    if not judges_action:
+        weights[-1] = term.terminal
+    later = 1 if term.kind == "critic" else 0
+    weights = weights * steps.model.spec.discount ** torch.arange(later, count + later)
+    cost = TERMS[term.kind](term, steps)
+    return torch.where(weights == 0, 0.0, weights * cost).sum(dim=-1)  # where, for a hard constraint is infinite
+
+
+def _goal_distance(term: CostTerm, steps: Steps) -> Tensor:
+    assert steps.goal is not None
+    seen, goal = steps.states, steps.goal.unsqueeze(-2).expand_as(steps.states[:, :1])
+    if term.module is not None:
+        seen, goal = steps.head(term, term.module, seen), steps.head(term, term.module, goal)
+    if term.metric == "l1":
+        return (seen - goal).abs().sum(dim=-1)
+    if term.metric == "cosine":
+        norms = seen.square().sum(dim=-1).sqrt() * goal.square().sum(dim=-1).sqrt()
+        return 1.0 - (seen * goal).sum(dim=-1) / norms.clamp_min(1e-8)
+    squared = (seen - goal).square().sum(dim=-1)
+    return squared.sqrt() if term.metric == "l2" else squared
+
+
+def _action_size(term: CostTerm, steps: Steps) -> Tensor:
+    return steps.actions.square().sum(dim=-1)
+
+
+def _action_change(term: CostTerm, steps: Steps) -> Tensor:
+    return torch.diff(steps.actions, dim=1, prepend=steps.previous[:, None]).square().sum(dim=-1)
+
+
+def _reward(term: CostTerm, steps: Steps) -> Tensor:
+    assert term.module is not None
+    return -steps.head(term, term.module, steps.before, steps.actions)[..., 0]
+
+
+def _hazard(term: CostTerm, steps: Steps) -> Tensor:
+    assert term.module is not None
+    hazard = steps.head(term, term.module, steps.states)[..., 0]
+    return torch.sigmoid(hazard) if term.sigmoid else hazard
+
+
+def _constrained(term: CostTerm, steps: Steps) -> Tensor:
+    return steps.states if term.module is None else steps.head(term, term.module, steps.states)
+
+
+def _penalty(term: CostTerm, excess: Tensor) -> Tensor:
+    """Excesses (..., n), positive where a constraint is violated -> (...)."""
+    over = excess.clamp_min(0.0).square().sum(dim=-1)
+    return torch.where(over > 0, torch.inf, over) if term.hard else over
+
+
+def _box(term: CostTerm, steps: Steps) -> Tensor:
+    seen = _constrained(term, steps)
+    excesses = [torch.tensor(term.low) - seen] if term.low else []
+    if term.high:
+        excesses.append(seen - torch.tensor(term.high))
+    return _penalty(term, torch.cat(excesses, dim=-1))
+
+
+def _half_space(term: CostTerm, steps: Steps) -> Tensor:
+    along = (_constrained(term, steps) * torch.tensor(term.normal)).sum(dim=-1, keepdim=True)
+    return _penalty(term, along - term.offset)
+
+
+def _critic(term: CostTerm, steps: Steps) -> Tensor:
+    spec = steps.model.spec
+    assert spec.critic is not None
+    action = None
+    if "action" in spec.modules[spec.critic].inputs:
+        assert spec.policy is not None
+        goal = None
+        if "goal" in spec.modules[spec.policy].inputs:
+            assert steps.goal is not None
+            goal = steps.goal.unsqueeze(-2).expand_as(steps.states).flatten(0, 1)
+        chosen = steps.model.act(steps.states.flatten(0, 1), goal)
+        action = steps.model.normalise(chosen).unflatten(0, steps.states.shape[:2])
+    value = steps.head(term, spec.critic, steps.states, action)[..., 0]
+    return -value if term.estimates == "reward" else value
+
+
+TERMS: Mapping[CostKind, Callable[[CostTerm, Steps], Tensor]] = {
+    "goal_distance": _goal_distance,
+    "action_size": _action_size,
+    "action_change": _action_change,
+    "reward": _reward,
+    "hazard": _hazard,
+    "box": _box,
+    "half_space": _half_space,
+    "critic": _critic,
+}
+"""What each kind costs at every step, before weights: (B, S)."""

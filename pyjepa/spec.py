@@ -24,6 +24,12 @@ Activation: TypeAlias = Literal["none", "relu", "gelu", "silu", "mish", "tanh"]
 InputName: TypeAlias = Literal["observation", "state", "action", "goal"]
 Algorithm: TypeAlias = Literal["cem", "mppi", "predictive-sampling"]
 Interpolation: TypeAlias = Literal["zero", "linear", "cubic"]
+CostKind: TypeAlias = Literal[
+    "goal_distance", "action_size", "action_change", "reward", "hazard", "box", "half_space", "critic"
+]
+Metric: TypeAlias = Literal["l2", "squared_l2", "l1", "cosine"]
+PolicyHead: TypeAlias = Literal["deterministic", "gaussian_tanh", "categorical"]
+TemperatureScale: TypeAlias = Literal["std", "absolute"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,9 +117,26 @@ class Impala:
     kind: Literal["impala"] = "impala"
 
 
-Block: TypeAlias = Mlp | Conv | Impala
+@dataclass(frozen=True, kw_only=True)
+class TwoHot:
+    """A number behind logits (TD-MPC2's two-hot inverse): the expectation of ``bins`` values spaced evenly in
+    [``low``, ``high``] under their softmax, then symexp(x) = sign(x) (exp abs(x) - 1). No parameters.
+    """
+
+    bins: int
+    low: float
+    high: float
+    kind: Literal["two_hot"] = "two_hot"
+
+
+Block: TypeAlias = Mlp | Conv | Impala | TwoHot
 RESERVED_BLOCKS = ("vit", "gru", "adaln_transformer")
-BLOCKS: dict[str, type[Mlp] | type[Conv] | type[Impala]] = {"mlp": Mlp, "conv": Conv, "impala": Impala}
+BLOCKS: dict[str, type[Mlp] | type[Conv] | type[Impala] | type[TwoHot]] = {
+    "mlp": Mlp,
+    "conv": Conv,
+    "impala": Impala,
+    "two_hot": TwoHot,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +156,10 @@ class Quantisation:
 
 @dataclass(frozen=True, kw_only=True)
 class Module:
-    """A network: its ``inputs`` combined, then ``blocks`` in order; ``residual`` adds the state to the output."""
+    """A network: its ``inputs`` combined, then ``blocks`` in order; ``residual`` adds the state to the output.
+
+    ``ensemble`` K > 1: K networks of the same shape; every tensor has a leading axis K (critics and heads only).
+    """
 
     inputs: tuple[InputName, ...]
     blocks: tuple[Block, ...]
@@ -166,17 +192,45 @@ class Level:
 class CostTerm:
     """One term of the cost (paper section 3.2), summed over the plan with its weights.
 
-    ``stage`` weighs predictor steps 1 … H-1 (for action terms all of them), ``terminal`` the last one.
+    ``stage`` weighs predictor steps 1 … H-1 (for terms that judge the action: all of them), ``terminal`` the last one.
 
-    - ``goal_distance``: distance between predicted and goal latent, ``metric`` l2 or squared_l2.
-    - ``action_size``: squared norm of the normalised action.
-    - ``action_change``: squared norm of the difference between consecutive normalised actions.
+    - ``goal_distance``: distance between predicted and goal latent, or between what the prediction head ``module``
+      makes of them; ``metric`` l2, squared_l2, l1 or cosine (1 - cos).
+    - ``action_size``: squared norm of the normalised action (energy).
+    - ``action_change``: squared norm of the difference between consecutive normalised actions (smoothness).
+    - ``reward``: minus the output of ``module`` at the state before the step and the action taken there (judges the
+      action).
+    - ``hazard``: the output of ``module`` at the reached state, through a sigmoid where ``sigmoid``.
+    - ``box``: how far the reached state, or the output of ``module`` there, lies outside [``low``, ``high``] (either
+      may be empty): the sum of squared excesses, or infinity anywhere outside where ``hard``.
+    - ``half_space``: the same for ``normal`` · x <= ``offset``.
+    - ``critic``: the spec's critic at the reached state, as a cost: minus it where it ``estimates`` reward to come, plus
+      where it estimates cost. Its usual weights are ``stage`` 0 and ``terminal`` 1.
+
+    Of a module with an ensemble, ``members`` of its networks (0: all), drawn anew for every plan, are evaluated and
+    ``reduce``d, number by number. ``name`` tells terms of one kind apart in weights and plans; "": the kind.
     """
 
-    kind: Literal["goal_distance", "action_size", "action_change"]
+    kind: CostKind
     stage: float = 1.0
     terminal: float = 1.0
-    metric: Literal["l2", "squared_l2"] = "l2"
+    metric: Metric = "l2"
+    name: str = ""
+    module: str | None = None
+    sigmoid: bool = False
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+    normal: tuple[float, ...] = ()
+    offset: float = 0.0
+    hard: bool = False
+    estimates: Literal["reward", "cost"] = "reward"
+    members: int = 0
+    reduce: Literal["mean", "min", "max"] = "mean"
+
+    @property
+    def label(self) -> str:
+        """What weights and plans call the term."""
+        return self.name or self.kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +239,9 @@ class Planner:
 
     ``horizon`` is in environment steps (a multiple of the level's action_block). ``std`` and ``min_std`` are fractions
     of half the action range. ``knots`` 0 means one per predictor step. ``elites`` and ``momentum`` belong to cem,
-    ``temperature`` to mppi.
+    ``temperature`` to mppi: in standard deviations of the costs, or with ``temperature_scale`` absolute in units of
+    cost. With ``elite_refit`` (TD-MPC2) mppi weighs only the ``elites`` and refits the spread to them as well, within
+    [``min_std``, ``max_std``]. ``policy_candidates`` of the candidates are rollouts of the policy, made once a plan.
     """
 
     algorithm: Algorithm = "cem"
@@ -199,18 +255,31 @@ class Planner:
     min_std: float = 0.05
     momentum: float = 0.0
     temperature: float = 0.5
+    temperature_scale: TemperatureScale = "std"
+    elite_refit: bool = False
+    max_std: float = 10.0
+    policy_candidates: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """Everything an agent file says about its agent, except the weights."""
+    """Everything an agent file says about its agent, except the weights.
+
+    ``policy_head`` says what the policy's outputs are: ``deterministic``, u with the action tanh(u) of the way to the
+    bounds; ``gaussian_tanh``, mean and log standard deviation of u, the latter bounded smoothly to [-10, 2] as in
+    TD-MPC2; ``categorical``, logits of discrete actions (reserved). ``critic`` names a module that reads the state (V),
+    or state and action (Q, at the policy's mean action), and the goal if it likes. ``discount``: the cost of predictor
+    step t = 0, 1, … counts ``discount ** t``, the critic after it ``discount ** (t + 1)``.
+    """
 
     observation: Observation
     actions: Actions
     modules: Mapping[str, Module] = field(default_factory=dict)
     levels: tuple[Level, ...] = (Level(),)
     policy: str | None = None
+    policy_head: PolicyHead = "deterministic"
     critic: str | None = None
+    discount: float = 1.0
     cost: tuple[CostTerm, ...] = (CostTerm(kind="goal_distance"),)
     planner: Planner = Planner()
     name: str = ""

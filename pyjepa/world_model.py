@@ -12,7 +12,8 @@ from pyjepa.spec import Spec
 
 
 class WorldModel(nn.Module):
-    """The encoder and the predictor of a spec's first level.
+    """The encoder and the predictor of a spec's first level, and the heads that its cost reads: prediction heads, the
+    critic, the policy that a critic of actions asks.
 
     Symbols: B batch, S predictor steps, A action dimension, A' what the predictor reads per step (A with ``hold``,
     else ``action_block * A``), L latent dimension. Actions are in the environment's units everywhere; they are
@@ -42,6 +43,12 @@ class WorldModel(nn.Module):
         if predictor.output_shape != (self.latent_dim,):
             raise ValueError(f"the predictor puts out {predictor.output_shape}, the encoder {(self.latent_dim,)}")
         self.add_module(level.predictor, predictor)
+        shapes["goal"] = (self.latent_dim,)
+        for name in _heads(spec):
+            if name != level.encoder and name != level.predictor:
+                self.add_module(name, Network(spec.modules[name], shapes))  # type: ignore[arg-type]
+        self.register_buffer("_low", torch.tensor(spec.actions.low), persistent=False)
+        self.register_buffer("_high", torch.tensor(spec.actions.high), persistent=False)
         self.register_buffer("_center", torch.tensor(spec.actions.center * repeats), persistent=False)
         self.register_buffer("_scale", torch.tensor(spec.actions.scale * repeats), persistent=False)
 
@@ -75,6 +82,25 @@ class WorldModel(nn.Module):
             states.append(state)
         return torch.stack(states, dim=1)
 
+    def head(self, name: str, state: Tensor, action: Tensor | None = None, goal: Tensor | None = None) -> Tensor:
+        """A head's outputs (K, B, out), K the size of its ensemble (1 without), at states (B, L), normalised actions
+        (B, A') and goals (L,) or (B, L), as far as it reads them.
+        """
+        inputs = {"state": state}
+        if action is not None:
+            inputs["action"] = action
+        if goal is not None:
+            inputs["goal"] = goal.expand_as(state)
+        outputs: Tensor = self.get_submodule(name)(inputs)
+        return outputs if self.spec.modules[name].ensemble > 1 else outputs.unsqueeze(0)
+
+    def act(self, state: Tensor, goal: Tensor | None = None) -> Tensor:
+        """The policy's mean actions (B, A), in the environment's units, at states (B, L)."""
+        assert self.spec.policy is not None
+        u = self.head(self.spec.policy, state, goal=goal)[0][:, : self.action_dim]
+        low, high = self.get_buffer("_low"), self.get_buffer("_high")
+        return (low + high) / 2 + (high - low) / 2 * torch.tanh(u)
+
     def export(self, path: str | PathLike[str], spec: Spec | None = None) -> None:
         """Write the agent file, through the engine's validator. ``spec`` replaces this model's (provenance, cost).
 
@@ -84,3 +110,13 @@ class WorldModel(nn.Module):
 
         tensors = {name: value.detach().cpu().float().contiguous().numpy() for name, value in self.state_dict().items()}
         save(path, self.spec if spec is None else spec, tensors)
+
+
+def _heads(spec: Spec) -> tuple[str, ...]:
+    """The modules behind the cost: those its terms name, the critic, and the policy where the critic reads actions."""
+    names = [term.module for term in spec.cost]
+    if spec.critic is not None and any(term.kind == "critic" for term in spec.cost):
+        names.append(spec.critic)
+        if "action" in spec.modules[spec.critic].inputs:
+            names.append(spec.policy)
+    return tuple(dict.fromkeys(name for name in names if name is not None))

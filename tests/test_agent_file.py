@@ -184,7 +184,7 @@ FAULTS = {
         "header: duplicate key 'encoder.0.norm0.weight'",
     ),
     "duplicate spec key": Fault(in_spec('"name": ""', '"name": "", "name": ""'), "spec: duplicate key 'name'"),
-    "unknown spec key": Fault(in_spec('"name": ""', '"nom": ""'), "spec: unknown key 'nom'"),
+    "unknown spec key": Fault(in_spec('"provenance": {}', '"origin": {}'), "spec: unknown key 'origin'"),
     "absurd size": Fault(in_spec('"shape": [3]', '"shape": [4611686018427387904]'), r"spec.observation.shape\[0\]"),
     "absurd product": Fault(in_spec('"shape": [3]', '"shape": [1048576, 1048576]'), "more than 16777216 elements"),
     "dangling module": Fault(in_spec('"encoder": "encoder"', '"encoder": "coder"'), "there is no module 'coder'"),

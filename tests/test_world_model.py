@@ -137,7 +137,6 @@ def test_a_network_concatenates_its_inputs_and_adds_the_state():
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"ensemble": 3}, NotImplementedError, "ensemble=3"),
         ({"combine": "cell"}, NotImplementedError, "combine='cell'"),
         ({"residual": True}, ValueError, "residual"),
         ({"blocks": (Conv(layers=(ConvLayer(out=1, kernel=3),)),)}, ValueError, r"conv: expected .* \(C, H, W\)"),

@@ -169,9 +169,9 @@ pyjepa_status pyjepa_model_module_sizes(const pyjepa_model* model, const char* m
                                         size_t* out_size) {
     return guarded([&] {
         not_null(module, "module");
-        const pyjepa::Network& network = not_null(model, "model").model->module(module);
-        not_null(in_size, "in_size") = static_cast<size_t>(network.in());
-        not_null(out_size, "out_size") = static_cast<size_t>(network.out());
+        const pyjepa::Model& m = *not_null(model, "model").model;
+        not_null(in_size, "in_size") = static_cast<size_t>(m.input_size(module));
+        not_null(out_size, "out_size") = static_cast<size_t>(m.output_size(module));
     });
 }
 
@@ -180,13 +180,13 @@ pyjepa_status pyjepa_model_forward(const pyjepa_model* model, const char* module
     return guarded([&] {
         not_null(module, "module");
         const pyjepa::Model& m = *not_null(model, "model").model;
-        const pyjepa::Network& network = m.module(module);
+        const int in = m.input_size(module), expected = m.output_size(module);
         if (batch > static_cast<size_t>(std::numeric_limits<int>::max()))
             throw Error(PYJEPA_INVALID_ARGUMENT, "batch is too large: " + std::to_string(batch));
-        if (in_size != static_cast<size_t>(network.in()) || out_size != static_cast<size_t>(network.out()))
+        if (in_size != static_cast<size_t>(in) || out_size != static_cast<size_t>(expected))
             throw Error(PYJEPA_INVALID_ARGUMENT,
-                        "module '" + std::string(module) + "' maps " + std::to_string(network.in()) + " to " +
-                            std::to_string(network.out()) + " values, got " + std::to_string(in_size) +
+                        "module '" + std::string(module) + "' maps " + std::to_string(in) + " to " +
+                            std::to_string(expected) + " values, got " + std::to_string(in_size) +
                             " and " + std::to_string(out_size));
         if (batch == 0) return;
         m.forward(module, &not_null(input, "input"), static_cast<int>(batch), &not_null(output, "output"));
@@ -223,7 +223,9 @@ void pyjepa_task_init(pyjepa_task* task, size_t size) {
     pyjepa_task defaults{};
     defaults.environments = 1;
     defaults.horizon = defaults.candidates = defaults.iterations = defaults.elites = defaults.knots = -1;
-    defaults.std = defaults.min_std = defaults.momentum = defaults.temperature = std::nanf("");
+    defaults.elite_refit = defaults.policy_candidates = -1;
+    defaults.std = defaults.min_std = defaults.momentum = defaults.temperature = defaults.max_std =
+        std::nanf("");
     std::memcpy(static_cast<void*>(task), &defaults, size < sizeof defaults ? size : sizeof defaults);
     task->size = size;
 }
@@ -304,7 +306,7 @@ pyjepa_status pyjepa_get_settings(const pyjepa_agent* agent, pyjepa_settings* ou
         settings.horizon = task.horizon();
         settings.candidates = s.candidates;
         settings.iterations = s.iterations;
-        settings.elites = s.algorithm == pyjepa::Algorithm::cem ? s.elites : 0;
+        settings.elites = s.algorithm == pyjepa::Algorithm::cem || s.elite_refit ? s.elites : 0;
         settings.knots = s.knots;
         settings.interpolation = static_cast<int32_t>(s.interpolation) + 1;
         settings.threads = a.threads();
@@ -314,6 +316,10 @@ pyjepa_status pyjepa_get_settings(const pyjepa_agent* agent, pyjepa_settings* ou
         settings.temperature = s.temperature;
         settings.flops = task.flops();
         settings.tile = task.tile();
+        settings.temperature_scale = static_cast<int32_t>(s.temperature_scale) + 1;
+        settings.elite_refit = s.elite_refit;
+        settings.policy_candidates = s.policy_candidates;
+        settings.max_std = s.max_std;
         give_back(out, settings);
     });
 }

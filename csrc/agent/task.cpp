@@ -45,6 +45,11 @@ std::vector<float> bounds(const Spec& spec, const float* given, const std::vecto
     return out;
 }
 
+std::optional<Policy> policy_of(const Model& model, const Network* network, const PlannerSettings& s) {
+    if (network == nullptr) return std::nullopt;
+    return std::make_optional<Policy>(model, *network, s.low, s.high);
+}
+
 }  // namespace
 
 TaskRequest::TaskRequest(const Model& model, const pyjepa_task& task)
@@ -69,13 +74,20 @@ TaskRequest::TaskRequest(const Model& model, const pyjepa_task& task)
     s.candidates = in_range("candidates", task.candidates == -1 ? p.candidates : task.candidates, 1, 1 << 20);
     s.iterations = in_range("iterations", task.iterations == -1 ? p.iterations : task.iterations, 0, 10000);
     s.elites = task.elites == -1 ? p.elites : task.elites;
-    if (s.algorithm == Algorithm::cem) {
+    in_range("elite_refit", task.elite_refit, -1, 1);
+    if (task.elite_refit == 1 && s.algorithm != Algorithm::mppi)
+        invalid("elite_refit belongs to the planner mppi");
+    s.elite_refit =
+        s.algorithm == Algorithm::mppi && (task.elite_refit == -1 ? p.elite_refit : task.elite_refit == 1);
+    const bool has_elites = s.algorithm == Algorithm::cem || s.elite_refit;
+    const std::string elite_planners = "the planner cem, and to mppi with elite_refit";
+    if (has_elites) {
         in_range("elites", s.elites, 1, 1 << 20);
         if (s.elites > s.candidates)
             invalid("elites (" + std::to_string(s.elites) + ") exceed candidates (" +
                     std::to_string(s.candidates) + ")");
     } else if (task.elites != -1) {
-        invalid("elites belong to the planner cem");
+        invalid("elites belong to " + elite_planners);
     }
     // What a batch of candidates holds together; also keeps every product of sizes far from overflow.
     constexpr double most = 1ull << 32;
@@ -89,20 +101,49 @@ TaskRequest::TaskRequest(const Model& model, const pyjepa_task& task)
         knots = 0;  // a shorter horizon than the file's default was asked for
     s.knots = knots == 0 ? s.steps : in_range("knots", knots, 1, s.steps);
 
+    s.policy_candidates = task.policy_candidates == -1 ? p.policy_candidates : task.policy_candidates;
+    if (task.policy_candidates == -1 && (rollout != nullptr || s.policy_candidates >= s.candidates))
+        s.policy_candidates = 0;  // the file's default, where there is no place for it
+    in_range("policy_candidates", s.policy_candidates, 0, s.candidates - 1);
+    if (s.policy_candidates > 0) {
+        if (rollout != nullptr) invalid("policy_candidates need the model's own rollout");
+        if (!spec.policy) throw Error(PYJEPA_UNSUPPORTED, "policy_candidates: this agent file has no policy");
+        if (s.policy_candidates > 1 && spec.policy_head == PolicyHead::deterministic)
+            invalid("policy_candidates over 1 need a policy head that samples, gaussian_tanh");
+        if (spec.plan_dim != spec.action_dim)
+            invalid("policy_candidates need a predictor that reads one action a step");
+        if (s.knots != s.steps) invalid("policy_candidates need a knot for every step (knots 0)");
+        if (model.policy_reads_goal() && task.goal == nullptr)
+            invalid("policy_candidates: the policy reads a goal");
+    }
+
     s.std = or_default(task.std, p.std);
     s.min_std = std::min(or_default(task.min_std, p.min_std), std::isnan(task.min_std) ? s.std : INFINITY);
     s.momentum = or_default(task.momentum, p.momentum);
     s.temperature = or_default(task.temperature, p.temperature);
-    const auto belongs = [&](const char* name, float given, Algorithm owner, const char* planner) {
-        if (!std::isnan(given) && s.algorithm != owner)
-            invalid(std::string(name) + " belongs to the planner " + planner);
+    s.max_std = or_default(task.max_std, p.max_std);
+    in_range("temperature_scale", task.temperature_scale, PYJEPA_TEMPERATURE_SCALE_DEFAULT,
+             PYJEPA_TEMPERATURE_ABSOLUTE);
+    s.temperature_scale = task.temperature_scale == 0
+                              ? p.temperature_scale
+                              : static_cast<TemperatureScale>(task.temperature_scale - 1);
+    const auto belongs = [&](const char* name, bool given, bool fits, const std::string& owner) {
+        if (given && !fits) invalid(std::string(name) + " belongs to " + owner);
     };
-    belongs("min_std", task.min_std, Algorithm::cem, "cem");
-    belongs("momentum", task.momentum, Algorithm::cem, "cem");
-    belongs("temperature", task.temperature, Algorithm::mppi, "mppi");
+    const bool mppi = s.algorithm == Algorithm::mppi;
+    belongs("min_std", !std::isnan(task.min_std), has_elites, elite_planners);
+    belongs("max_std", !std::isnan(task.max_std), s.elite_refit, "the planner mppi with elite_refit");
+    belongs("momentum", !std::isnan(task.momentum), s.algorithm == Algorithm::cem, "the planner cem");
+    belongs("temperature", !std::isnan(task.temperature), mppi, "the planner mppi");
+    belongs("temperature_scale", task.temperature_scale != 0, mppi, "the planner mppi");
     if (!(s.std > 0.0f && s.std <= 10.0f)) invalid("std must be in (0, 10], got " + std::to_string(s.std));
     if (!(s.min_std >= 0.0f && s.min_std <= s.std))
         invalid("min_std must be in [0, std], got " + std::to_string(s.min_std));
+    if (!(s.max_std > 0.0f && s.max_std <= 10.0f))
+        invalid("max_std must be in (0, 10], got " + std::to_string(s.max_std));
+    if (s.elite_refit && s.min_std > s.max_std)
+        invalid("min_std (" + std::to_string(s.min_std) + ") exceeds max_std (" + std::to_string(s.max_std) +
+                ")");
     if (!(s.momentum >= 0.0f && s.momentum < 1.0f))
         invalid("momentum must be in [0, 1), got " + std::to_string(s.momentum));
     if (!(s.temperature > 0.0f && std::isfinite(s.temperature)))
@@ -145,7 +186,12 @@ void check_finite(const Spec& spec, const void* observations, int environments, 
 }
 
 Task::Task(const Model& model, Pool& pool, TaskRequest request)
-    : model_(model), pool_(pool), request_(std::move(request)), cost_(model.spec().cost, request_.weights) {
+    : model_(model),
+      pool_(pool),
+      request_(std::move(request)),
+      acting_(policy_of(model, model.policy(), request_.settings)),
+      planning_(policy_of(model, model.planning_policy(), request_.settings)),
+      cost_(model, planning_ ? &*planning_ : nullptr, request_.weights) {
     const Spec& spec = model.spec();
     const PlannerSettings& s = request_.settings;
     const auto e = static_cast<size_t>(s.environments), latent = static_cast<size_t>(spec.latent_dim);
@@ -153,8 +199,8 @@ Task::Task(const Model& model, Pool& pool, TaskRequest request)
 
     if (request_.rollout == nullptr && model.predictor() == nullptr)
         throw Error(PYJEPA_UNSUPPORTED, "this agent file has no predictor: configure a rollout of your own");
-    if (request_.rollout == nullptr && request_.goal.empty() && cost_.needs_goal())
-        invalid("the cost term goal_distance needs a goal");
+    if (request_.rollout == nullptr && request_.goal.empty() && cost_.needs_goal() != nullptr)
+        invalid("the cost term " + std::string(cost_.needs_goal()) + " needs a goal");
 
     planner_ = make_planner(s);
     const RolloutLimits limits{s.environments, s.candidates, s.steps, planner_->scratch(1),
@@ -162,27 +208,29 @@ Task::Task(const Model& model, Pool& pool, TaskRequest request)
     if (request_.rollout != nullptr)
         rollout_ = std::make_unique<CallbackRollout>(spec, request_.rollout, request_.rollout_user, limits);
     else
-        rollout_ = std::make_unique<NativeRollout>(model, cost_, pool, limits);
+        rollout_ = std::make_unique<NativeRollout>(model, cost_, planning_ ? &*planning_ : nullptr, pool,
+                                                   limits);
     optimiser_ = std::make_unique<Optimiser>(*planner_, *rollout_);
 
     states_ = AlignedFloats(e * latent);
     previous_ = AlignedFloats(e * static_cast<size_t>(s.plan_dim));
     plans_ = AlignedFloats(e * plan);
     shift_.resize(e);
+    draws_.resize(e);
     observed_ = std::make_unique<bool[]>(e);
     planned_ = std::make_unique<bool[]>(e);
     has_previous_ = std::make_unique<bool[]>(e);
 
     size_t work = 0;
     if (model.encoder() != nullptr) work = model.encoder()->workspace(1);
-    if (model.policy() != nullptr)
-        work =
-            std::max(work, model.policy()->workspace(1) + 2 * latent + static_cast<size_t>(spec.action_dim));
+    if (acting_) work = std::max(work, acting_->workspace(1));
+    work = std::max(work, cost_.workspace(1));
     lane_ = (static_cast<size_t>(spec.observation_size) + work + 15) / 16 * 16;
     work_ = AlignedFloats(lane_ * static_cast<size_t>(pool.threads()));
     if (!request_.goal.empty()) {
         goals_ = AlignedFloats(e * latent);
         encode(request_.goal.data(), goals_.data());
+        cost_.set_goals(goals_.data(), s.environments);
     }
 }
 
@@ -192,7 +240,8 @@ int Task::horizon() const noexcept {
 
 double Task::flops() const noexcept {
     const PlannerSettings& s = request_.settings;
-    return rollout_->flops_per_candidate() * s.environments * s.candidates * s.iterations;
+    return s.environments * (rollout_->flops_per_candidate() * s.candidates * s.iterations +
+                             rollout_->flops_per_proposal() * s.policy_candidates);
 }
 
 void Task::encode(const unsigned char* observations, float* states) noexcept {
@@ -222,9 +271,11 @@ void Task::observe(const void* observation, int steps) noexcept {
     }
 }
 
-float Task::intrinsic_cost(int e) const noexcept {
+float Task::intrinsic_cost(int e) noexcept {
     if (request_.rollout != nullptr) return 0.0f;
-    return cost_.intrinsic(simd::kernels(), state(e), model_.spec().latent_dim, goal(e));
+    const ptrdiff_t latent = model_.spec().latent_dim;
+    return cost_.intrinsic(simd::kernels(), states_.data() + e * latent, model_.spec().latent_dim, goal(e), e,
+                           work_.data());
 }
 
 bool Task::observed() const noexcept {
@@ -232,29 +283,18 @@ bool Task::observed() const noexcept {
 }
 
 void Task::act(float* actions) noexcept {
-    const Spec& spec = model_.spec();
-    const Network& policy = *model_.policy();
-    float* input = work_.data();
-    float* output = input + 2 * spec.latent_dim;
-    for (int e = 0; e < environments(); ++e) {
-        std::copy_n(states_.data() + static_cast<ptrdiff_t>(e) * spec.latent_dim, spec.latent_dim, input);
-        if (model_.policy_reads_goal())
-            std::copy_n(goals_.data() + static_cast<ptrdiff_t>(e) * spec.latent_dim, spec.latent_dim,
-                        input + spec.latent_dim);
-        policy.forward(simd::kernels(), input, policy.in(), 1, output, spec.action_dim, false,
-                       output + spec.action_dim);
-        simd::kernels().activate(output, spec.action_dim, 1, spec.action_dim, simd::Act::tanh);
-        for (int a = 0; a < spec.action_dim; ++a, ++actions) {
-            const auto i = static_cast<size_t>(a);
-            const float low = request_.settings.low[i], high = request_.settings.high[i];
-            *actions = 0.5f * (low + high) + 0.5f * (high - low) * output[a];
-        }
+    const int latent = model_.spec().latent_dim, count = model_.spec().action_dim;
+    for (int e = 0; e < environments(); ++e, actions += count) {
+        const ptrdiff_t at = static_cast<ptrdiff_t>(e) * latent;
+        acting_->act(simd::kernels(), states_.data() + at, latent, 1,
+                     acting_->reads_goal() ? goals_.data() + at : nullptr, nullptr, 0, actions, count,
+                     work_.data());
     }
 }
 
 Situation Task::situation() const noexcept {
     return {environments(), states_.data(), goals_.size() == 0 ? nullptr : goals_.data(), previous_.data(),
-            has_previous_.get()};
+            has_previous_.get(), draws_.data()};
 }
 
 bool Task::plan(double deadline, Interrupt& interrupt, pyjepa_plan_out& out) {
@@ -268,6 +308,9 @@ bool Task::plan(double deadline, Interrupt& interrupt, pyjepa_plan_out& out) {
 
     for (int e = 0; e < environments(); ++e) {
         const auto i = static_cast<size_t>(e);
+        constexpr uint32_t level = 0xffffffff;  // apart from the planner's own noise
+        const NoiseKey key = noise_key(s.seed, planner_->plans(e), level, 0);
+        draws_[i] = uint64_t{key.k0} << 32 | key.k1;
         if (!planned_[i]) {
             shift_[i] = 0.0f;  // nothing to shift yet
             continue;

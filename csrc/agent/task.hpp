@@ -2,9 +2,11 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "model/model.hpp"
+#include "model/policy.hpp"
 #include "parallel/pool.hpp"
 #include "planner/optimise.hpp"
 #include "pyjepa/pyjepa.h"
@@ -51,7 +53,7 @@ class Task {
         return goals_.size() == 0 ? nullptr : goals_.data() + static_cast<size_t>(e) * latent();
     }
     // IC(s) of the present state (paper section 3.2); 0 where a callback rolls out.
-    float intrinsic_cost(int e) const noexcept;
+    float intrinsic_cost(int e) noexcept;
 
   private:
     size_t latent() const noexcept { return static_cast<size_t>(model_.spec().latent_dim); }
@@ -61,6 +63,8 @@ class Task {
     const Model& model_;
     Pool& pool_;
     TaskRequest request_;
+    std::optional<Policy> acting_;    // in fp32
+    std::optional<Policy> planning_;  // in the model's precision
     Cost cost_;
     std::unique_ptr<Planner> planner_;
     std::unique_ptr<Optimiser> optimiser_;
@@ -70,6 +74,7 @@ class Task {
     AlignedFloats plans_;           // (E, S, D): the last plans
     std::vector<float> shift_;      // (E,): predictor steps since the last plan
     double ending_ = 0.0;           // seconds that what follows the search takes at least
+    std::vector<uint64_t> draws_;   // (E,): of the last plan
     std::unique_ptr<bool[]> observed_, planned_, has_previous_;
     size_t lane_ = 0;  // floats per thread in work_
     AlignedFloats work_;

@@ -21,6 +21,8 @@ inline constexpr std::size_t modules = 64;
 inline constexpr std::size_t blocks = 256;  // in a module
 inline constexpr std::size_t layers = 256;  // in a block
 inline constexpr std::size_t levels = 16;
+inline constexpr int ensemble = 64;
+inline constexpr float symlog = 80.0f;  // exp of it still fits in float32
 inline constexpr int kernel = 255;
 inline constexpr int stride = 255;
 

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <set>
+#include <optional>
 #include <utility>
 
 #include "agent_file/agent_file.hpp"
@@ -77,6 +77,14 @@ struct OutputShape {
         }
         return shape;
     }
+
+    Shape operator()(const TwoHotSpec& two_hot) const {
+        if (input != Shape{two_hot.bins}) {
+            invalid(where, "block 'two_hot' has " + std::to_string(two_hot.bins) + " bins, its input is " +
+                               shape_text(input));
+        }
+        return {1};
+    }
 };
 
 struct BlockTensors {
@@ -123,6 +131,8 @@ struct BlockTensors {
             in = channels;
         }
     }
+
+    void operator()(const TwoHotSpec&) const {}
 };
 
 bool reads(const ModuleSpec& module, Input input) {
@@ -183,10 +193,13 @@ void check_policy(const Spec& spec) {
     if (reads(policy, Input::observation) || reads(policy, Input::action)) {
         invalid("spec.modules." + name + ".inputs", "a policy reads only 'state' and 'goal'");
     }
+    const bool gaussian = spec.policy_head == PolicyHead::gaussian_tanh;
     const int size = output_size(spec, name);
-    if (size != spec.action_dim) {
+    if (size != spec.action_dim * (gaussian ? 2 : 1)) {
         invalid("spec.modules." + name, "a policy puts out " + std::to_string(spec.action_dim) +
-                                            " actions, this one puts out " + std::to_string(size));
+                                            (gaussian ? " means and as many log standard deviations"
+                                                      : " actions") +
+                                            ", this one puts out " + std::to_string(size));
     }
     if (policy.residual && (!reads(policy, Input::state) || size != spec.latent_dim)) {
         invalid("spec.modules." + name + ".residual",
@@ -195,11 +208,125 @@ void check_policy(const Spec& spec) {
     }
 }
 
+// A critic or a prediction head: what it may read, and how many numbers it puts out (0: any number).
+void check_head(const Spec& spec, const std::string& name, const std::string& what, bool takes_action,
+                bool takes_goal, int outputs) {
+    const ModuleSpec& head = spec.modules.at(name);
+    if (reads(head, Input::observation) || (!takes_action && reads(head, Input::action)) ||
+        (!takes_goal && reads(head, Input::goal))) {
+        invalid("spec.modules." + name + ".inputs",
+                what + " reads only 'state'" + (takes_action ? ", 'action'" : "") +
+                    (takes_goal ? ", 'goal'" : ""));
+    }
+    if (head.residual) {
+        invalid("spec.modules." + name + ".residual", what + " puts out no state to add to");
+    }
+    if (const int size = output_size(spec, name); outputs != 0 && size != outputs) {
+        invalid("spec.modules." + name, what + " puts out " + std::to_string(outputs) +
+                                            " number, this one puts out " + std::to_string(size));
+    }
+}
+
+void check_critic(const Spec& spec) {
+    if (!spec.critic) return;
+    const ModuleSpec& critic = referenced(spec, *spec.critic, "spec.critic");
+    check_head(spec, *spec.critic, "a critic", true, true, 1);
+    if (!reads(critic, Input::action)) return;
+    if (!spec.policy) {
+        invalid("spec.critic", "a critic of state and action needs a policy, whose action it judges");
+    }
+    if (spec.plan_dim != spec.action_dim) {
+        invalid("spec.critic", "a critic of state and action needs a predictor that reads one action a step");
+    }
+}
+
+void require_size(const std::vector<float>& given, int expected, const std::string& where) {
+    if (static_cast<int>(given.size()) != expected) {
+        invalid(where, "has " + std::to_string(given.size()) + " items, but there are " +
+                           std::to_string(expected) + " numbers to judge");
+    }
+}
+
+void check_cost(const Spec& spec) {
+    for (std::size_t i = 0; i < spec.cost.size(); ++i) {
+        const CostSpec& term = spec.cost[i];
+        const std::string where = numbered("spec.cost", i);
+        const auto head = [&](const char* what, bool takes_action, bool takes_goal, int outputs) {
+            if (!term.module) invalid(where, "key 'module' is missing");
+            referenced(spec, *term.module, where + ".module");
+            check_head(spec, *term.module, what, takes_action, takes_goal, outputs);
+        };
+        std::optional<std::string> judge = term.module;
+        switch (term.kind) {
+            case CostKind::goal_distance:
+                if (term.module) head("a prediction head of state and goal", false, false, 0);
+                break;
+            case CostKind::reward:
+                head("a reward head", true, true, 1);
+                break;
+            case CostKind::hazard:
+                head("a hazard head", false, true, 1);
+                break;
+            case CostKind::box:
+            case CostKind::half_space: {
+                if (term.module) head("a prediction head", false, true, 0);
+                const int size = term.module ? output_size(spec, *term.module) : spec.latent_dim;
+                if (term.kind == CostKind::half_space) {
+                    require_size(term.normal, size, where + ".normal");
+                    break;
+                }
+                if (term.low.empty() && term.high.empty()) invalid(where, "a box needs 'low' or 'high'");
+                if (!term.low.empty()) require_size(term.low, size, where + ".low");
+                if (!term.high.empty()) require_size(term.high, size, where + ".high");
+                for (std::size_t j = 0; j < std::min(term.low.size(), term.high.size()); ++j) {
+                    if (!(term.low[j] <= term.high[j])) {
+                        invalid(numbered(where + ".low", j), "the lower bound is above the upper one");
+                    }
+                }
+                break;
+            }
+            case CostKind::critic:
+                if (!spec.critic) invalid(where, "this agent has no critic (spec.critic)");
+                if (term.module) invalid(where + ".module", "the critic's module is named by spec.critic");
+                judge = spec.critic;
+                break;
+            case CostKind::action_size:
+            case CostKind::action_change:
+                if (term.module) invalid(where + ".module", "a term of this kind reads no module");
+                break;
+        }
+        const int networks = judge ? spec.modules.at(*judge).ensemble : 1;
+        if (term.kind == CostKind::goal_distance && term.members != 0) {
+            invalid(where + ".members", "a goal distance takes all members");
+        }
+        if (term.members > networks) {
+            invalid(where + ".members", std::to_string(term.members) + " of an ensemble of " +
+                                            std::to_string(networks));
+        }
+    }
+}
+
+void check_policy_candidates(const Spec& spec) {
+    const std::string where = "spec.planner.policy_candidates";
+    if (spec.planner.policy_candidates == 0) return;
+    if (!spec.policy) invalid(where, "there is no policy");
+    if (spec.plan_dim != spec.action_dim) invalid(where, "the predictor reads several actions a step");
+    if (spec.planner.knots != 0) invalid(where, "candidates of the policy have no knots");
+}
+
 void check_all_referenced(const Spec& spec) {
-    for (const auto& entry : spec.modules) {
-        const std::string& name = entry.first;
-        if (name != spec.level.encoder && name != spec.level.predictor && name != spec.policy) {
-            invalid("spec.modules." + name, "no level and no policy refers to this module");
+    for (const auto& [name, module] : spec.modules) {
+        const std::optional<std::string> own = name;
+        const bool judges = own == spec.critic || std::any_of(spec.cost.begin(), spec.cost.end(),
+                                                              [&](const auto& t) { return t.module == own; });
+        if (!judges && own != spec.level.encoder && own != spec.level.predictor && own != spec.policy) {
+            invalid("spec.modules." + name, "no level, policy, critic or cost term refers to this module");
+        }
+        if (module.ensemble > 1 &&
+            (own == spec.level.encoder || own == spec.level.predictor || own == spec.policy)) {
+            unsupported("spec.modules." + name + ".ensemble",
+                        "module " + printable(name) +
+                            ": an ensemble is available for critics and prediction heads only");
         }
     }
 }
@@ -227,7 +354,7 @@ Shape module_input_shape(const Spec& spec, const ModuleSpec& module) {
                 size += spec.latent_dim;
                 break;
             case Input::action:
-                size += spec.plan_dim;  // only predictors read actions
+                size += spec.plan_dim;
                 break;
         }
     }
@@ -244,7 +371,14 @@ NamedShapes expected_tensors(const Spec& spec) {
         Shape shape = module_input_shape(spec, module);
         for (std::size_t i = 0; i < module.blocks.size(); ++i) {
             const std::string prefix = name + "." + std::to_string(i) + ".";
+            const std::size_t first = tensors.size();
             std::visit(BlockTensors{prefix, shape, tensors}, module.blocks[i]);
+            if (module.ensemble > 1) {
+                for (std::size_t t = first; t < tensors.size(); ++t) {
+                    std::vector<int>& dims = tensors[t].second;
+                    dims.insert(dims.begin(), module.ensemble);
+                }
+            }
             shape = block_output_shape(module.blocks[i], shape, "spec.modules." + name);
         }
     }
@@ -270,6 +404,9 @@ void resolve_spec(Spec& spec) {
     resolve_encoder(spec);
     check_predictor(spec);
     check_policy(spec);
+    check_critic(spec);
+    check_cost(spec);
+    check_policy_candidates(spec);
     check_all_referenced(spec);
 }
 

@@ -2,6 +2,7 @@
 // business.
 #include <algorithm>
 #include <limits>
+#include <set>
 
 #include "agent_file/agent_file.hpp"
 #include "agent_file/json.hpp"
@@ -168,15 +169,28 @@ ImpalaSpec read_impala(const Json& value, const std::string& where) {
     return impala;
 }
 
+TwoHotSpec read_two_hot(const Json& value, const std::string& where) {
+    const JsonObject object(value, where, {"kind", "bins", "low", "high"});
+    TwoHotSpec two_hot;
+    two_hot.bins = object.integer("bins", 2, limits::dimension);
+    two_hot.low = static_cast<float>(as_number(object.at("low"), object.where("low")));
+    two_hot.high = static_cast<float>(as_number(object.at("high"), object.where("high")));
+    if (!(two_hot.low >= -limits::symlog && two_hot.low < two_hot.high && two_hot.high <= limits::symlog)) {
+        invalid(object.where("low"), "bins must lie between -80 <= low < high <= 80 (in symlog space)");
+    }
+    return two_hot;
+}
+
 BlockSpec read_block(const Json& value, const std::string& where, const std::string& module) {
     if (!value.is_object()) invalid(where, std::string("expected an object, got ") + value.type_name());
     const auto found = value.find("kind");
     if (found == value.end()) invalid(where, "key 'kind' is missing");
-    enum class Kind { mlp, conv, impala, vit, gru, adaln_transformer };
+    enum class Kind { mlp, conv, impala, two_hot, vit, gru, adaln_transformer };
     switch (one_of<Kind>(*found, where + ".kind",
                          {{"mlp", Kind::mlp},
                           {"conv", Kind::conv},
                           {"impala", Kind::impala},
+                          {"two_hot", Kind::two_hot},
                           {"vit", Kind::vit},
                           {"gru", Kind::gru},
                           {"adaln_transformer", Kind::adaln_transformer}})) {
@@ -186,6 +200,8 @@ BlockSpec read_block(const Json& value, const std::string& where, const std::str
             return read_conv(value, where);
         case Kind::impala:
             return read_impala(value, where);
+        case Kind::two_hot:
+            return read_two_hot(value, where);
         default:
             not_in_engine(where, "module " + printable(module) + ": block " +
                                      printable(found->get_ref<const std::string&>()));
@@ -202,7 +218,6 @@ void refuse_reserved(const JsonObject& object, const std::string& module) {
         "combine", Combine::concat,
         {{"concat", Combine::concat}, {"cell", Combine::cell}, {"adaln", Combine::adaln}});
     if (combine != Combine::concat) refuse("combine", "combine other than 'concat'");
-    if (object.integer("ensemble", 1, 1, limits::dimension) > 1) refuse("ensemble", "an ensemble");
     if (const Json* latent = object.find("latent"); latent && !latent->is_null()) {
         const JsonObject fields(*latent, object.where("latent"), {"kind", "size"});
         one_of<int>(fields.at("kind"), fields.where("kind"),
@@ -236,6 +251,7 @@ ModuleSpec read_module(const Json& value, const std::string& name) {
         module.inputs.push_back(input);
     }
     module.residual = object.flag("residual", module.residual);
+    module.ensemble = object.integer("ensemble", module.ensemble, 1, limits::ensemble);
     refuse_reserved(object, name);
     const std::string blocks = object.where("blocks");
     for (const Json& entry : as_list(object.at("blocks"), blocks, 1, limits::blocks)) {
@@ -300,20 +316,60 @@ float read_weight(const JsonObject& term, std::string_view key) {
     return weight;
 }
 
+std::vector<float> read_floats(const JsonObject& object, std::string_view key) {
+    const std::vector<double> numbers = read_numbers(object, key);
+    return {numbers.begin(), numbers.end()};
+}
+
+CostSpec read_cost_term(const JsonObject& term) {
+    CostSpec read;
+    read.kind = term.choice<CostKind>("kind", std::nullopt,
+                                      {{"goal_distance", CostKind::goal_distance},
+                                       {"action_size", CostKind::action_size},
+                                       {"action_change", CostKind::action_change},
+                                       {"reward", CostKind::reward},
+                                       {"hazard", CostKind::hazard},
+                                       {"box", CostKind::box},
+                                       {"half_space", CostKind::half_space},
+                                       {"critic", CostKind::critic}});
+    read.stage = read_weight(term, "stage");
+    read.terminal = read_weight(term, "terminal");
+    read.metric = term.choice<Metric>("metric", read.metric,
+                                      {{"l2", Metric::l2},
+                                       {"squared_l2", Metric::squared_l2},
+                                       {"l1", Metric::l1},
+                                       {"cosine", Metric::cosine}});
+    read.module = term.name("module");
+    read.sigmoid = term.flag("sigmoid", read.sigmoid);
+    read.low = read_floats(term, "low");
+    read.high = read_floats(term, "high");
+    read.normal = read_floats(term, "normal");
+    read.offset = term.number("offset", read.offset);
+    read.hard = term.flag("hard", read.hard);
+    read.estimates = term.choice<Estimates>("estimates", read.estimates,
+                                            {{"reward", Estimates::reward}, {"cost", Estimates::cost}});
+    read.members = term.integer("members", read.members, 0, limits::ensemble);
+    read.reduce = term.choice<Reduce>(
+        "reduce", read.reduce, {{"mean", Reduce::mean}, {"min", Reduce::min}, {"max", Reduce::max}});
+    return read;
+}
+
 std::vector<CostSpec> read_cost(const Json& value) {
     std::vector<CostSpec> cost;
+    std::set<std::string> names;  // those given: kinds may repeat, names tell apart
     for (const Json& entry : as_list(value, "spec.cost", 0, limits::cost_terms)) {
-        const JsonObject term(entry, item("spec.cost", cost.size()), {"kind", "stage", "terminal", "metric"});
-        CostSpec read;
-        read.kind = term.choice<CostKind>("kind", std::nullopt,
-                                          {{"goal_distance", CostKind::goal_distance},
-                                           {"action_size", CostKind::action_size},
-                                           {"action_change", CostKind::action_change}});
-        read.stage = read_weight(term, "stage");
-        read.terminal = read_weight(term, "terminal");
-        read.metric = term.choice<Metric>("metric", read.metric,
-                                          {{"l2", Metric::l2}, {"squared_l2", Metric::squared_l2}});
-        cost.push_back(read);
+        const JsonObject term(entry, item("spec.cost", cost.size()),
+                              {"kind", "stage", "terminal", "metric", "name", "module", "sigmoid", "low",
+                               "high", "normal", "offset", "hard", "estimates", "members", "reduce"});
+        cost.push_back(read_cost_term(term));
+        const Json* name = term.find("name");
+        if (name == nullptr) continue;
+        const std::string& text = as_text(*name, term.where("name"), limits::module_name);
+        if (text.empty()) continue;
+        if (!is_identifier(text)) invalid(term.where("name"), printable(text) + " is not a name");
+        if (!names.insert(text).second) {
+            invalid(term.where("name"), "another term is called " + printable(text));
+        }
     }
     return cost;
 }
@@ -321,7 +377,8 @@ std::vector<CostSpec> read_cost(const Json& value) {
 PlannerSpec read_planner(const Json& value, int action_block) {
     const JsonObject object(value, "spec.planner",
                             {"algorithm", "horizon", "candidates", "iterations", "elites", "knots",
-                             "interpolation", "std", "min_std", "momentum", "temperature"});
+                             "interpolation", "std", "min_std", "momentum", "temperature",
+                             "temperature_scale", "elite_refit", "max_std", "policy_candidates"});
     PlannerSpec planner;
     planner.algorithm = object.choice<Algorithm>("algorithm", planner.algorithm,
                                                  {{"cem", Algorithm::cem},
@@ -347,6 +404,14 @@ PlannerSpec read_planner(const Json& value, int action_block) {
         range("momentum", planner.momentum, [](float v) { return v >= 0 && v < 1; }, "in [0, 1)");
     planner.temperature =
         range("temperature", planner.temperature, [](float v) { return v > 0; }, "positive");
+    planner.temperature_scale = object.choice<TemperatureScale>(
+        "temperature_scale", planner.temperature_scale,
+        {{"std", TemperatureScale::std}, {"absolute", TemperatureScale::absolute}});
+    planner.elite_refit = object.flag("elite_refit", planner.elite_refit);
+    planner.max_std = range(
+        "max_std", planner.max_std, [](float v) { return v > 0 && v <= limits::std; }, "in (0, 10]");
+    planner.policy_candidates =
+        object.integer("policy_candidates", planner.policy_candidates, 0, planner.candidates - 1);
 
     // Here rather than with the other defaults of the planner: a default, too, must fit the file's
     // action_block.
@@ -377,6 +442,16 @@ void check_version(const Json& root) {
     }
 }
 
+PolicyHead read_policy_head(const JsonObject& spec) {
+    enum class Kind { deterministic, gaussian_tanh, categorical };
+    const auto kind = spec.choice<Kind>("policy_head", Kind::deterministic,
+                                        {{"deterministic", Kind::deterministic},
+                                         {"gaussian_tanh", Kind::gaussian_tanh},
+                                         {"categorical", Kind::categorical}});
+    if (kind == Kind::categorical) not_in_engine("spec.policy_head", "policy head 'categorical'");
+    return kind == Kind::gaussian_tanh ? PolicyHead::gaussian_tanh : PolicyHead::deterministic;
+}
+
 // Provenance is for people: checked, then left in the text.
 void check_provenance(const Json& value) {
     if (!value.is_object()) {
@@ -403,8 +478,8 @@ Spec read_spec(const std::string& json) {
     const Json root = parse_json(json, "spec");
     check_version(root);
     const JsonObject object(root, "spec",
-                            {"observation", "actions", "modules", "levels", "policy", "critic", "cost",
-                             "planner", "name", "provenance", "version"});
+                            {"observation", "actions", "modules", "levels", "policy", "policy_head",
+                             "critic", "discount", "cost", "planner", "name", "provenance", "version"});
     Spec spec;
     spec.json = json;
     if (const Json* name = object.find("name")) spec.name = as_text(*name, "spec.name", limits::agent_name);
@@ -414,7 +489,10 @@ Spec read_spec(const std::string& json) {
     if (const Json* modules = object.find("modules")) spec.modules = read_modules(*modules);
     if (const Json* levels = object.find("levels")) spec.level = read_levels(*levels);
     spec.policy = object.name("policy");
-    if (object.name("critic")) not_in_engine("spec.critic", "a critic");
+    spec.policy_head = read_policy_head(object);
+    spec.critic = object.name("critic");
+    spec.discount = object.number("discount", spec.discount);
+    if (!(spec.discount > 0.0f && spec.discount <= 1.0f)) invalid("spec.discount", "is not in (0, 1]");
     const Json* cost = object.find("cost");
     spec.cost = cost ? read_cost(*cost) : std::vector<CostSpec>{CostSpec{}};
     const Json* planner = object.find("planner");

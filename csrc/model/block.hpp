@@ -1,4 +1,5 @@
-// A block of a network: packed weights and a forward pass. One file per kind: mlp.cpp, conv.cpp, impala.cpp.
+// A block of a network: packed weights and a forward pass. One file per kind: mlp.cpp, conv.cpp, impala.cpp,
+// two_hot.cpp.
 //
 // Inside the engine images are (H, W, C), channel last; torch's (C, H, W) is undone when weights are packed,
 // and restored only where a network ends in an image. To add a block: a spec struct (spec.hpp, spec.py), its
@@ -44,6 +45,7 @@ std::unique_ptr<Block> make_conv(const ConvSpec& spec, const Shape& in, Layout l
                                  const Weights& weights);
 std::unique_ptr<Block> make_impala(const ImpalaSpec& spec, const Shape& in, Layout layout,
                                    const Weights& weights);
+std::unique_ptr<Block> make_two_hot(const TwoHotSpec& spec);
 
 inline simd::Act to_act(Activation a) {
     switch (a) {

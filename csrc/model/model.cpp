@@ -8,7 +8,7 @@
 namespace pyjepa {
 namespace {
 
-int input_size(const Spec& spec, const std::string& module, Input input) {
+int input_size(const Spec& spec, Input input) {
     switch (input) {
         case Input::observation:
             return spec.observation_size;
@@ -16,19 +16,19 @@ int input_size(const Spec& spec, const std::string& module, Input input) {
         case Input::goal:
             return spec.latent_dim;
         case Input::action:
-            return module == spec.level.predictor ? spec.plan_dim : spec.action_dim;
+            return spec.plan_dim;
     }
     return 0;
 }
 
 // The engine keeps a module's inputs in one order (observation, state, action, goal), whatever the spec
 // lists.
-std::vector<int> engine_order(const Spec& spec, const std::string& name, const ModuleSpec& module) {
+std::vector<int> engine_order(const Spec& spec, const ModuleSpec& module) {
     std::vector<int> order;
     for (const Input wanted : {Input::observation, Input::state, Input::action, Input::goal}) {
         int at = 0;
         for (const Input input : module.inputs) {
-            const int size = input_size(spec, name, input);
+            const int size = input_size(spec, input);
             if (input == wanted)
                 for (int i = 0; i < size; ++i) order.push_back(at + i);
             at += size;
@@ -49,50 +49,58 @@ simd::Precision available(simd::Precision wanted) {
 Model::Model(const AgentFile& file, simd::Precision precision)
     : spec_(file.spec), precision_(available(precision)) {
     for (const auto& [name, module] : spec_.modules) {
-        const std::vector<int> order = engine_order(spec_, name, module);
-        const bool predicts = name == spec_.level.predictor;
-        networks_.emplace(name, Network(file, name, order, predicts ? precision_ : simd::Precision::fp32));
+        const std::vector<int> order = engine_order(spec_, module);
+        const simd::Precision own = name == spec_.level.encoder ? simd::Precision::fp32 : precision_;
+        std::vector<Network>& made = networks_[name];
+        for (int k = 0; k < module.ensemble; ++k) made.emplace_back(file, name, order, own, k);
+        if (name == spec_.policy && precision_ != simd::Precision::fp32)
+            policy_.emplace(file, name, order, simd::Precision::fp32);
         input_orders_.emplace(name, order);
-    }
-    if (spec_.policy) {
-        const auto& inputs = spec_.modules.at(*spec_.policy).inputs;
-        policy_reads_goal_ = std::find(inputs.begin(), inputs.end(), Input::goal) != inputs.end();
     }
 }
 
 const Network* Model::find(const std::optional<std::string>& name) const noexcept {
     if (!name) return nullptr;
     const auto found = networks_.find(*name);
-    return found == networks_.end() ? nullptr : &found->second;
+    return found == networks_.end() ? nullptr : &found->second.front();
 }
 
-const Network& Model::module(const std::string& name) const {
-    const Network* found = find(name);
-    if (found == nullptr)
-        throw Error(PYJEPA_INVALID_ARGUMENT, "this agent file has no module '" + name + "'");
-    return *found;
+const std::vector<Network>& Model::members(const std::string& module) const {
+    const auto found = networks_.find(module);
+    if (found == networks_.end())
+        throw Error(PYJEPA_INVALID_ARGUMENT, "this agent file has no module '" + module + "'");
+    return found->second;
+}
+
+bool Model::reads(const std::string& module, Input input) const {
+    const auto& inputs = spec_.modules.at(module).inputs;
+    return std::find(inputs.begin(), inputs.end(), input) != inputs.end();
+}
+
+int Model::output_size(const std::string& module) const {
+    const std::vector<Network>& networks = members(module);
+    return networks.front().out() * static_cast<int>(networks.size());
 }
 
 void Model::forward(const std::string& name, const float* input, int batch, float* output) const {
-    const Network& network = module(name);
+    const std::vector<Network>& networks = members(name);
+    const Network& first = networks.front();
     const std::vector<int>& order = input_orders_.at(name);
     const simd::Kernels& kernels = simd::kernels();
-    const int in = network.in(), out = network.out();
+    const int in = first.in(), out = output_size(name);
     // A few rows at a time, so that the scratch stays small whatever the batch.
     constexpr int block = 64;
-    AlignedFloats work(network.workspace(block)),
-        sorted(static_cast<size_t>(block) * static_cast<size_t>(in));
-    const auto& inputs = spec_.modules.at(name).inputs;
+    AlignedFloats work(first.workspace(block)), sorted(static_cast<size_t>(block) * static_cast<size_t>(in));
     int state_at = 0;
-    for (const Input i : inputs) {
+    for (const Input i : spec_.modules.at(name).inputs) {
         if (i == Input::state) break;
-        state_at += input_size(spec_, name, i);
+        state_at += pyjepa::input_size(spec_, i);
     }
     for (int from = 0; from < batch; from += block) {
         const int rows = std::min(block, batch - from);
         const float* x = input + static_cast<ptrdiff_t>(from) * in;
         float* y = output + static_cast<ptrdiff_t>(from) * out;
-        if (network.residual())
+        if (first.residual())  // no ensemble has it
             for (int r = 0; r < rows; ++r)
                 std::copy_n(x + static_cast<ptrdiff_t>(r) * in + state_at, out,
                             y + static_cast<ptrdiff_t>(r) * out);
@@ -103,7 +111,10 @@ void Model::forward(const std::string& name, const float* input, int batch, floa
                         x[static_cast<ptrdiff_t>(r) * in + order[static_cast<size_t>(j)]];
             x = sorted.data();
         }
-        network.forward(kernels, x, in, rows, y, out, network.residual(), work.data());
+        for (const Network& network : networks) {
+            network.forward(kernels, x, in, rows, y, out, network.residual(), work.data());
+            y += network.out();
+        }
     }
 }
 

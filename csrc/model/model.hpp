@@ -4,6 +4,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "agent_file/agent_file.hpp"
 #include "model/network.hpp"
@@ -12,21 +13,28 @@ namespace pyjepa {
 
 class Model {
   public:
-    // `precision`: of the predictor; where the machine has no kernels for it, fp32.
+    // `precision`: of the networks that planning runs, all but the encoder; where the machine has no kernels for it,
+    // fp32.
     explicit Model(const AgentFile& file, simd::Precision precision = simd::Precision::fp32);
 
     const Spec& spec() const noexcept { return spec_; }
     simd::Precision precision() const noexcept { return precision_; }
-    // nullptr where the agent file has none.
+    // nullptr where the agent file has none. The policy comes twice: to act it stays in fp32.
     const Network* encoder() const noexcept { return find(spec_.level.encoder); }
     const Network* predictor() const noexcept {
         return find(spec_.level.predictor);
     }  // reads [state, action]
-    const Network* policy() const noexcept { return find(spec_.policy); }  // reads [state, goal]
-    bool policy_reads_goal() const noexcept { return policy_reads_goal_; }
+    const Network* policy() const noexcept { return policy_ ? &*policy_ : find(spec_.policy); }
+    const Network* planning_policy() const noexcept { return find(spec_.policy); }  // reads [state, goal]
+    bool policy_reads_goal() const noexcept { return spec_.policy && reads(*spec_.policy, Input::goal); }
 
-    // A module on inputs as the spec lists them; for tools and tests. Allocates.
-    const Network& module(const std::string& name) const;
+    bool reads(const std::string& module, Input input) const;
+    // The networks of a module's ensemble; one where it has none.
+    const std::vector<Network>& members(const std::string& module) const;
+    // A module on inputs as the spec lists them, its members' outputs one after the other; for tools and tests.
+    // Allocates.
+    int input_size(const std::string& module) const { return members(module).front().in(); }
+    int output_size(const std::string& module) const;
     void forward(const std::string& name, const float* input, int batch, float* output) const;
 
     // The float32 input of the encoder: raw * scale + offset.
@@ -36,10 +44,10 @@ class Model {
     const Network* find(const std::optional<std::string>& name) const noexcept;
 
     Spec spec_;
-    std::map<std::string, Network> networks_;
+    std::map<std::string, std::vector<Network>> networks_;
+    std::optional<Network> policy_;  // in fp32, where the others are not
     std::map<std::string, std::vector<int>> input_orders_;  // spec position of each input the network reads
     simd::Precision precision_;
-    bool policy_reads_goal_ = false;
 };
 
 }  // namespace pyjepa

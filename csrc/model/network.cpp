@@ -22,7 +22,7 @@ std::vector<int> channels_last_order(const Shape& shape) {
 }  // namespace
 
 Network::Network(const AgentFile& file, const std::string& name, std::vector<int> input_order,
-                 simd::Precision precision) {
+                 simd::Precision precision, int member) {
     const ModuleSpec& spec = file.spec.modules.at(name);
     residual_ = spec.residual;
     Shape shape = module_input_shape(file.spec, spec);
@@ -32,7 +32,9 @@ Network::Network(const AgentFile& file, const std::string& name, std::vector<int
     for (size_t i = 0; i < spec.blocks.size(); ++i) {
         const std::string prefix = name + "." + std::to_string(i) + ".";
         const Weights weights = [&](const std::string& parameter) {
-            return file.tensors.at(prefix + parameter).data;
+            const std::span<const float> all = file.tensors.at(prefix + parameter).data;
+            const size_t own = all.size() / static_cast<size_t>(spec.ensemble);
+            return all.subspan(own * static_cast<size_t>(member), own);
         };
         const BlockSpec& block = spec.blocks[i];
         const Shape out = block_output_shape(block, shape, prefix);
@@ -40,6 +42,8 @@ Network::Network(const AgentFile& file, const std::string& name, std::vector<int
             if (layout == Layout::channels_last) order = channels_last_order(shape);
             blocks_.push_back(make_mlp(*mlp, elements(shape), order, weights, precision));
             layout = Layout::torch;
+        } else if (const auto* two_hot = std::get_if<TwoHotSpec>(&block)) {
+            blocks_.push_back(make_two_hot(*two_hot));
         } else {
             blocks_.push_back(std::holds_alternative<ConvSpec>(block)
                                   ? make_conv(std::get<ConvSpec>(block), shape, layout, weights)

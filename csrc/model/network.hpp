@@ -15,9 +15,9 @@ class Network {
   public:
     // `input_order`: see PackedDense; for networks whose inputs the engine keeps in another order than the
     // spec lists.
-    // `precision` holds for its mlp blocks.
+    // `precision` holds for its mlp blocks. `member`: which network of an ensemble.
     Network(const AgentFile& file, const std::string& name, std::vector<int> input_order,
-            simd::Precision precision);
+            simd::Precision precision, int member = 0);
 
     int in() const noexcept { return in_; }
     int out() const noexcept { return out_; }

@@ -16,8 +16,21 @@ enum class Activation { none, relu, gelu, silu, mish, tanh };
 enum class Input { observation, state, action, goal };
 enum class Algorithm { cem, mppi, predictive_sampling };
 enum class Interpolation { zero, linear, cubic };
-enum class CostKind { goal_distance, action_size, action_change };
-enum class Metric { l2, squared_l2 };
+enum class CostKind {
+    goal_distance,
+    action_size,
+    action_change,
+    reward,
+    hazard,
+    box,
+    half_space,
+    critic
+};
+enum class Metric { l2, squared_l2, l1, cosine };
+enum class Reduce { mean, min, max };
+enum class Estimates { reward, cost };
+enum class PolicyHead { deterministic, gaussian_tanh };  // the reader refuses categorical
+enum class TemperatureScale { std, absolute };
 
 struct ObservationSpec {
     std::vector<int> shape;
@@ -57,12 +70,18 @@ struct ImpalaSpec {
     std::vector<int> channels;
 };
 
-using BlockSpec = std::variant<MlpSpec, ConvSpec, ImpalaSpec>;
+struct TwoHotSpec {
+    int bins = 2;
+    float low = 0.0f, high = 0.0f;  // of the first and the last bin, in symlog space
+};
+
+using BlockSpec = std::variant<MlpSpec, ConvSpec, ImpalaSpec, TwoHotSpec>;
 
 struct ModuleSpec {
     std::vector<Input> inputs;
     std::vector<BlockSpec> blocks;
     bool residual = false;
+    int ensemble = 1;
 };
 
 struct LevelSpec {
@@ -77,6 +96,14 @@ struct CostSpec {
     float stage = 1.0f;
     float terminal = 1.0f;
     Metric metric = Metric::l2;
+    std::optional<std::string> module;
+    bool sigmoid = false;
+    std::vector<float> low, high, normal;
+    float offset = 0.0f;
+    bool hard = false;
+    Estimates estimates = Estimates::reward;
+    int members = 0;  // of an ensemble, drawn for each plan; 0: all
+    Reduce reduce = Reduce::mean;
 };
 
 struct PlannerSpec {
@@ -91,6 +118,10 @@ struct PlannerSpec {
     float min_std = 0.05f;
     float momentum = 0.0f;
     float temperature = 0.5f;
+    TemperatureScale temperature_scale = TemperatureScale::std;
+    bool elite_refit = false;
+    float max_std = 10.0f;
+    int policy_candidates = 0;
 };
 
 struct Spec {
@@ -100,6 +131,9 @@ struct Spec {
     std::map<std::string, ModuleSpec> modules;
     LevelSpec level;
     std::optional<std::string> policy;
+    PolicyHead policy_head = PolicyHead::deterministic;
+    std::optional<std::string> critic;
+    float discount = 1.0f;
     std::vector<CostSpec> cost;
     PlannerSpec planner;
     std::string json;  // the text it was read from

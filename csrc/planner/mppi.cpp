@@ -1,6 +1,9 @@
 // Model-predictive path integral control (Williams et al. 2017): the mean of all candidates, weighted by
-// exp(-(cost - least cost) / (temperature * spread of the costs)). Measuring the temperature in standard
-// deviations of the costs makes one setting serve models whose costs differ in scale.
+// exp(-(cost - least cost) / scale). Measuring the temperature in standard deviations of the costs (scale = temperature *
+// spread of the costs) makes one setting serve models whose costs differ in scale; absolute, scale = temperature.
+//
+// With elite_refit only the elites are weighed, and the spread becomes theirs, likewise weighted: the planner of TD-MPC2
+// (Hansen et al. 2024), whose own `temperature` is one over ours.
 #include <algorithm>
 #include <cmath>
 
@@ -14,39 +17,57 @@ class Mppi final : public Planner {
     using Planner::Planner;
 
     void refit(int e, const float* cost) noexcept override {
+        const bool elite = settings_.elite_refit;
+        const int count = elite ? cheapest(cost, settings_.elites) : settings_.candidates;
+        const auto taking_part = [&](int i) { return elite ? order_[static_cast<size_t>(i)] : i; };
         double least = INFINITY, total = 0.0, squares = 0.0;
         int finite = 0;
-        for (int n = 0; n < settings_.candidates; ++n)
-            if (std::isfinite(cost[n])) {
-                least = std::min(least, static_cast<double>(cost[n]));
+        for (int i = 0; i < count; ++i)
+            if (const float c = cost[taking_part(i)]; std::isfinite(c)) {
+                least = std::min(least, static_cast<double>(c));
                 ++finite;
             }
         if (finite == 0) return;
-        for (int n = 0; n < settings_.candidates; ++n)
-            if (std::isfinite(cost[n])) {
-                const double above = static_cast<double>(cost[n]) - least;
+        for (int i = 0; i < count; ++i)
+            if (const float c = cost[taking_part(i)]; std::isfinite(c)) {
+                const double above = static_cast<double>(c) - least;
                 total += above;
                 squares += above * above;
             }
-        const double average = total / finite;
-        const double spread = std::sqrt(std::max(0.0, squares / finite - average * average));
-        if (!(spread > 0.0)) return;  // all the same: nothing to learn
-        const double scale = 1.0 / (static_cast<double>(settings_.temperature) * spread);
+        double scale = settings_.temperature;
+        if (settings_.temperature_scale == TemperatureScale::std) {
+            const double average = total / finite;
+            const double spread = std::sqrt(std::max(0.0, squares / finite - average * average));
+            if (!(spread > 0.0)) return;  // all the same: nothing to learn
+            scale *= spread;
+        }
 
         std::fill(sum_.begin(), sum_.end(), 0.0);
+        std::fill(square_sum_.begin(), square_sum_.end(), 0.0);
         double weights = 0.0;
         float* mean = mean_.data() + offset(e);
-        for (int n = 0; n < settings_.candidates; ++n) {
+        for (int i = 0; i < count; ++i) {
+            const int n = taking_part(i);
             if (!std::isfinite(cost[n])) continue;
-            const double w = stable_exp((least - static_cast<double>(cost[n])) * scale);
+            const double w = stable_exp((least - static_cast<double>(cost[n])) * (1.0 / scale));
             if (w < 1e-12) continue;
             weights += w;
             sample(e, n, drawn_.data());
-            for (size_t j = 0; j < knots_size_; ++j)
-                sum_[j] += w * (static_cast<double>(drawn_[j]) - static_cast<double>(mean[j]));
+            for (size_t j = 0; j < knots_size_; ++j) {
+                const double d = static_cast<double>(drawn_[j]) - static_cast<double>(mean[j]);
+                sum_[j] += w * d;
+                square_sum_[j] += w * d * d;
+            }
         }
-        for (size_t j = 0; j < knots_size_; ++j)
-            mean[j] = static_cast<float>(static_cast<double>(mean[j]) + sum_[j] / weights);
+        float* std = std_.data() + offset(e);
+        for (size_t j = 0; j < knots_size_; ++j) {
+            const double move = sum_[j] / weights;
+            mean[j] = static_cast<float>(static_cast<double>(mean[j]) + move);
+            if (!elite) continue;
+            const size_t d = j % static_cast<size_t>(settings_.plan_dim);
+            const double spread = std::sqrt(std::max(0.0, square_sum_[j] / weights - move * move));
+            std[j] = std::min(std::max(static_cast<float>(spread), least_std_[d]), most_std_[d]);
+        }
     }
 };
 

@@ -40,6 +40,10 @@ int Optimiser::plan(const Situation& now, const float* shift, const Deadline& de
     for (int e = 0; e < s.environments; ++e) planner_.begin(e, shift[e]);
     evaluate_mean(now, Deadline(), true);  // even with no time left: what is returned has been evaluated
 
+    if (s.policy_candidates > 0) {
+        planner_.draw_proposals();
+        if (!rollout_.propose(now, s.policy_candidates, planner_.proposals(), deadline)) return 0;
+    }
     int completed = 0;
     for (; completed < s.iterations; ++completed) {
         planner_.iterate(completed);

@@ -16,6 +16,7 @@ Planner::Planner(const PlannerSettings& settings)
     drawn_ = AlignedFloats(knots_size_);
     shifted_ = AlignedFloats(knots_size_);
     sample_noise_ = AlignedFloats(static_cast<size_t>(noise_row(static_cast<int>(knots_size_))));
+    proposals_ = AlignedFloats(e * static_cast<size_t>(settings_.policy_candidates) * knots_size_);
     sum_.resize(knots_size_);
     square_sum_.resize(knots_size_);
     order_.resize(static_cast<size_t>(settings_.candidates));
@@ -25,6 +26,7 @@ Planner::Planner(const PlannerSettings& settings)
         const float half_range = 0.5f * (settings_.high[d] - settings_.low[d]);
         first_std_.push_back(settings_.std * half_range);
         least_std_.push_back(settings_.min_std * half_range);
+        most_std_.push_back(settings_.max_std * half_range);
     }
     for (int i = 0; i < settings_.environments; ++i) reset(i);
 }
@@ -54,15 +56,32 @@ void Planner::iterate(int iteration) noexcept {
         keys_[e] = noise_key(settings_.seed, plans_[e], 0, static_cast<uint32_t>(iteration));
 }
 
+void Planner::draw_proposals() noexcept {
+    constexpr uint32_t iteration = 0xffffffff;  // no iteration of a plan has this number
+    const int count = static_cast<int>(knots_size_);
+    float* to = proposals_.data();
+    for (const uint64_t plan : plans_) {
+        const NoiseKey key = noise_key(settings_.seed, plan, 0, iteration);
+        for (int n = 0; n < settings_.policy_candidates; ++n, to += knots_size_) {
+            gaussian(key, 0, n, n + 1, count, sample_noise_.data());
+            std::copy_n(sample_noise_.data(), knots_size_, to);
+        }
+    }
+}
+
 // Knots (n1 - n0, K, D). Environments share their noise: a batch plans exactly as its members would alone,
 // and what one environment draws never depends on who else is in the batch.
-void Planner::draw(NoiseKey key, const float* mean, const float* std, int n0, int n1, float* knots,
+void Planner::draw(NoiseKey key, const float* mean, const float* std, const float* proposals, int n0, int n1, float* knots,
                    float* noise) const noexcept {
     const int count = static_cast<int>(knots_size_), row = noise_row(count);
     gaussian(key, 0, n0, n1, count, noise);
     for (int n = n0; n < n1; ++n, noise += row, knots += count) {
         if (n == 0) {
             std::copy_n(mean, count, knots);
+            continue;
+        }
+        if (n <= settings_.policy_candidates) {
+            std::copy_n(proposals + static_cast<size_t>(n - 1) * knots_size_, count, knots);
             continue;
         }
         for (int i = 0; i < count; ++i) knots[i] = mean[i] + std[i] * noise[i];
@@ -88,28 +107,32 @@ size_t Planner::scratch(int rows) const noexcept {
 }
 
 size_t Planner::snapshot_size() const noexcept {
-    return mean_.size() + std_.size() + keys_.size() * (sizeof(NoiseKey) / sizeof(float));
+    return mean_.size() + std_.size() + proposals_.size() + keys_.size() * (sizeof(NoiseKey) / sizeof(float));
 }
 
 void Planner::snapshot(float* out) const noexcept {
     out = std::copy_n(mean_.data(), mean_.size(), out);
     out = std::copy_n(std_.data(), std_.size(), out);
+    out = std::copy_n(proposals_.data(), proposals_.size(), out);
     std::memcpy(out, keys_.data(), keys_.size() * sizeof(NoiseKey));
 }
 
 void Planner::fill(const float* snapshot, int e, int n0, int n1, float* out, float* scratch) const noexcept {
-    const float *mean = snapshot, *std = mean + mean_.size(), *keys = std + std_.size();
+    const float *mean = snapshot, *std = mean + mean_.size(), *proposals = std + std_.size(),
+                *keys = proposals + proposals_.size();
     NoiseKey key;
     std::memcpy(&key, reinterpret_cast<const char*>(keys) + static_cast<size_t>(e) * sizeof key, sizeof key);
     float* knots = scratch;
     float* noise = scratch + static_cast<size_t>(n1 - n0) * knots_size_;
-    draw(key, mean + offset(e), std + offset(e), n0, n1, knots, noise);
+    draw(key, mean + offset(e), std + offset(e),
+         proposals + offset(e) * static_cast<size_t>(settings_.policy_candidates), n0, n1, knots, noise);
     const ptrdiff_t plan = static_cast<ptrdiff_t>(settings_.steps) * settings_.plan_dim;
     for (int n = n0; n < n1; ++n, knots += knots_size_, out += plan) expand(knots, out);
 }
 
 void Planner::sample(int e, int n, float* knots) noexcept {
-    draw(keys_[static_cast<size_t>(e)], mean(e), std_.data() + offset(e), n, n + 1, knots,
+    draw(keys_[static_cast<size_t>(e)], mean(e), std_.data() + offset(e),
+         proposals_.data() + offset(e) * static_cast<size_t>(settings_.policy_candidates), n, n + 1, knots,
          sample_noise_.data());
 }
 

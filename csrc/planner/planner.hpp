@@ -24,6 +24,10 @@ struct PlannerSettings {
     float std, min_std, momentum, temperature;
     uint64_t seed;
     std::vector<float> low, high;  // (D,)
+    bool elite_refit;
+    TemperatureScale temperature_scale;
+    float max_std;
+    int policy_candidates;
 };
 
 class Planner : public Proposal {
@@ -35,8 +39,11 @@ class Planner : public Proposal {
     // A new plan: the last one `shift` predictor steps later, and the first spread.
     void begin(int e, float shift) noexcept;
     void iterate(int iteration) noexcept;
-    // Candidate 0 is the current mean; the others are drawn around it. The snapshot: mean, spread, noise
-    // keys.
+    // Normals, once a plan, for the rollout to make proposals of the policy from.
+    void draw_proposals() noexcept;
+    float* proposals() noexcept { return proposals_.data(); }  // (E, P, S, D)
+    // Candidate 0 is the current mean, the P after it are the policy's proposals; the others are drawn around
+    // the mean. The snapshot: mean, spread, proposals, noise keys.
     void snapshot(float* out) const noexcept override;
     size_t snapshot_size() const noexcept override;
     void fill(const float* snapshot, int e, int n0, int n1, float* out,
@@ -55,6 +62,7 @@ class Planner : public Proposal {
     const float* mean(int e) const noexcept { return mean_.data() + offset(e); }
     // Where the next plan starts from.
     void set_mean(int e, const float* knots) noexcept;
+    uint64_t plans(int e) const noexcept { return plans_[static_cast<size_t>(e)]; }  // since the episode began
     const PlannerSettings& settings() const noexcept { return settings_; }
 
   protected:
@@ -67,19 +75,20 @@ class Planner : public Proposal {
     Knots knots_;
     size_t knots_size_;                         // K * D
     AlignedFloats mean_, std_;                  // (E, K, D)
-    std::vector<float> first_std_, least_std_;  // (D,)
+    std::vector<float> first_std_, least_std_, most_std_;  // (D,)
     std::vector<int> order_;                    // (N,)
     AlignedFloats drawn_;                       // (K, D): one candidate
     std::vector<double> sum_, square_sum_;      // (K, D)
 
   private:
     void clamp(float* values, int rows) const noexcept;  // (rows, D), to the bounds
-    void draw(NoiseKey key, const float* mean, const float* std, int n0, int n1, float* knots,
+    void draw(NoiseKey key, const float* mean, const float* std, const float* proposals, int n0, int n1, float* knots,
               float* noise) const noexcept;
 
     std::vector<uint64_t> plans_;  // (E,): plans since the episode began
     std::vector<NoiseKey> keys_;   // (E,): of the current iteration
     AlignedFloats shifted_;        // (K, D)
+    AlignedFloats proposals_;      // (E, P, S, D)
     AlignedFloats sample_noise_;
 };
 

@@ -155,6 +155,7 @@ class Agent {
 
     void configure(int environments, int algorithm, int horizon, int candidates, int iterations, int elites,
                    int knots, int interpolation, float std, float min_std, float momentum, float temperature,
+                   int temperature_scale, int elite_refit, float max_std, int policy_candidates,
                    uint64_t seed, const std::optional<py::array>& goal, const std::optional<Floats>& low,
                    const std::optional<Floats>& high, const std::optional<Floats>& weights,
                    const py::object& rollout) {
@@ -172,6 +173,10 @@ class Agent {
         task.raw.min_std = min_std;
         task.raw.momentum = momentum;
         task.raw.temperature = temperature;
+        task.raw.temperature_scale = temperature_scale;
+        task.raw.elite_refit = elite_refit;
+        task.raw.max_std = max_std;
+        task.raw.policy_candidates = policy_candidates;
         task.raw.seed = seed;
         task.goal = goal;
         task.low = low;
@@ -282,6 +287,10 @@ class Agent {
         out["min_std"] = s.min_std;
         out["momentum"] = s.momentum;
         out["temperature"] = s.temperature;
+        out["temperature_scale"] = s.temperature_scale;
+        out["elite_refit"] = s.elite_refit != 0;
+        out["max_std"] = s.max_std;
+        out["policy_candidates"] = s.policy_candidates;
         out["flops"] = s.flops;
         out["tile"] = s.tile;
         return out;
@@ -412,7 +421,9 @@ PYBIND11_MODULE(_engine, m) {
         .def("configure", &Agent::configure, py::kw_only(), py::arg("environments"), py::arg("algorithm"),
              py::arg("horizon"), py::arg("candidates"), py::arg("iterations"), py::arg("elites"),
              py::arg("knots"), py::arg("interpolation"), py::arg("std"), py::arg("min_std"),
-             py::arg("momentum"), py::arg("temperature"), py::arg("seed"), py::arg("goal"), py::arg("low"),
+             py::arg("momentum"), py::arg("temperature"),
+             py::arg("temperature_scale"), py::arg("elite_refit"), py::arg("max_std"),
+             py::arg("policy_candidates"), py::arg("seed"), py::arg("goal"), py::arg("low"),
              py::arg("high"), py::arg("weights"), py::arg("rollout"))
         .def("observe", &Agent::observe, py::arg("observation"), py::arg("steps"))
         .def("act", &Agent::act, py::arg("out").noconvert())

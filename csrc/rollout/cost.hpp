@@ -6,7 +6,8 @@
 #include <memory>
 #include <vector>
 
-#include "model/spec.hpp"
+#include "model/model.hpp"
+#include "model/policy.hpp"
 #include "simd/kernels.hpp"
 
 namespace pyjepa {
@@ -14,11 +15,14 @@ namespace pyjepa {
 // The agent file's reader allows no more.
 constexpr int kMaxCostTerms = 64;
 
-// One predictor step of a tile of candidates: the action taken and the state it led to.
+// One predictor step of a tile of candidates. Terms that judge the action see the state it is taken in, the others the
+// state it leads to.
 struct StepView {
     const simd::Kernels& kernels;
+    int environment;
     int rows;
-    const float* states;  // (rows, L), row distance state_ld
+    float* states;  // (rows, L), row distance state_ld; after each row's state there is room for an action (D,):
+                    // the normalised one of this step, until a critic puts its own there
     ptrdiff_t state_ld;
     int latent;
     const float* goal;      // (L,)
@@ -27,6 +31,9 @@ struct StepView {
     ptrdiff_t action_ld;
     ptrdiff_t previous_ld;
     int plan_dim;
+    uint64_t draw;   // decides which members of ensembles this plan asks
+    float discount;  // of the step
+    float* work;     // Cost::workspace(rows) floats
 };
 
 class CostTerm {
@@ -34,37 +41,65 @@ class CostTerm {
     virtual ~CostTerm() = default;
     // out[r] for every row. Real-time safe.
     virtual void score(const StepView& step, float* out) const noexcept = 0;
-    virtual bool needs_goal() const noexcept { return false; }
-    // Whether the term judges the action rather than the state it leads to: then its stage weight holds at
-    // every step.
+    // Its name, if it needs a goal.
+    virtual const char* needs_goal() const noexcept { return nullptr; }
+    // Whether the term judges the action in its state rather than the state it leads to: then its stage weight
+    // holds at every step.
     virtual bool judges_action() const noexcept { return false; }
+    // Whether it stands for what follows the reached state, which is discounted once more.
+    virtual bool judges_future() const noexcept { return false; }
+    // Floats of scratch that score needs.
+    virtual size_t workspace(int) const noexcept { return 0; }
+    // The goals (E, L) of a task, before the first score; allocates.
+    virtual void set_goals(const float*, int) {}
+    // Multiply-adds * 2 for one candidate and step.
+    virtual double flops() const noexcept { return 0.0; }
 };
 
-std::unique_ptr<CostTerm> make_goal_distance(Metric metric);
+// `policy`: the model's, for a critic that asks for its action; nullptr if there is none.
+std::unique_ptr<CostTerm> make_cost_term(const Model& model, const Policy* policy, const CostSpec& spec);
+
+std::unique_ptr<CostTerm> make_goal_distance(const Model& model, const CostSpec& spec);
 std::unique_ptr<CostTerm> make_action_size();
 std::unique_ptr<CostTerm> make_action_change();
-std::unique_ptr<CostTerm> make_cost_term(const CostSpec& spec);
+std::unique_ptr<CostTerm> make_reward(const Model& model, const CostSpec& spec);
+std::unique_ptr<CostTerm> make_hazard(const Model& model, const CostSpec& spec);
+std::unique_ptr<CostTerm> make_box(const Model& model, const CostSpec& spec);
+std::unique_ptr<CostTerm> make_half_space(const Model& model, const CostSpec& spec);
+std::unique_ptr<CostTerm> make_critic(const Model& model, const Policy* policy, const CostSpec& spec);
 
 // The weighted sum of a spec's terms.
 class Cost {
   public:
-    // weights (T,): multiplies each term's own; empty: 1.
-    Cost(const std::vector<CostSpec>& specs, const std::vector<float>& weights);
+    // weights (T,): multiplies each term's own; empty: 1. policy (see make_cost_term) outlives the cost.
+    Cost(const Model& model, const Policy* policy, const std::vector<float>& weights);
     int terms() const noexcept { return static_cast<int>(terms_.size()); }
-    bool needs_goal() const noexcept;
+    const char* needs_goal() const noexcept;  // the name of a term in use that does, or nullptr
+    void set_goals(const float* goals, int environments);
+    size_t workspace(int rows) const noexcept;
+    // Multiply-adds * 2 for one candidate over so many steps.
+    double flops(int steps) const noexcept;
+    float discount() const noexcept { return discount_; }
+
+    // Which terms to add: those that judge the action (before the step), or the reached state (after it).
+    enum class Of { action, state };
     // total[r] += the weighted terms of one step; `last` says whether it is the plan's last. `each` (T,), if
     // given, receives the weighted terms of row 0. scratch: rows floats.
-    void add(const StepView& step, bool last, float* total, float* each, float* scratch) const noexcept;
-    // What one state (L,) costs by itself: the terms that judge states, weighted as at a stage.
-    float intrinsic(const simd::Kernels& kernels, const float* state, int latent,
-                    const float* goal) const noexcept;
+    void add(Of what, const StepView& step, bool last, float* total, float* each,
+             float* scratch) const noexcept;
+    // What one state (L,) costs by itself: the terms that judge states, but not the critic, weighted as at a
+    // stage. work: workspace(1) floats.
+    float intrinsic(const simd::Kernels& kernels, float* state, int latent, const float* goal,
+                    int environment, float* work) const noexcept;
 
   private:
     struct Weighted {
         std::unique_ptr<CostTerm> term;
         float stage, terminal;
+        bool used() const noexcept { return stage != 0.0f || terminal != 0.0f; }
     };
     std::vector<Weighted> terms_;
+    float discount_;
 };
 
 }  // namespace pyjepa

@@ -36,6 +36,7 @@ class NativeRollout::Evaluation final : public PureJob {
           states_(static_cast<size_t>(limits.environments) * static_cast<size_t>(rollout.latent_)),
           previous_(static_cast<size_t>(limits.environments) * static_cast<size_t>(rollout.plan_dim_)),
           has_previous_(std::make_unique<bool[]>(static_cast<size_t>(limits.environments))),
+          draws_(static_cast<size_t>(limits.environments)),
           cost_(static_cast<size_t>(limits.environments) * static_cast<size_t>(limits.candidates)) {}
 
     void prepare(const Situation& now, const Proposal& proposal, int candidates, const Deadline& deadline) {
@@ -47,7 +48,9 @@ class NativeRollout::Evaluation final : public PureJob {
         std::copy_n(now.states, e * rollout_.latent_, states_.data());
         std::copy_n(now.previous, e * rollout_.plan_dim_, previous_.data());
         std::copy_n(now.has_previous, e, has_previous_.get());
-        now_ = {now.environments, states_.data(), now.goals, previous_.data(), has_previous_.get()};
+        std::copy_n(now.draws, e, draws_.data());
+        now_ = {now.environments, states_.data(), now.goals, previous_.data(), has_previous_.get(),
+                draws_.data()};
     }
     int tiles() const noexcept { return now_.environments * tiles_each(); }
     void read(float* cost) const noexcept {
@@ -81,13 +84,16 @@ class NativeRollout::Evaluation final : public PureJob {
     Situation now_{};
     AlignedFloats states_, previous_;
     std::unique_ptr<bool[]> has_previous_;
+    std::vector<uint64_t> draws_;
     std::vector<std::atomic<float>> cost_;  // (E, N)
 };
 
-NativeRollout::NativeRollout(const Model& model, const Cost& cost, Pool& pool, const RolloutLimits& limits)
+NativeRollout::NativeRollout(const Model& model, const Cost& cost, const Policy* policy, Pool& pool,
+                             const RolloutLimits& limits)
     : model_(model),
       predictor_(*model.predictor()),
       cost_(cost),
+      policy_(policy),
       pool_(pool),
       steps_(limits.steps),
       latent_(model.spec().latent_dim),
@@ -97,9 +103,12 @@ NativeRollout::NativeRollout(const Model& model, const Cost& cost, Pool& pool, c
     const auto rows = static_cast<size_t>(block_);
     proposal_scratch_ = round_up(limits.proposal_scratch_per_row * rows);
     network_work_ = round_up(predictor_.workspace(block_));
+    head_work_ = cost_.workspace(block_);
+    if (policy_ != nullptr) head_work_ = std::max(head_work_, policy_->workspace(block_));
+    head_work_ = round_up(head_work_);
     lane_size_ = round_up(rows * static_cast<size_t>(steps_) * static_cast<size_t>(plan_dim_)) +
                  round_up(rows * static_cast<size_t>(state_ld_)) + 2 * round_up(rows) + proposal_scratch_ +
-                 network_work_;
+                 network_work_ + head_work_;
     memory_ = AlignedFloats(lane_size_ * static_cast<size_t>(pool.threads()));
     for (int i = 0; i < pool.threads(); ++i)
         evaluations_.push_back(std::make_unique<Evaluation>(*this, limits));
@@ -124,6 +133,7 @@ NativeRollout::Lane NativeRollout::lane(int thread) noexcept {
     l.scratch = take(rows);
     l.proposal = take(proposal_scratch_);
     l.network = take(network_work_);
+    l.heads = take(head_work_);
     return l;
 }
 
@@ -150,19 +160,59 @@ bool NativeRollout::trace(const Situation& now, int e, const float* plan, float*
     return roll(now, e, 1, l, Deadline(), states, terms);
 }
 
+void NativeRollout::normalise(float* actions, ptrdiff_t count) const noexcept {
+    const ActionSpec& box = model_.spec().actions;
+    const int action_dim = model_.spec().action_dim;
+    for (ptrdiff_t i = 0; i < count; ++i, actions += action_dim)
+        for (int a = 0; a < action_dim; ++a) {
+            const auto j = static_cast<size_t>(a);
+            actions[a] = (actions[a] - box.center[j]) / box.scale[j];
+        }
+}
+
+bool NativeRollout::propose(const Situation& now, int count, float* plans, const Deadline& deadline) {
+    const int per_environment = (count + block_ - 1) / block_;
+    const ptrdiff_t sequence = static_cast<ptrdiff_t>(steps_) * plan_dim_;
+    std::atomic<bool> expired{false};
+    pool_.run(now.environments * per_environment, [&](int tile, int thread) noexcept {
+        if (expired.load(std::memory_order_relaxed)) return;
+        if (deadline.expired()) {
+            expired.store(true, std::memory_order_relaxed);
+            return;
+        }
+        const simd::Kernels& kernels = simd::kernels();
+        const int e = tile / per_environment, n0 = tile % per_environment * block_;
+        const int rows = std::min(block_, count - n0);
+        const Lane l = lane(thread);
+        const float* start = now.states + static_cast<ptrdiff_t>(e) * latent_;
+        const float* goal = now.goals == nullptr ? nullptr : now.goals + static_cast<ptrdiff_t>(e) * latent_;
+        float* plan = plans + (static_cast<ptrdiff_t>(e) * count + n0) * sequence;
+        for (int r = 0; r < rows; ++r)
+            std::copy_n(start, latent_, l.state + static_cast<ptrdiff_t>(r) * state_ld_);
+        for (int t = 0; t < steps_; ++t, plan += plan_dim_) {
+            policy_->act(kernels, l.state, state_ld_, rows, goal, plan, sequence, plan, sequence, l.heads);
+            if (t + 1 == steps_) break;
+            for (int r = 0; r < rows; ++r) {
+                float* action = l.state + static_cast<ptrdiff_t>(r) * state_ld_ + latent_;
+                std::copy_n(plan + r * sequence, plan_dim_, action);
+                normalise(action, 1);
+            }
+            predictor_.forward(kernels, l.state, state_ld_, rows, l.state, state_ld_, predictor_.residual(),
+                               l.network);
+        }
+    });
+    return !expired.load(std::memory_order_relaxed);
+}
+
+double NativeRollout::flops_per_proposal() const noexcept {
+    return policy_ == nullptr ? 0.0 : policy_->flops() * steps_ + predictor_.flops() * (steps_ - 1);
+}
+
 bool NativeRollout::roll(const Situation& now, int e, int rows, const Lane& l, const Deadline& deadline,
                          float* states, float* terms) noexcept {
     const simd::Kernels& kernels = simd::kernels();
-    const ActionSpec& box = model_.spec().actions;
-    const int action_dim = model_.spec().action_dim;
     const ptrdiff_t sequence = static_cast<ptrdiff_t>(steps_) * plan_dim_;
-
-    float* action = l.actions;
-    for (ptrdiff_t i = rows * sequence / action_dim; i > 0; --i, action += action_dim)
-        for (int a = 0; a < action_dim; ++a) {
-            const auto j = static_cast<size_t>(a);
-            action[a] = (action[a] - box.center[j]) / box.scale[j];
-        }
+    normalise(l.actions, rows * sequence / model_.spec().action_dim);
     const float* start = now.states + static_cast<ptrdiff_t>(e) * latent_;
     for (int r = 0; r < rows; ++r)
         std::copy_n(start, latent_, l.state + static_cast<ptrdiff_t>(r) * state_ld_);
@@ -170,25 +220,28 @@ bool NativeRollout::roll(const Situation& now, int e, int rows, const Lane& l, c
     if (states != nullptr) std::copy_n(start, latent_, states);
 
     const float* goal = now.goals == nullptr ? nullptr : now.goals + static_cast<ptrdiff_t>(e) * latent_;
-    for (int t = 0; t < steps_; ++t) {
+    StepView step{kernels,  e,        rows,      l.state,         state_ld_, latent_, goal, nullptr, nullptr,
+                  sequence, sequence, plan_dim_, now.draws[e], 1.0f,      l.heads};
+    for (int t = 0; t < steps_; ++t, step.discount *= cost_.discount()) {
         if (t > 0 && deadline.expired()) return false;
-        const float* actions = l.actions + static_cast<ptrdiff_t>(t) * plan_dim_;
-        for (int r = 0; r < rows; ++r)
-            std::copy_n(actions + r * sequence, plan_dim_,
-                        l.state + static_cast<ptrdiff_t>(r) * state_ld_ + latent_);
-        predictor_.forward(kernels, l.state, state_ld_, rows, l.state, state_ld_, predictor_.residual(),
-                           l.network);
-
-        StepView step{kernels, rows,    l.state,  state_ld_, latent_,  goal,
-                      actions, nullptr, sequence, sequence,  plan_dim_};
+        step.actions = l.actions + static_cast<ptrdiff_t>(t) * plan_dim_;
         if (t > 0) {
-            step.previous = actions - plan_dim_;
+            step.previous = step.actions - plan_dim_;
+            step.previous_ld = sequence;
         } else if (now.has_previous[e]) {
             step.previous = now.previous + static_cast<ptrdiff_t>(e) * plan_dim_;
             step.previous_ld = 0;
         }
+        for (int r = 0; r < rows; ++r)
+            std::copy_n(step.actions + r * sequence, plan_dim_,
+                        l.state + static_cast<ptrdiff_t>(r) * state_ld_ + latent_);
+        const bool last = t + 1 == steps_;
         float each[kMaxCostTerms];
-        cost_.add(step, t + 1 == steps_, l.cost, terms == nullptr ? nullptr : each, l.scratch);
+        float* const report = terms == nullptr ? nullptr : each;
+        cost_.add(Cost::Of::action, step, last, l.cost, report, l.scratch);
+        predictor_.forward(kernels, l.state, state_ld_, rows, l.state, state_ld_, predictor_.residual(),
+                           l.network);
+        cost_.add(Cost::Of::state, step, last, l.cost, report, l.scratch);
         if (states != nullptr)
             std::copy_n(l.state, latent_, states + static_cast<ptrdiff_t>(t + 1) * latent_);
         if (terms != nullptr)

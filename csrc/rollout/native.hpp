@@ -10,6 +10,7 @@
 
 #include "model/dense.hpp"
 #include "model/model.hpp"
+#include "model/policy.hpp"
 #include "parallel/pool.hpp"
 #include "rollout/cost.hpp"
 #include "rollout/rollout.hpp"
@@ -18,24 +19,30 @@ namespace pyjepa {
 
 class NativeRollout final : public Rollout {
   public:
-    // model, cost and pool outlive the rollout.
-    NativeRollout(const Model& model, const Cost& cost, Pool& pool, const RolloutLimits& limits);
+    // model, cost, policy (nullptr: there is none) and pool outlive the rollout.
+    NativeRollout(const Model& model, const Cost& cost, const Policy* policy, Pool& pool,
+                  const RolloutLimits& limits);
     ~NativeRollout() override;
     bool evaluate(const Situation& now, const Proposal& proposal, int candidates, float* cost,
                   const Deadline& deadline) override;
     bool trace(const Situation& now, int e, const float* plan, float* states, float* terms) noexcept override;
-    double flops_per_candidate() const noexcept override { return predictor_.flops() * steps_; }
+    bool propose(const Situation& now, int count, float* plans, const Deadline& deadline) override;
+    double flops_per_proposal() const noexcept override;
+    double flops_per_candidate() const noexcept override {
+        return predictor_.flops() * steps_ + cost_.flops(steps_);
+    }
     int tile() const noexcept override { return block_; }
 
   private:
     // One worker's scratch.
     struct Lane {
-        float *actions, *state, *cost, *scratch, *proposal, *network;
+        float *actions, *state, *cost, *scratch, *proposal, *network, *heads;
     };
     class Evaluation;  // one call of evaluate, as tiles
     Lane lane(int thread) noexcept;
     Evaluation& free_evaluation() noexcept;
     // Rolls `rows` sequences of lane.actions (rows, S, D), in action units, out from environment e's state.
+    void normalise(float* actions, ptrdiff_t count) const noexcept;  // (count, A), in place
     // Returns false if the deadline passed first.
     bool roll(const Situation& now, int e, int rows, const Lane& lane, const Deadline& deadline,
               float* states, float* terms) noexcept;
@@ -43,9 +50,10 @@ class NativeRollout final : public Rollout {
     const Model& model_;
     const Network& predictor_;
     const Cost& cost_;
+    const Policy* policy_;
     Pool& pool_;
     int steps_, latent_, plan_dim_, state_ld_, block_;
-    size_t lane_size_, proposal_scratch_, network_work_;
+    size_t lane_size_, proposal_scratch_, network_work_, head_work_;
     AlignedFloats memory_;
     std::vector<std::unique_ptr<Evaluation>> evaluations_;  // as many as threads
 };

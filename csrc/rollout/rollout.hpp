@@ -87,6 +87,7 @@ struct Situation {
     const float* goals;        // (E, L) or nullptr
     const float* previous;     // (E, D): the normalised action before this plan
     const bool* has_previous;  // (E,)
+    const uint64_t* draws;     // (E,): random bits of this plan, for what is drawn once a plan
 };
 
 class Rollout {
@@ -101,6 +102,11 @@ class Rollout {
     // nullptr. Returns false where the rollout cannot tell.
     virtual bool trace(const Situation& now, int e, const float* plan, float* states,
                        float* terms) noexcept = 0;
+    // Rolls the policy out from every environment's state: plans (E, count, S, D) hold normals and receive actions.
+    // Returns false if the deadline passed first. Only asked of a rollout that has a policy.
+    virtual bool propose(const Situation&, int, float*, const Deadline&) { return false; }
+    // Multiply-adds * 2 for one proposal; 0 if unknown.
+    virtual double flops_per_proposal() const noexcept { return 0.0; }
     // Multiply-adds * 2 for one candidate; 0 if unknown.
     virtual double flops_per_candidate() const noexcept = 0;
     // Candidates that a thread rolls out together; 0: all.

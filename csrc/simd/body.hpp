@@ -324,13 +324,61 @@ void squared_distance(const float* z, ptrdiff_t ld, int rows, int n, const float
     }
 }
 
+void absolute_distance(const float* z, ptrdiff_t ld, int rows, int n, const float* goal, float* out) {
+    for (int r = 0; r < rows; ++r, z += ld) {
+        V total{};
+        for (int j = 0; j < n; j += W) {
+            const int left = n - j < W ? n - j : W;
+            total += vabs(load_part(z + j, left) - load_part(goal + j, left));
+        }
+        out[r] = sum(total);
+    }
+}
+
+void cosine_distance(const float* z, ptrdiff_t ld, int rows, int n, const float* goal, float* out) {
+    for (int r = 0; r < rows; ++r, z += ld) {
+        V both{}, own{}, other{};
+        for (int j = 0; j < n; j += W) {
+            const int left = n - j < W ? n - j : W;
+            const V a = load_part(z + j, left), b = load_part(goal + j, left);
+            both += a * b;
+            own += a * a;
+            other += b * b;
+        }
+        const float norms = __builtin_sqrtf(sum(own)) * __builtin_sqrtf(sum(other));
+        out[r] = 1.0f - sum(both) / (norms < 1e-8f ? 1e-8f : norms);
+    }
+}
+
+void two_hot(const float* x, ptrdiff_t ldx, int rows, int n, float low, float step, float* y, ptrdiff_t ldy,
+             bool accumulate) {
+    I lane;
+    for (int i = 0; i < W; ++i) lane[i] = i;
+    for (int r = 0; r < rows; ++r, x += ldx, y += ldy) {
+        float top = x[0];
+        for (int j = 1; j < n; ++j) top = x[j] > top ? x[j] : top;
+        V weights{}, places{};
+        for (int j = 0; j < n; j += W) {
+            V w = vexp(load_part(x + j, n - j < W ? n - j : W) - top);
+            const I place = lane + j;
+            if (n - j < W) w = choose(place < n, w, V{});
+            weights += w;
+            places += w * __builtin_convertvector(place, V);
+        }
+        // symexp; expm1 keeps the digits of small values.
+        const float mean = low + step * (sum(places) / sum(weights));
+        const float value = std::copysign(std::expm1(std::fabs(mean)), mean);
+        y[0] = accumulate ? y[0] + value : value;
+    }
+}
+
 }  // namespace
 
 #define PYJEPA_STRINGIFY2(x) #x
 #define PYJEPA_STRINGIFY(x) PYJEPA_STRINGIFY2(x)
 extern const Kernels table;
 const Kernels table = {
-    PYJEPA_STRINGIFY(PYJEPA_ISA), dense, layer_norm, simnorm, activate, add, squared_distance, gaussian};
+    PYJEPA_STRINGIFY(PYJEPA_ISA), dense, layer_norm, simnorm, activate, add, squared_distance, absolute_distance, cosine_distance, two_hot, gaussian};
 #undef PYJEPA_STRINGIFY
 #undef PYJEPA_STRINGIFY2
 

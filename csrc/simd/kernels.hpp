@@ -40,6 +40,13 @@ struct Kernels {
     void (*add)(const float* x, ptrdiff_t ldx, int rows, int n, float* y, ptrdiff_t ldy);
     // out[r] = sum_j (z[r, j] - goal[j])^2
     void (*squared_distance)(const float* z, ptrdiff_t ld, int rows, int n, const float* goal, float* out);
+    // out[r] = sum_j |z[r, j] - goal[j]|
+    void (*absolute_distance)(const float* z, ptrdiff_t ld, int rows, int n, const float* goal, float* out);
+    // out[r] = 1 - cos(z[r], goal), with a product of norms of at least 1e-8.
+    void (*cosine_distance)(const float* z, ptrdiff_t ld, int rows, int n, const float* goal, float* out);
+    // y[r, 0] = symexp(sum_j softmax(x[r])_j (low + j step)), added to y if `accumulate`. y may be x.
+    void (*two_hot)(const float* x, ptrdiff_t ldx, int rows, int n, float low, float step, float* y,
+                    ptrdiff_t ldy, bool accumulate);
     // Normals for candidates n0 .. n1 - 1, `count` each rounded up to groups of four: out (n1 - n0, 4
     // ceil(count / 4)). The same bits on every instruction set.
     void (*gaussian)(uint32_t k0, uint32_t k1, uint32_t stream, int n0, int n1, int count, float* out);

@@ -18,7 +18,7 @@ from rich.text import Text
 from pyjepa import _engine
 from pyjepa.cli.text import printable
 from pyjepa.errors import AgentFileError, UnsupportedError
-from pyjepa.spec import Block, Conv, Impala, Mlp, Spec
+from pyjepa.spec import Block, Conv, Impala, Mlp, Spec, TwoHot
 
 BYTES_PER_PARAMETER = 4  # float32
 
@@ -87,10 +87,18 @@ def _inspect(file: Path) -> _Report:
 
 def _summary(model: Any, spec: Spec, name: str, tensors: dict[str, tuple[int, ...]]) -> _ModuleSummary:
     level = spec.levels[0]
-    roles = {level.encoder: "encoder", level.predictor: "predictor", spec.policy: "policy"}
+    roles = {
+        **{term.module: term.label for term in spec.cost},
+        spec.critic: "critic",
+        level.encoder: "encoder",
+        level.predictor: "predictor",
+        spec.policy: "policy",
+    }
     module = spec.modules[name]
     input_size, output_size = model.module_sizes(name)
     blocks = [_block_text(block) for block in module.blocks]
+    if module.ensemble > 1:
+        blocks[0] = f"{module.ensemble} of: {blocks[0]}"
     if module.residual:
         blocks[-1] += " (+ state)"
     parameters = sum(math.prod(shape) for tensor, shape in tensors.items() if tensor.split(".")[0] == name)
@@ -117,6 +125,8 @@ def _block_text(block: Block) -> str:
             return "conv " + " → ".join(convolutions)
         case Impala():
             return "impala " + " → ".join(map(str, block.channels))
+        case TwoHot():
+            return f"two_hot {block.bins} bins, symlog {block.low:g} to {block.high:g}"
 
 
 def _words(*words: str) -> str:
@@ -157,7 +167,9 @@ def _print(report: _Report) -> None:
         "state": f"{report.latent_size} (from {level.encoder or 'the observation itself'})",
         "predictor": f"{level.predictor or 'none: a callback rolls out'}, {level.action_block} environment step(s) "
         f"at once{', one held action' if level.hold else ''}",
-        "policy": spec.policy or "none",
+        "policy": f"{spec.policy}, {spec.policy_head}" if spec.policy else "none",
+        "critic": spec.critic or "none",
+        "discount": f"{spec.discount:g} per predictor step",
     }
     _print_pairs(console, "Agent", facts)
     _print_rows(
@@ -200,7 +212,12 @@ def _print(report: _Report) -> None:
         "Cost",
         ("term", "metric", "stage", "terminal"),
         [
-            (term.kind, term.metric if term.kind == "goal_distance" else "", f"{term.stage:g}", f"{term.terminal:g}")
+            (
+                term.label if term.label == term.kind else f"{term.label} ({term.kind})",
+                term.metric if term.kind == "goal_distance" else "",
+                f"{term.stage:g}",
+                f"{term.terminal:g}",
+            )
             for term in spec.cost
         ],
         numbers=2,

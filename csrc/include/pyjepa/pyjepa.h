@@ -65,7 +65,14 @@ typedef enum pyjepa_interpolation {
     PYJEPA_CUBIC = 3
 } pyjepa_interpolation;
 
-/* Of a predictor's weights; sums are fp32 (bf16) or int32 (int8), everything else fp32. */
+/* What a temperature is measured in. */
+typedef enum pyjepa_temperature_scale {
+    PYJEPA_TEMPERATURE_SCALE_DEFAULT = 0,
+    PYJEPA_TEMPERATURE_STD = 1,     /* standard deviations of the candidates' costs */
+    PYJEPA_TEMPERATURE_ABSOLUTE = 2 /* units of cost */
+} pyjepa_temperature_scale;
+
+/* Of the weights of predictor, heads, critic and planning policy; sums are fp32 (bf16) or int32 (int8), everything else fp32. */
 typedef enum pyjepa_precision { PYJEPA_FP32 = 0, PYJEPA_BF16 = 1, PYJEPA_INT8 = 2 } pyjepa_precision;
 
 /* The library's version, "major.minor.patch". Never NULL. */
@@ -151,6 +158,10 @@ typedef struct pyjepa_task {
     const float* weights; /* (T,) multiplies each cost term's weights (the u_i of the paper); NULL: all 1 */
     pyjepa_rollout_fn rollout; /* NULL: the model's own */
     void* rollout_user;
+    int32_t temperature_scale; /* pyjepa_temperature_scale */
+    int32_t elite_refit;       /* mppi refits mean and spread to the elites; 0, 1, -1: default */
+    int32_t policy_candidates; /* candidates that are rollouts of the policy; -1: default */
+    float max_std;             /* most spread that such a refit widens to; default: NaN */
 } pyjepa_task;
 
 /* The defaults, in as much of `task` as `size` = sizeof(pyjepa_task) says that the caller knows. */
@@ -196,6 +207,8 @@ typedef struct pyjepa_settings {
     float std, min_std, momentum, temperature;
     double flops; /* multiply-adds * 2 of one plan's rollouts, 0 for callbacks */
     int32_t tile; /* candidates that a thread rolls out together, 0 for callbacks: all */
+    int32_t temperature_scale, elite_refit, policy_candidates;
+    float max_std;
 } pyjepa_settings;
 
 PYJEPA_API pyjepa_status pyjepa_get_settings(const pyjepa_agent* agent, pyjepa_settings* out);
