@@ -1,4 +1,7 @@
-"""The cost of a plan in torch (paper section 3.2), as the engine computes it. To add a term: a function here, see `TERMS`."""
+"""The cost of a plan in torch (paper section 3.2), as the engine computes it.
+
+To add a term: a function here and its line in `TERMS`.
+"""
 
 from __future__ import annotations
 

@@ -204,8 +204,8 @@ class CostTerm:
     - ``box``: how far the reached state, or the output of ``module`` there, lies outside [``low``, ``high``] (either
       may be empty): the sum of squared excesses, or infinity anywhere outside where ``hard``.
     - ``half_space``: the same for ``normal`` · x <= ``offset``.
-    - ``critic``: the spec's critic at the reached state, as a cost: minus it where it ``estimates`` reward to come, plus
-      where it estimates cost. Its usual weights are ``stage`` 0 and ``terminal`` 1.
+    - ``critic``: the spec's critic at the reached state: minus it where it ``estimates`` reward to come, plus where it
+      estimates cost. Its usual weights are ``stage`` 0 and ``terminal`` 1.
 
     Of a module with an ensemble, ``members`` of its networks (0: all), drawn anew for every plan, are evaluated and
     ``reduce``d, number by number. ``name`` tells terms of one kind apart in weights and plans; "": the kind.

@@ -184,10 +184,10 @@ pyjepa_status pyjepa_model_forward(const pyjepa_model* model, const char* module
         if (batch > static_cast<size_t>(std::numeric_limits<int>::max()))
             throw Error(PYJEPA_INVALID_ARGUMENT, "batch is too large: " + std::to_string(batch));
         if (in_size != static_cast<size_t>(in) || out_size != static_cast<size_t>(expected))
-            throw Error(PYJEPA_INVALID_ARGUMENT,
-                        "module '" + std::string(module) + "' maps " + std::to_string(in) + " to " +
-                            std::to_string(expected) + " values, got " + std::to_string(in_size) +
-                            " and " + std::to_string(out_size));
+            throw Error(PYJEPA_INVALID_ARGUMENT, "module '" + std::string(module) + "' maps " +
+                                                     std::to_string(in) + " to " + std::to_string(expected) +
+                                                     " values, got " + std::to_string(in_size) + " and " +
+                                                     std::to_string(out_size));
         if (batch == 0) return;
         m.forward(module, &not_null(input, "input"), static_cast<int>(batch), &not_null(output, "output"));
     });

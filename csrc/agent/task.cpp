@@ -208,8 +208,8 @@ Task::Task(const Model& model, Pool& pool, TaskRequest request)
     if (request_.rollout != nullptr)
         rollout_ = std::make_unique<CallbackRollout>(spec, request_.rollout, request_.rollout_user, limits);
     else
-        rollout_ = std::make_unique<NativeRollout>(model, cost_, planning_ ? &*planning_ : nullptr, pool,
-                                                   limits);
+        rollout_ =
+            std::make_unique<NativeRollout>(model, cost_, planning_ ? &*planning_ : nullptr, pool, limits);
     optimiser_ = std::make_unique<Optimiser>(*planner_, *rollout_);
 
     states_ = AlignedFloats(e * latent);
@@ -293,8 +293,8 @@ void Task::act(float* actions) noexcept {
 }
 
 Situation Task::situation() const noexcept {
-    return {environments(), states_.data(), goals_.size() == 0 ? nullptr : goals_.data(), previous_.data(),
-            has_previous_.get(), draws_.data()};
+    return {environments(),   states_.data(),      goals_.size() == 0 ? nullptr : goals_.data(),
+            previous_.data(), has_previous_.get(), draws_.data()};
 }
 
 bool Task::plan(double deadline, Interrupt& interrupt, pyjepa_plan_out& out) {

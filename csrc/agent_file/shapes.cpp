@@ -196,10 +196,10 @@ void check_policy(const Spec& spec) {
     const bool gaussian = spec.policy_head == PolicyHead::gaussian_tanh;
     const int size = output_size(spec, name);
     if (size != spec.action_dim * (gaussian ? 2 : 1)) {
-        invalid("spec.modules." + name, "a policy puts out " + std::to_string(spec.action_dim) +
-                                            (gaussian ? " means and as many log standard deviations"
-                                                      : " actions") +
-                                            ", this one puts out " + std::to_string(size));
+        invalid("spec.modules." + name,
+                "a policy puts out " + std::to_string(spec.action_dim) +
+                    (gaussian ? " means and as many log standard deviations" : " actions") +
+                    ", this one puts out " + std::to_string(size));
     }
     if (policy.residual && (!reads(policy, Input::state) || size != spec.latent_dim)) {
         invalid("spec.modules." + name + ".residual",
@@ -214,9 +214,9 @@ void check_head(const Spec& spec, const std::string& name, const std::string& wh
     const ModuleSpec& head = spec.modules.at(name);
     if (reads(head, Input::observation) || (!takes_action && reads(head, Input::action)) ||
         (!takes_goal && reads(head, Input::goal))) {
-        invalid("spec.modules." + name + ".inputs",
-                what + " reads only 'state'" + (takes_action ? ", 'action'" : "") +
-                    (takes_goal ? ", 'goal'" : ""));
+        invalid("spec.modules." + name + ".inputs", what + " reads only 'state'" +
+                                                        (takes_action ? ", 'action'" : "") +
+                                                        (takes_goal ? ", 'goal'" : ""));
     }
     if (head.residual) {
         invalid("spec.modules." + name + ".residual", what + " puts out no state to add to");
@@ -300,8 +300,8 @@ void check_cost(const Spec& spec) {
             invalid(where + ".members", "a goal distance takes all members");
         }
         if (term.members > networks) {
-            invalid(where + ".members", std::to_string(term.members) + " of an ensemble of " +
-                                            std::to_string(networks));
+            invalid(where + ".members",
+                    std::to_string(term.members) + " of an ensemble of " + std::to_string(networks));
         }
     }
 }

@@ -349,8 +349,8 @@ CostSpec read_cost_term(const JsonObject& term) {
     read.estimates = term.choice<Estimates>("estimates", read.estimates,
                                             {{"reward", Estimates::reward}, {"cost", Estimates::cost}});
     read.members = term.integer("members", read.members, 0, limits::ensemble);
-    read.reduce = term.choice<Reduce>(
-        "reduce", read.reduce, {{"mean", Reduce::mean}, {"min", Reduce::min}, {"max", Reduce::max}});
+    read.reduce = term.choice<Reduce>("reduce", read.reduce,
+                                      {{"mean", Reduce::mean}, {"min", Reduce::min}, {"max", Reduce::max}});
     return read;
 }
 
@@ -408,8 +408,8 @@ PlannerSpec read_planner(const Json& value, int action_block) {
         "temperature_scale", planner.temperature_scale,
         {{"std", TemperatureScale::std}, {"absolute", TemperatureScale::absolute}});
     planner.elite_refit = object.flag("elite_refit", planner.elite_refit);
-    planner.max_std = range(
-        "max_std", planner.max_std, [](float v) { return v > 0 && v <= limits::std; }, "in (0, 10]");
+    planner.max_std =
+        range("max_std", planner.max_std, [](float v) { return v > 0 && v <= limits::std; }, "in (0, 10]");
     planner.policy_candidates =
         object.integer("policy_candidates", planner.policy_candidates, 0, planner.candidates - 1);
 
@@ -478,8 +478,8 @@ Spec read_spec(const std::string& json) {
     const Json root = parse_json(json, "spec");
     check_version(root);
     const JsonObject object(root, "spec",
-                            {"observation", "actions", "modules", "levels", "policy", "policy_head",
-                             "critic", "discount", "cost", "planner", "name", "provenance", "version"});
+                            {"observation", "actions", "modules", "levels", "policy", "policy_head", "critic",
+                             "discount", "cost", "planner", "name", "provenance", "version"});
     Spec spec;
     spec.json = json;
     if (const Json* name = object.find("name")) spec.name = as_text(*name, "spec.name", limits::agent_name);

@@ -13,8 +13,8 @@ namespace pyjepa {
 
 class Model {
   public:
-    // `precision`: of the networks that planning runs, all but the encoder; where the machine has no kernels for it,
-    // fp32.
+    // `precision`: of the networks that planning runs, all but the encoder; where the machine has no kernels
+    // for it, fp32.
     explicit Model(const AgentFile& file, simd::Precision precision = simd::Precision::fp32);
 
     const Spec& spec() const noexcept { return spec_; }
@@ -31,8 +31,8 @@ class Model {
     bool reads(const std::string& module, Input input) const;
     // The networks of a module's ensemble; one where it has none.
     const std::vector<Network>& members(const std::string& module) const;
-    // A module on inputs as the spec lists them, its members' outputs one after the other; for tools and tests.
-    // Allocates.
+    // A module on inputs as the spec lists them, its members' outputs one after the other; for tools and
+    // tests. Allocates.
     int input_size(const std::string& module) const { return members(module).front().in(); }
     int output_size(const std::string& module) const;
     void forward(const std::string& name, const float* input, int batch, float* output) const;
@@ -45,7 +45,7 @@ class Model {
 
     Spec spec_;
     std::map<std::string, std::vector<Network>> networks_;
-    std::optional<Network> policy_;  // in fp32, where the others are not
+    std::optional<Network> policy_;                         // in fp32, where the others are not
     std::map<std::string, std::vector<int>> input_orders_;  // spec position of each input the network reads
     simd::Precision precision_;
 };

@@ -19,8 +19,9 @@ class Policy {
     bool samples() const noexcept { return head_ == PolicyHead::gaussian_tanh; }
     // Floats of scratch for act.
     size_t workspace(int rows) const noexcept;
-    // Actions (rows, A) in the environment's units at states (rows, L) and a goal (L,), nullptr if it reads none. `noise`
-    // (rows, A): normals for a head that samples, and may be `actions` itself; nullptr: the mean. Real-time safe.
+    // Actions (rows, A) in the environment's units at states (rows, L) and a goal (L,), nullptr if it reads
+    // none. `noise` (rows, A): normals for a head that samples, and may be `actions` itself; nullptr: the
+    // mean. Real-time safe.
     void act(const simd::Kernels& kernels, const float* states, ptrdiff_t ld, int rows, const float* goal,
              const float* noise, ptrdiff_t noise_ld, float* actions, ptrdiff_t action_ld,
              float* work) const noexcept;

@@ -16,16 +16,7 @@ enum class Activation { none, relu, gelu, silu, mish, tanh };
 enum class Input { observation, state, action, goal };
 enum class Algorithm { cem, mppi, predictive_sampling };
 enum class Interpolation { zero, linear, cubic };
-enum class CostKind {
-    goal_distance,
-    action_size,
-    action_change,
-    reward,
-    hazard,
-    box,
-    half_space,
-    critic
-};
+enum class CostKind { goal_distance, action_size, action_change, reward, hazard, box, half_space, critic };
 enum class Metric { l2, squared_l2, l1, cosine };
 enum class Reduce { mean, min, max };
 enum class Estimates { reward, cost };

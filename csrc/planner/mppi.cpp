@@ -1,9 +1,10 @@
 // Model-predictive path integral control (Williams et al. 2017): the mean of all candidates, weighted by
-// exp(-(cost - least cost) / scale). Measuring the temperature in standard deviations of the costs (scale = temperature *
-// spread of the costs) makes one setting serve models whose costs differ in scale; absolute, scale = temperature.
+// exp(-(cost - least cost) / scale). Measuring the temperature in standard deviations of the costs (scale =
+// temperature * spread of the costs) makes one setting serve models whose costs differ in scale; absolute,
+// scale = temperature.
 //
-// With elite_refit only the elites are weighed, and the spread becomes theirs, likewise weighted: the planner of TD-MPC2
-// (Hansen et al. 2024), whose own `temperature` is one over ours.
+// With elite_refit only the elites are weighed, and the spread becomes theirs, likewise weighted: the planner
+// of TD-MPC2 (Hansen et al. 2024), whose own `temperature` is one over ours.
 #include <algorithm>
 #include <cmath>
 

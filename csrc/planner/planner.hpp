@@ -62,7 +62,9 @@ class Planner : public Proposal {
     const float* mean(int e) const noexcept { return mean_.data() + offset(e); }
     // Where the next plan starts from.
     void set_mean(int e, const float* knots) noexcept;
-    uint64_t plans(int e) const noexcept { return plans_[static_cast<size_t>(e)]; }  // since the episode began
+    uint64_t plans(int e) const noexcept {
+        return plans_[static_cast<size_t>(e)];
+    }  // since the episode began
     const PlannerSettings& settings() const noexcept { return settings_; }
 
   protected:
@@ -73,12 +75,12 @@ class Planner : public Proposal {
 
     PlannerSettings settings_;
     Knots knots_;
-    size_t knots_size_;                         // K * D
-    AlignedFloats mean_, std_;                  // (E, K, D)
+    size_t knots_size_;                                    // K * D
+    AlignedFloats mean_, std_;                             // (E, K, D)
     std::vector<float> first_std_, least_std_, most_std_;  // (D,)
-    std::vector<int> order_;                    // (N,)
-    AlignedFloats drawn_;                       // (K, D): one candidate
-    std::vector<double> sum_, square_sum_;      // (K, D)
+    std::vector<int> order_;                               // (N,)
+    AlignedFloats drawn_;                                  // (K, D): one candidate
+    std::vector<double> sum_, square_sum_;                 // (K, D)
 
   private:
     void clamp(float* values, int rows) const noexcept;  // (rows, D), to the bounds

@@ -421,10 +421,9 @@ PYBIND11_MODULE(_engine, m) {
         .def("configure", &Agent::configure, py::kw_only(), py::arg("environments"), py::arg("algorithm"),
              py::arg("horizon"), py::arg("candidates"), py::arg("iterations"), py::arg("elites"),
              py::arg("knots"), py::arg("interpolation"), py::arg("std"), py::arg("min_std"),
-             py::arg("momentum"), py::arg("temperature"),
-             py::arg("temperature_scale"), py::arg("elite_refit"), py::arg("max_std"),
-             py::arg("policy_candidates"), py::arg("seed"), py::arg("goal"), py::arg("low"),
-             py::arg("high"), py::arg("weights"), py::arg("rollout"))
+             py::arg("momentum"), py::arg("temperature"), py::arg("temperature_scale"),
+             py::arg("elite_refit"), py::arg("max_std"), py::arg("policy_candidates"), py::arg("seed"),
+             py::arg("goal"), py::arg("low"), py::arg("high"), py::arg("weights"), py::arg("rollout"))
         .def("observe", &Agent::observe, py::arg("observation"), py::arg("steps"))
         .def("act", &Agent::act, py::arg("out").noconvert())
         .def("state", &Agent::state, py::arg("out").noconvert())

@@ -15,14 +15,14 @@ namespace pyjepa {
 // The agent file's reader allows no more.
 constexpr int kMaxCostTerms = 64;
 
-// One predictor step of a tile of candidates. Terms that judge the action see the state it is taken in, the others the
-// state it leads to.
+// One predictor step of a tile of candidates. Terms that judge the action see the state it is taken in, the
+// others the state it leads to.
 struct StepView {
     const simd::Kernels& kernels;
     int environment;
     int rows;
-    float* states;  // (rows, L), row distance state_ld; after each row's state there is room for an action (D,):
-                    // the normalised one of this step, until a critic puts its own there
+    float* states;  // (rows, L), row distance state_ld; after each row's state there is room for an action
+                    // (D,): the normalised one of this step, until a critic puts its own there
     ptrdiff_t state_ld;
     int latent;
     const float* goal;      // (L,)
@@ -43,8 +43,8 @@ class CostTerm {
     virtual void score(const StepView& step, float* out) const noexcept = 0;
     // Its name, if it needs a goal.
     virtual const char* needs_goal() const noexcept { return nullptr; }
-    // Whether the term judges the action in its state rather than the state it leads to: then its stage weight
-    // holds at every step.
+    // Whether the term judges the action in its state rather than the state it leads to: then its stage
+    // weight holds at every step.
     virtual bool judges_action() const noexcept { return false; }
     // Whether it stands for what follows the reached state, which is discounted once more.
     virtual bool judges_future() const noexcept { return false; }

@@ -1,5 +1,5 @@
-// box and half_space: constraints on the reached state, or on what a prediction head says of it. Soft ones cost the
-// squared excess, hard ones infinity: planners drop such candidates.
+// box and half_space: constraints on the reached state, or on what a prediction head says of it. Soft ones
+// cost the squared excess, hard ones infinity: planners drop such candidates.
 #include <algorithm>
 #include <limits>
 #include <optional>

@@ -1,5 +1,5 @@
-// goal_distance: how far the predicted latent is from the goal's, or what a prediction head makes of the one from what
-// it makes of the other.
+// goal_distance: how far the predicted latent is from the goal's, or what a prediction head makes of the one
+// from what it makes of the other.
 #include <cmath>
 #include <optional>
 
@@ -23,7 +23,8 @@ class GoalDistance final : public CostTerm {
             return;
         }
         float* const seen = s.work;
-        head_->forward(s.kernels, s.states, s.state_ld, s.rows, nullptr, s.draw, seen, seen + rows_size(s.rows));
+        head_->forward(s.kernels, s.states, s.state_ld, s.rows, nullptr, s.draw, seen,
+                       seen + rows_size(s.rows));
         distance(s.kernels, seen, head_->out(), s.rows, head_->out(),
                  goals_.data() + static_cast<ptrdiff_t>(s.environment) * head_->out(), out);
     }

@@ -17,9 +17,7 @@ class Hazard final : public CostTerm {
         if (sigmoid_)
             for (int r = 0; r < s.rows; ++r) out[r] = 1.0f / (1.0f + std::exp(-out[r]));
     }
-    const char* needs_goal() const noexcept override {
-        return head_.reads_goal() ? "hazard" : nullptr;
-    }
+    const char* needs_goal() const noexcept override { return head_.reads_goal() ? "hazard" : nullptr; }
     size_t workspace(int rows) const noexcept override { return head_.workspace(rows); }
     double flops() const noexcept override { return head_.flops(); }
 

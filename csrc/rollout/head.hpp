@@ -1,5 +1,5 @@
-// A critic or prediction head at work in a tile: what its module reads put together, and the outputs of an ensemble's
-// members made one.
+// A critic or prediction head at work in a tile: what its module reads put together, and the outputs of an
+// ensemble's members made one.
 #pragma once
 
 #include <cstdint>
@@ -20,8 +20,8 @@ class Head {
     bool reads_goal() const noexcept { return reads_goal_; }
     // Floats of scratch for forward.
     size_t workspace(int rows) const noexcept;
-    // out (rows, out()), gapless. `inputs`: rows of a state (L,) and, for a head that reads one, the normalised action
-    // (D,). `goal` (L,) or nullptr. `draw` decides on the members.
+    // out (rows, out()), gapless. `inputs`: rows of a state (L,) and, for a head that reads one, the
+    // normalised action (D,). `goal` (L,) or nullptr. `draw` decides on the members.
     void forward(const simd::Kernels& kernels, const float* inputs, ptrdiff_t ld, int rows, const float* goal,
                  uint64_t draw, float* out, float* work) const noexcept;
     double flops() const noexcept;

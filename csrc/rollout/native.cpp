@@ -220,8 +220,8 @@ bool NativeRollout::roll(const Situation& now, int e, int rows, const Lane& l, c
     if (states != nullptr) std::copy_n(start, latent_, states);
 
     const float* goal = now.goals == nullptr ? nullptr : now.goals + static_cast<ptrdiff_t>(e) * latent_;
-    StepView step{kernels,  e,        rows,      l.state,         state_ld_, latent_, goal, nullptr, nullptr,
-                  sequence, sequence, plan_dim_, now.draws[e], 1.0f,      l.heads};
+    StepView step{kernels, e,        rows,     l.state,   state_ld_,    latent_, goal,   nullptr,
+                  nullptr, sequence, sequence, plan_dim_, now.draws[e], 1.0f,    l.heads};
     for (int t = 0; t < steps_; ++t, step.discount *= cost_.discount()) {
         if (t > 0 && deadline.expired()) return false;
         step.actions = l.actions + static_cast<ptrdiff_t>(t) * plan_dim_;

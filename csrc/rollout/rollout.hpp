@@ -102,8 +102,8 @@ class Rollout {
     // nullptr. Returns false where the rollout cannot tell.
     virtual bool trace(const Situation& now, int e, const float* plan, float* states,
                        float* terms) noexcept = 0;
-    // Rolls the policy out from every environment's state: plans (E, count, S, D) hold normals and receive actions.
-    // Returns false if the deadline passed first. Only asked of a rollout that has a policy.
+    // Rolls the policy out from every environment's state: plans (E, count, S, D) hold normals and receive
+    // actions. Returns false if the deadline passed first. Only asked of a rollout that has a policy.
     virtual bool propose(const Situation&, int, float*, const Deadline&) { return false; }
     // Multiply-adds * 2 for one proposal; 0 if unknown.
     virtual double flops_per_proposal() const noexcept { return 0.0; }

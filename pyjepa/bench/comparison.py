@@ -17,7 +17,7 @@ import numpy as np
 from pyjepa.agent import Precision
 from pyjepa.bench import engine, machine, peers
 from pyjepa.bench.worker import Contestant, Samples, Worker, WorkerError
-from pyjepa.bench.workloads import Problem, Workload
+from pyjepa.bench.workloads import Workload, problem_of
 
 Row = dict[str, Any]
 Progress = Callable[[str, float], None]
@@ -120,7 +120,7 @@ def _contestants(
         yield Contestant("", threads, precision, deadline=deadline)
     if not chosen:
         return
-    problem = Problem.of(workload)
+    problem = problem_of(workload)
     for peer in chosen:
         for variant in peers.variants(peer, problem):
             yield Contestant(peer, threads, variant=variant)

@@ -12,7 +12,7 @@ import numpy as np
 import pyjepa
 from pyjepa.agent import Agent, Precision
 from pyjepa.bench.peers import FloatArray
-from pyjepa.bench.workloads import Problem, Workload
+from pyjepa.bench.workloads import PlanningProblem, Workload
 from pyjepa.errors import UnsupportedError
 from pyjepa.spec import Actions, Layer, Level, Mlp, Module, Observation, Spec
 
@@ -68,7 +68,7 @@ class Planning:
         share = settings["tile"] / (settings["candidates"] * settings["iterations"])
         return float(share * min(alone.plan().elapsed for _ in range(plans)))
 
-    def final_costs(self, problem: Problem, plans: int) -> list[float]:
+    def final_costs(self, problem: PlanningProblem, plans: int) -> list[float]:
         """What plans from scratch cost, one for each of so many seeds."""
         found = []
         for seed in range(plans):

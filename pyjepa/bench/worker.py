@@ -171,7 +171,7 @@ class _Stage:
 
     def prepare(self, workload: Workload) -> dict[str, Any]:
         from pyjepa.bench import engine, peers
-        from pyjepa.bench.workloads import Problem
+        from pyjepa.bench.workloads import problem_of
 
         given = self.contestant
         if workload.name == "mode1":
@@ -179,7 +179,7 @@ class _Stage:
             self.operations = {name: operation.call for name, operation in reflexes.items()}
             flops = {name: operation.flops for name, operation in reflexes.items()}
             return {"impl": engine.IMPL, "precision": given.precision, "flops": flops}
-        problem = Problem.of(workload)
+        problem = problem_of(workload)
         flops = {"plan": problem.flops}
         if not given.peer:
             planning = engine.Planning(workload, given.threads, precision=given.precision, deadline=given.deadline)

@@ -9,18 +9,18 @@ W0           z 32, a 2, MLP 34-128-128-32, residual         CEM, 256 candidates,
 W0L          z 64, a 2, MLP 66-256-256-64, residual         CEM, 512 candidates, horizon 10, 5 iterations, 64 elites
 W0s-mppi     as W0s                                         MPPI, one iteration
 W0L-mppi     as W0L                                         MPPI, one iteration
+W1           TD-MPC2's 5M model: z 512, a 6, five Q heads    MPPI on elites, 512 candidates of which 24 from the
+             (`pyjepa.bench.tdmpc2`)                        policy, horizon 3, 6 iterations, 64 elites
 two-rooms    the shipped agent, one held-out episode        as in its file
 mode1        policy 128-128-128-2, encoder of 64x64 images  no plan: `Agent.act`, `Agent.observe` (see `mode1`)
 ===========  =============================================  ==========================================================
-
-W1 (TD-MPC2's 5M model: two-hot heads, an ensemble of Q functions, policy proposals) waits for those blocks.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,7 @@ class Workload:
     spec: Spec
     tensors: Mapping[str, FloatArray]
     observation: npt.NDArray[Any]
-    goal: npt.NDArray[Any]
+    goal: npt.NDArray[Any] | None
 
     def model(self, precision: Precision = "fp32") -> Model:
         """The agent in the engine."""
@@ -73,31 +73,73 @@ class Dense:
     activation: Activation
 
 
-@dataclass(frozen=True)
-class Problem:
-    """A planning problem in plain arrays: z[t+1] = z[t] + MLP(z[t], normalised a[t]), cost = distances to a goal.
-
-    Symbols: N candidates, S predictor steps, A action dimension, L latent dimension. Actions are in the environment's
-    units; a plan has shape (S, A).
+@dataclass(frozen=True, kw_only=True)
+class PlanningProblem(ABC):
+    """What implementations are given to solve. Symbols: N candidates, S predictor steps, A action dimension, L latent
+    dimension. Actions are in the environment's units; a plan has shape (S, A).
     """
 
-    layers: tuple[Dense, ...]
-    residual: bool
     center: FloatArray
     scale: FloatArray
     low: FloatArray
     high: FloatArray
     start: FloatArray
     """(L,), the current latent state."""
+    steps: int
+    planner: Planner
+    engine: Model = field(compare=False, repr=False)
+
+    @property
+    def algorithm(self) -> str:
+        """What peers must be able to run: the planner's algorithm, or a name for all that belongs to it."""
+        return self.planner.algorithm
+
+    @property
+    def latent_dim(self) -> int:
+        """L."""
+        return len(self.start)
+
+    @property
+    def action_dim(self) -> int:
+        """A."""
+        return len(self.low)
+
+    @property
+    @abstractmethod
+    def flops(self) -> int:
+        """Of one plan: two per multiply-add of all that is evaluated."""
+
+    @abstractmethod
+    def costs(self, plans: npt.ArrayLike) -> FloatArray:
+        """What the engine's fp32 model says plans (N, S, A) cost; (N,). The yardstick for every implementation."""
+
+    def sample(self, count: int, seed: int) -> FloatArray:
+        """Plans (count, S, A) drawn uniformly within the bounds."""
+        drawn = np.random.default_rng(seed).random((count, self.steps, self.action_dim), dtype=np.float32)
+        return np.asarray(self.low + (self.high - self.low) * drawn, np.float32)
+
+
+def problem_of(workload: Workload) -> PlanningProblem:
+    """The problem behind a workload. Raises ValueError if it has more in it than plain arrays can say."""
+    if workload.spec.critic is None:
+        return Problem.of(workload)
+    from pyjepa.bench.tdmpc2 import TdMpc2Problem
+
+    return TdMpc2Problem.of(workload)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem(PlanningProblem):
+    """A planning problem in plain arrays: z[t+1] = z[t] + MLP(z[t], normalised a[t]), cost = distances to a goal."""
+
+    layers: tuple[Dense, ...]
+    residual: bool
     goal: FloatArray
     """(L,)."""
     squared: bool
     """Squared distances (else plain ones)."""
     stage: float
     terminal: float
-    steps: int
-    planner: Planner
-    engine: Model = field(compare=False, repr=False)
     predictor: str = ""
 
     @staticmethod
@@ -123,6 +165,8 @@ class Problem:
             )
             for j, layer in enumerate(block.layers)
         )
+        if workload.goal is None:
+            raise ValueError(f"{workload.name}: a distance to no goal")
         start, goal = model.encode(np.stack([workload.observation, workload.goal]))
         center, scale, low, high = (
             np.asarray(getattr(spec.actions, name), np.float32) for name in ("center", "scale", "low", "high")
@@ -146,23 +190,13 @@ class Problem:
         )
 
     @property
-    def latent_dim(self) -> int:
-        """L."""
-        return len(self.start)
-
-    @property
-    def action_dim(self) -> int:
-        """A."""
-        return len(self.low)
-
-    @cached_property
     def flops(self) -> int:
         """Of one plan: two per multiply-add of the predictor, for every candidate, step and iteration."""
         multiply_adds = sum(layer.weight.size for layer in self.layers)
         return 2 * multiply_adds * self.steps * self.planner.candidates * self.planner.iterations
 
     def costs(self, plans: npt.ArrayLike) -> FloatArray:
-        """What the engine's fp32 model says plans (N, S, A) cost; (N,). The yardstick for every implementation."""
+        """See `PlanningProblem`."""
         actions = np.asarray(plans, np.float32)
         normalised = (actions - self.center) / self.scale
         state = np.repeat(self.start[None], len(actions), axis=0)
@@ -174,11 +208,6 @@ class Problem:
                 distance = np.sqrt(distance)
             total += np.float32(self.terminal if t + 1 == self.steps else self.stage) * distance
         return total
-
-    def sample(self, count: int, seed: int) -> FloatArray:
-        """Plans (count, S, A) drawn uniformly within the bounds."""
-        drawn = np.random.default_rng(seed).random((count, self.steps, self.action_dim), dtype=np.float32)
-        return np.asarray(self.low + (self.high - self.low) * drawn, np.float32)
 
 
 def random_tensors(shapes: Mapping[str, tuple[int, ...]], rng: np.random.Generator) -> dict[str, FloatArray]:
@@ -297,12 +326,20 @@ def mode1() -> Workload:
     return Workload("mode1", spec, random_tensors(shapes, rng), observation, goal)
 
 
+def tdmpc2() -> Workload:
+    """See `pyjepa.bench.tdmpc2`."""
+    from pyjepa.bench.tdmpc2 import tdmpc2 as made
+
+    return made("W1")
+
+
 WORKLOADS: dict[str, Callable[[], Workload]] = {
     "W0s": lambda: residual_mlp("W0s", latent=64, hidden=(64, 64), planner=_cem(64, 8)),
     "W0": lambda: residual_mlp("W0", latent=32, hidden=(128, 128), planner=_cem(256, 32)),
     "W0L": lambda: residual_mlp("W0L", latent=64, hidden=(256, 256), planner=_cem(512, 64)),
     "W0s-mppi": lambda: residual_mlp("W0s-mppi", latent=64, hidden=(64, 64), planner=_mppi(64)),
     "W0L-mppi": lambda: residual_mlp("W0L-mppi", latent=64, hidden=(256, 256), planner=_mppi(512)),
+    "W1": tdmpc2,
     "two-rooms": two_rooms,
     "mode1": mode1,
 }

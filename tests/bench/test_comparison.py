@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from tiny import tiny
+from tiny import tiny, tiny_tdmpc2
 
 from pyjepa.bench import comparison
 from pyjepa.bench.comparison import Settings, measure
@@ -77,6 +77,19 @@ def test_a_peer_runs_beside_the_engine_and_plans_as_well():
     ours, theirs = result["rows"]
     assert theirs["impl"].startswith("torch ")
     assert theirs["final_cost"] == pytest.approx(ours["final_cost"], rel=0.05)
+
+
+def test_tdmpc2_runs_beside_torch_in_every_precision():
+    pytest.importorskip("torch")
+    result, notes = run([tiny_tdmpc2()], precisions=("fp32", "bf16", "int8"), peers=("torch", "torch-bf16", "numba"))
+    missing = [precision for precision, peak in result["machine"]["peak_gflops"].items() if peak is None]
+    assert all(f"no {precision} instructions" in note for precision, note in zip(missing, notes, strict=True))
+    rows = {(row["peer"], row["precision"]): row for row in result["rows"]}
+    assert set(rows) == {("pyjepa", p) for p in ("fp32", "bf16", "int8") if p not in missing} | {
+        ("torch", "fp32"),
+        ("torch-bf16", "bf16"),
+    }
+    assert all(row["final_cost"] < 0 for row in rows.values())
 
 
 def test_what_cannot_run_is_said_and_left_out():

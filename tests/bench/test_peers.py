@@ -5,10 +5,10 @@ import sys
 
 import numpy as np
 import pytest
-from tiny import CEM, MPPI, tiny
+from tiny import CEM, MPPI, tiny, tiny_tdmpc2
 
 from pyjepa.bench import peers
-from pyjepa.bench.workloads import Problem, two_rooms
+from pyjepa.bench.workloads import Problem, problem_of, two_rooms
 
 LIBRARIES = {
     "torch": "torch",
@@ -52,6 +52,21 @@ def test_costs_agree_and_plans_are_good(peer, planner):
         assert plans[0].shape == (problem.steps, problem.action_dim)
         costs = problem.costs([peers.clamp(problem, plan) for plan in plans])
         assert np.median(costs) < drawn[100 if planner is CEM else 500]  # of 2000 random plans
+
+
+@pytest.mark.parametrize(
+    "peer", [pytest.param(peer, marks=pytest.mark.slow if peer == "torch-compile" else ()) for peer in peers.PEERS]
+)
+def test_tdmpc2_is_planned_by_those_who_state_it(peer):
+    problem = problem_of(tiny_tdmpc2())
+    if not peer.startswith("torch") or peer == "torchrl":
+        assert peers.variants(peer, problem) == ()
+        return
+    assert peers.variants(peer, problem) == ("",)
+    prepared = peers.prepare(peer, problem, threads=1)
+    drawn = np.sort(problem.costs(problem.sample(2000, seed=3)))
+    costs = problem.costs([prepared.plan() for _ in range(9)])
+    assert np.median(costs) < drawn[200]
 
 
 @pytest.mark.parametrize("peer", ["torch", "onnxruntime", "numba", "jax"])

@@ -4,10 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-from tiny import tiny
+from tiny import tiny, tiny_tdmpc2
 
 from pyjepa.agent import Agent
-from pyjepa.bench.workloads import WORKLOADS, Problem, two_rooms
+from pyjepa.bench.tdmpc2 import TdMpc2Problem
+from pyjepa.bench.workloads import WORKLOADS, Problem, problem_of, two_rooms
 from pyjepa.spec import Layer, Mlp
 
 
@@ -40,6 +41,32 @@ def test_a_problem_costs_plans_as_the_engine_does(make):
     assert steps.shape == (problem.steps, problem.action_dim)
     assert problem.costs(steps[None])[0] == pytest.approx(plan.cost, rel=1e-5)
     assert plan.cost < problem.costs(problem.sample(64, seed=0)).min()
+
+
+def test_w1_is_tdmpc2s_model_and_its_work_is_counted_as_the_engine_counts_it():
+    workload = WORKLOADS["W1"]()
+    problem = problem_of(workload)
+    assert isinstance(problem, TdMpc2Problem)
+    dynamics = 518 * 512 + 2 * 512 * 512
+    policy, head = 2 * 512 * 512 + 512 * 12, 518 * 512 + 512 * 512 + 512 * 101
+    candidate = 3 * (dynamics + head) + policy + 2 * head
+    assert problem.flops == 2 * (512 * 6 * candidate + 24 * (3 * policy + 2 * dynamics))
+    assert problem.flops / 1e9 == pytest.approx(36, rel=0.01)
+    agent = Agent(workload.model())
+    agent.configure()
+    assert agent.settings["flops"] == problem.flops
+
+
+def test_a_tdmpc2_problem_costs_plans_as_the_engine_does():
+    workload = tiny_tdmpc2()
+    reward, critic = workload.spec.cost
+    all_heads = dataclasses.replace(workload.spec, cost=(reward, dataclasses.replace(critic, members=0)))
+    agent = Agent(dataclasses.replace(workload, spec=all_heads).model())
+    agent.configure()
+    plan = agent.plan(workload.observation)
+    assert problem_of(workload).costs(plan.actions[None])[0] == pytest.approx(plan.cost, rel=1e-4)
+    with pytest.raises(ValueError, match="a cost or modules that peers do not state"):
+        problem_of(dataclasses.replace(workload, spec=all_heads))
 
 
 def test_a_workload_is_the_same_every_time():

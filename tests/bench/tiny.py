@@ -1,5 +1,6 @@
 """A planning problem small enough for tests."""
 
+from pyjepa.bench.tdmpc2 import tdmpc2
 from pyjepa.bench.workloads import residual_mlp
 from pyjepa.spec import Planner
 
@@ -10,3 +11,27 @@ MPPI = Planner(algorithm="mppi", horizon=4, candidates=48, iterations=1)
 def tiny(planner=CEM):
     """A workload of 9 kFLOP a candidate."""
     return residual_mlp("tiny", latent=8, hidden=(16, 16), planner=planner)
+
+
+def tiny_tdmpc2():
+    """W1 in small: 16 numbers of state, 32 candidates of which 5 from the policy."""
+    return tdmpc2(
+        "tiny-tdmpc2",
+        latent=16,
+        actions=2,
+        hidden=24,
+        bins=21,
+        planner=Planner(
+            algorithm="mppi",
+            horizon=3,
+            candidates=32,
+            iterations=4,
+            elites=8,
+            elite_refit=True,
+            temperature=2.0,
+            temperature_scale="absolute",
+            std=2.0,
+            max_std=2.0,
+            policy_candidates=5,
+        ),
+    )

@@ -1,4 +1,4 @@
-"""Cost terms, heads and critics in the engine against `pyjepa.cost`, and what drawing members and policy rollouts do."""
+"""Cost terms, heads and critics in the engine against `pyjepa.cost`, drawn members, policy rollouts and their MPPI."""
 
 import dataclasses
 import itertools
@@ -328,7 +328,7 @@ def reference_mppi(samples, cost, settings):
 @pytest.mark.parametrize("scale", ["std", "absolute"])
 @pytest.mark.parametrize("elite_refit", [False, True])
 def test_mppi_moves_as_its_reference_does(scale, elite_refit):
-    """Candidates are seen through a callback; candidate 0 is the mean, and noise is what turns one spread into another."""
+    """Candidates are seen through a callback; candidate 0 is the mean."""
     seen_plans, seen_costs = [], []
 
     def rollout(states, goals, actions):
@@ -421,7 +421,9 @@ def test_policy_candidates_are_rollouts_of_the_policy():
     with torch.no_grad():
         out = modules["pi"]({"state": torch.from_numpy(plan.states[:-1])})
     mean, log_std = out[:, :ACTIONS], -10 + 6 * (torch.tanh(out[:, ACTIONS:]) + 1)
-    u = torch.atanh(((torch.from_numpy(plan.actions) - (low + high) / 2) / ((high - low) / 2)).clamp(-0.999999, 0.999999))
+    u = torch.atanh(
+        ((torch.from_numpy(plan.actions) - (low + high) / 2) / ((high - low) / 2)).clamp(-0.999999, 0.999999)
+    )
     normals = (u - mean) / log_std.exp()
     assert normals.abs().max() < 4.5
     assert normals.std() > 0.3

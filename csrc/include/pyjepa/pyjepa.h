@@ -72,7 +72,8 @@ typedef enum pyjepa_temperature_scale {
     PYJEPA_TEMPERATURE_ABSOLUTE = 2 /* units of cost */
 } pyjepa_temperature_scale;
 
-/* Of the weights of predictor, heads, critic and planning policy; sums are fp32 (bf16) or int32 (int8), everything else fp32. */
+/* Of the weights of predictor, heads, critic and planning policy; sums are fp32 (bf16) or int32 (int8),
+ * everything else fp32. */
 typedef enum pyjepa_precision { PYJEPA_FP32 = 0, PYJEPA_BF16 = 1, PYJEPA_INT8 = 2 } pyjepa_precision;
 
 /* The library's version, "major.minor.patch". Never NULL. */

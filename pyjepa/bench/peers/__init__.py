@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyjepa.bench.workloads import Problem
+from pyjepa.bench.workloads import PlanningProblem
 from pyjepa.errors import PyjepaError
 
 FloatArray = npt.NDArray[np.float32]
@@ -60,10 +60,10 @@ def module(peer: str) -> ModuleType:
     return importlib.import_module(f"pyjepa.bench.peers.{PEERS[peer][0]}")
 
 
-def variants(peer: str, problem: Problem) -> tuple[str, ...]:
+def variants(peer: str, problem: PlanningProblem) -> tuple[str, ...]:
     """Which of its planners take the problem's algorithm: names, or ("",) where there is but one."""
     algorithms: Mapping[str, tuple[str, ...]] = module(peer).ALGORITHMS
-    return algorithms.get(problem.planner.algorithm, ())
+    return algorithms.get(problem.algorithm, ())
 
 
 def environment(peer: str, threads: int) -> dict[str, str]:
@@ -75,7 +75,7 @@ def environment(peer: str, threads: int) -> dict[str, str]:
     return common | own(threads)
 
 
-def prepare(peer: str, problem: Problem, *, threads: int, variant: str = "") -> Prepared:
+def prepare(peer: str, problem: PlanningProblem, *, threads: int, variant: str = "") -> Prepared:
     """A peer on a problem. Raises `PeerError` if it is not installed or its costs differ from the engine's."""
     try:
         prepared: Prepared = module(peer).prepare(problem, threads, variant)
@@ -85,7 +85,7 @@ def prepare(peer: str, problem: Problem, *, threads: int, variant: str = "") -> 
     return prepared
 
 
-def check(peer: str, prepared: Prepared, problem: Problem) -> float:
+def check(peer: str, prepared: Prepared, problem: PlanningProblem) -> float:
     """The relative 2-norm by which a peer's candidate costs differ from the engine's; raises `PeerError` if too much.
 
     Judged on as many random plans as the problem has candidates, and after the mean of the costs is taken off: what is
@@ -106,6 +106,6 @@ def check(peer: str, prepared: Prepared, problem: Problem) -> float:
     return error
 
 
-def clamp(problem: Problem, plan: Any) -> FloatArray:
+def clamp(problem: PlanningProblem, plan: Any) -> FloatArray:
     """A plan (S, A) within bounds, for planners that do not know any."""
     return np.clip(np.asarray(plan, np.float32), problem.low, problem.high)

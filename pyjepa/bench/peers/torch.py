@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from pyjepa.bench.peers import FloatArray, Prepared
-from pyjepa.bench.workloads import Problem
+from pyjepa.bench.tdmpc2 import TdMpc2Problem
+from pyjepa.bench.workloads import PlanningProblem, Problem
 
-ALGORITHMS = {"cem": ("",), "mppi": ("",)}
+ALGORITHMS = {"cem": ("",), "mppi": ("",), "td-mpc2": ("",)}
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
@@ -128,9 +129,16 @@ class Planner:
         return result
 
 
-def prepare_with(problem: Problem, threads: int, dtype: torch.dtype, precision: str, tolerance: float) -> Prepared:
+def prepare_with(
+    problem: PlanningProblem, threads: int, dtype: torch.dtype, precision: str, tolerance: float
+) -> Prepared:
     """The eager planner in one precision."""
     torch.set_num_threads(threads)
+    if isinstance(problem, TdMpc2Problem):
+        from pyjepa.bench.peers import torch_tdmpc2
+
+        return torch_tdmpc2.prepare_with(problem, dtype, precision, tolerance)
+    assert isinstance(problem, Problem)
     model = Model(problem, dtype)
     planner = Planner(problem, model.costs)
 
@@ -142,11 +150,11 @@ def prepare_with(problem: Problem, threads: int, dtype: torch.dtype, precision: 
     return Prepared(f"torch {torch.__version__}", planner.plan, costs, precision, tolerance)
 
 
-def prepare(problem: Problem, threads: int, variant: str) -> Prepared:
+def prepare(problem: PlanningProblem, threads: int, variant: str) -> Prepared:
     """See `pyjepa.bench.peers`."""
     return prepare_with(problem, threads, torch.float32, "fp32", 1e-4)
 
 
-def tolerance_of_bf16(problem: Problem) -> float:
+def tolerance_of_bf16(problem: PlanningProblem) -> float:
     """bf16 keeps 8 bits, and errors of the steps add up like a random walk."""
     return 0.05 * math.sqrt(problem.steps)

@@ -6,11 +6,11 @@ import torch
 
 from pyjepa.bench.peers import Prepared
 from pyjepa.bench.peers.torch import prepare_with, tolerance_of_bf16
-from pyjepa.bench.workloads import Problem
+from pyjepa.bench.workloads import PlanningProblem
 
-ALGORITHMS = {"cem": ("",), "mppi": ("",)}
+ALGORITHMS = {"cem": ("",), "mppi": ("",), "td-mpc2": ("",)}
 
 
-def prepare(problem: Problem, threads: int, variant: str) -> Prepared:
+def prepare(problem: PlanningProblem, threads: int, variant: str) -> Prepared:
     """See `pyjepa.bench.peers`."""
     return prepare_with(problem, threads, torch.bfloat16, "bf16", tolerance_of_bf16(problem))

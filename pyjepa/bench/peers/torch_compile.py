@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from pyjepa.bench.peers import FloatArray, Prepared
 from pyjepa.bench.peers.torch import ACTIVATIONS, Planner
-from pyjepa.bench.workloads import Problem
+from pyjepa.bench.tdmpc2 import TdMpc2Problem
+from pyjepa.bench.workloads import PlanningProblem, Problem
 
-ALGORITHMS = {"cem": ("",), "mppi": ("",)}
+ALGORITHMS = {"cem": ("",), "mppi": ("",), "td-mpc2": ("",)}
 
 
 class Costs(nn.Module):
@@ -60,11 +61,16 @@ class Iteration(nn.Module):
         return self.planner.iterate(mean, std)
 
 
-def prepare(problem: Problem, threads: int, variant: str) -> Prepared:
+def prepare(problem: PlanningProblem, threads: int, variant: str) -> Prepared:
     """See `pyjepa.bench.peers`."""
     torch.set_num_threads(threads)
     settings: Any = importlib.import_module("torch._inductor.config")
     settings.freezing = True
+    if isinstance(problem, TdMpc2Problem):
+        from pyjepa.bench.peers import torch_tdmpc2
+
+        return torch_tdmpc2.prepare_compiled(problem)
+    assert isinstance(problem, Problem)
     model = Costs(problem).eval()
     planner = Planner(problem, model)
     iterate = torch.compile(Iteration(planner, model).eval(), dynamic=False)
