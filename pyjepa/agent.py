@@ -46,8 +46,9 @@ class Model:
     def load(path: str | os.PathLike[str], *, precision: Precision = "fp32") -> Model:
         """Reads and validates an agent file.
 
-        ``precision``: of the weights of all that planning runs (predictor, heads, critic, policy), ``fp32``, ``bf16`` or ``int8`` (a scale per output; inputs scaled row
-        by row as they come). A machine without the instructions (AVX-512 with BF16 or VNNI) takes fp32 and warns.
+        ``precision``: of the weights of all that planning runs (predictor, heads, critic, policy), ``fp32``, ``bf16``
+        or ``int8`` (a scale per output; inputs scaled row by row as they come); perception and Mode-1 stay in fp32. A
+        machine without the instructions (AVX-512 with BF16 or VNNI) takes fp32 and warns.
 
         Raises `AgentFileError` (the file is damaged or contradicts itself), `UnsupportedError` (it needs what this
         engine lacks) or `OSError`.
@@ -82,8 +83,9 @@ class Model:
         return int(self._engine.dims["action_block"])
 
     def forward(self, module: str, inputs: npt.ArrayLike) -> FloatArray:
-        """One module's output (batch, out), an ensemble's members one after the other, for ``inputs`` (batch, in): its inputs concatenated in the spec's order, as
-        they enter the network (observations scaled, actions normalised). For tests and tools.
+        """One module's output (batch, out), an ensemble's members one after the other, for ``inputs`` (batch, in): its
+        inputs concatenated in the spec's order, as they enter the network (observations scaled, actions normalised).
+        For tests and tools.
         """
         return self._engine.forward(module, np.ascontiguousarray(inputs, dtype=np.float32))
 
