@@ -79,10 +79,12 @@ class Mlp final : public Block {
             } else {
                 dense_int8(layer, x, ldx, rows, out, ld, act, direct && accumulate, narrow);
             }
+            const bool in_norm = layer.norm == Norm::layer;  // which ends the layer, too
             if (has_layer_norm(layer.norm))
-                kernels.layer_norm(out, ld, rows, layer.out, layer.gamma.data(), layer.beta.data());
+                kernels.layer_norm(out, ld, rows, layer.out, layer.gamma.data(), layer.beta.data(),
+                                   in_norm ? layer.act : simd::Act::none);
             if (has_simnorm(layer.norm)) kernels.simnorm(out, ld, rows, layer.out, group_);
-            if (!fused(layer) && layer.act != simd::Act::none)
+            if (!fused(layer) && !in_norm && layer.act != simd::Act::none)
                 kernels.activate(out, ld, rows, layer.out, layer.act);
             if (last && !direct) kernels.add(out, ld, rows, layer.out, y, ldy);
             x = out;

@@ -49,7 +49,7 @@ inline V from_bits(I i) {
     return v;
 }
 inline V choose(I mask, V yes, V no) {
-    return from_bits((bits(yes) & mask) | (bits(no) & ~mask));
+    return mask ? yes : no;
 }
 // Where either is not a number: b.
 inline V vmin(V a, V b) {
@@ -257,32 +257,86 @@ inline void for_row(float* y, int n, F f) {
     if (j < n) store_part(y + j, f(load_part(y + j, n - j), j, n - j), n - j);
 }
 
-void layer_norm(float* y, ptrdiff_t ld, int rows, int n, const float* gamma, const float* beta) {
+// The sum of f over a row. Four sums at once, for an addition takes longer than the next one waits.
+template <class F>
+inline float sum_row(const float* y, int n, F f) {
+    V total[4] = {};
+    int j = 0;
+    for (; j + 4 * W <= n; j += 4 * W)
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) total[i] += f(load(y + j + i * W));
+    for (; j + W <= n; j += W) total[0] += f(load(y + j));
+    if (j < n) {
+        V last = f(load_part(y + j, n - j));
+        for (int i = n - j; i < W; ++i) last[i] = 0.0f;
+        total[1] += last;
+    }
+    return sum((total[0] + total[1]) + (total[2] + total[3]));
+}
+
+template <Act act>
+void layer_norm_as(float* y, ptrdiff_t ld, int rows, int n, const float* gamma, const float* beta) {
     const float inverse = 1.0f / static_cast<float>(n);
     for (int r = 0; r < rows; ++r, y += ld) {
-        V total{};
+        const float mean = sum_row(y, n, [](V v) { return v; }) * inverse;
+        const float squares = sum_row(y, n, [mean](V v) { return (v - mean) * (v - mean); });
+        const float scale = 1.0f / __builtin_sqrtf(squares * inverse + 1e-5f);
         int j = 0;
-        for (; j + W <= n; j += W) total += load(y + j);
-        if (j < n) total += load_part(y + j, n - j);
-        const float mean = sum(total) * inverse;
-        V squares{};
-        for (j = 0; j + W <= n; j += W) {
-            const V d = load(y + j) - mean;
-            squares += d * d;
-        }
+        for (; j + W <= n; j += W)
+            store(y + j, apply((load(y + j) - mean) * (scale * load(gamma + j)) + load(beta + j), act));
         if (j < n) {
-            V d = load_part(y + j, n - j) - mean;
-            for (int i = n - j; i < W; ++i) d[i] = 0.0f;
-            squares += d * d;
+            const int left = n - j;
+            const V v = (load_part(y + j, left) - mean) * (scale * load_part(gamma + j, left)) +
+                        load_part(beta + j, left);
+            store_part(y + j, apply(v, act), left);
         }
-        const float scale = 1.0f / __builtin_sqrtf(sum(squares) * inverse + 1e-5f);
-        for_row(y, n, [&](V v, int at, int count) {
-            return (v - mean) * scale * load_part(gamma + at, count) + load_part(beta + at, count);
-        });
     }
 }
 
+void layer_norm(float* y, ptrdiff_t ld, int rows, int n, const float* gamma, const float* beta, Act act) {
+    switch (act) {
+        case Act::mish:  // the usual companions
+            return layer_norm_as<Act::mish>(y, ld, rows, n, gamma, beta);
+        case Act::none:
+            return layer_norm_as<Act::none>(y, ld, rows, n, gamma, beta);
+        default:
+            layer_norm_as<Act::none>(y, ld, rows, n, gamma, beta);
+            for (int r = 0; r < rows; ++r, y += ld)
+                for_row(y, n, [act](V v, int, int) { return apply(v, act); });
+    }
+}
+
+// Every lane with its partner `distance` lanes away, within groups of a power of two.
+template <int distance>
+inline V partner(V v) {
+    I from;
+    for (int i = 0; i < W; ++i) from[i] = i ^ distance;
+    return __builtin_shuffle(v, from);
+}
+
+// Softmax within groups of G lanes, in registers.
+template <int G>
+inline V softmax_groups(V v) {
+    V top = vmax(v, partner<1>(v));
+    if constexpr (G >= 4) top = vmax(top, partner<2>(top));
+    if constexpr (G >= 8) top = vmax(top, partner<4>(top));
+    v = vexp(v - top);
+    V total = v + partner<1>(v);
+    if constexpr (G >= 4) total += partner<2>(total);
+    if constexpr (G >= 8) total += partner<4>(total);
+    return v / total;
+}
+
+template <int G>
+void simnorm_as(float* y, ptrdiff_t ld, int rows, int n) {
+    for (int r = 0; r < rows; ++r, y += ld)
+        for_row(y, n,
+                [](V v, int, int) { return softmax_groups<G>(v); });  // what is left is whole groups, too
+}
+
 void simnorm(float* y, ptrdiff_t ld, int rows, int n, int group) {
+    if (group == 8 && W >= 8) return simnorm_as<8>(y, ld, rows, n);
+    if (group == 4) return simnorm_as<4>(y, ld, rows, n);
     for (int r = 0; r < rows; ++r, y += ld) {
         for (int g = 0; g < n; g += group) {
             float top = y[g];
@@ -352,18 +406,27 @@ void cosine_distance(const float* z, ptrdiff_t ld, int rows, int n, const float*
 
 void two_hot(const float* x, ptrdiff_t ldx, int rows, int n, float low, float step, float* y, ptrdiff_t ldy,
              bool accumulate) {
-    I lane;
-    for (int i = 0; i < W; ++i) lane[i] = i;
+    V lane;
+    for (int i = 0; i < W; ++i) lane[i] = static_cast<float>(i);
+    const int whole = n / W * W;
     for (int r = 0; r < rows; ++r, x += ldx, y += ldy) {
+        V tops = splat(x[0]);
+        for (int j = 0; j < whole; j += W) tops = vmax(tops, load(x + j));
         float top = x[0];
-        for (int j = 1; j < n; ++j) top = x[j] > top ? x[j] : top;
+        for (int i = 0; i < W; ++i) top = tops[i] > top ? tops[i] : top;
+        for (int j = whole; j < n; ++j) top = x[j] > top ? x[j] : top;
         V weights{}, places{};
-        for (int j = 0; j < n; j += W) {
-            V w = vexp(load_part(x + j, n - j < W ? n - j : W) - top);
-            const I place = lane + j;
-            if (n - j < W) w = choose(place < n, w, V{});
+        for (int j = 0; j < whole; j += W) {
+            const V w = vexp(load(x + j) - top);
             weights += w;
-            places += w * __builtin_convertvector(place, V);
+            places += w * (lane + static_cast<float>(j));
+        }
+        if (whole < n) {
+            const V place = lane + static_cast<float>(whole);
+            const V w =
+                choose(place < static_cast<float>(n), vexp(load_part(x + whole, n - whole) - top), V{});
+            weights += w;
+            places += w * place;
         }
         // symexp; expm1 keeps the digits of small values.
         const float mean = low + step * (sum(places) / sum(weights));

@@ -32,7 +32,8 @@ struct Kernels {
     void (*dense)(const Dense& w, const float* x, ptrdiff_t ldx, int rows, float* y, ptrdiff_t ldy, Act act,
                   bool accumulate);
     // y[r] = act(LayerNorm(y[r]) * gamma + beta), in place, eps 1e-5.
-    void (*layer_norm)(float* y, ptrdiff_t ld, int rows, int n, const float* gamma, const float* beta);
+    void (*layer_norm)(float* y, ptrdiff_t ld, int rows, int n, const float* gamma, const float* beta,
+                       Act act);
     // Softmax within groups of `group`, in place; n is a multiple of group.
     void (*simnorm)(float* y, ptrdiff_t ld, int rows, int n, int group);
     void (*activate)(float* y, ptrdiff_t ld, int rows, int n, Act act);

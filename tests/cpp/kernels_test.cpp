@@ -147,7 +147,7 @@ TEST_P(KernelsTest, LayerNormAndSimNormAgreeWithDouble) {
             const auto x = normal(static_cast<size_t>(n * rows), 7),
                        gamma = normal(static_cast<size_t>(n), 8), beta = normal(static_cast<size_t>(n), 9);
             std::vector<float> norm = x, sim = x;
-            kernels->layer_norm(norm.data(), n, rows, n, gamma.data(), beta.data());
+            kernels->layer_norm(norm.data(), n, rows, n, gamma.data(), beta.data(), simd::Act::none);
             kernels->simnorm(sim.data(), n, rows, n, 8);
             std::vector<double> norm_expected, sim_expected;
             for (int r = 0; r < rows; ++r) {

@@ -123,7 +123,9 @@ class Planner:
 
     @torch.inference_mode()
     def plan(self, costs: Callable[[Tensor, Sequence[Weights]], Tensor] | None = None) -> FloatArray:
-        """The last mean (S, A), from scratch. ``costs`` replaces the model's, e.g. by its compiled form."""
+        """The cheapest candidate (S, A), from scratch: TD-MPC2, too, acts on an elite rather than on the mean. ``costs``
+        replaces the model's, e.g. by its compiled form.
+        """
         costs = self.model if costs is None else costs
         settings = self.settings
         heads = [self.model.q[k] for k in torch.randperm(self.heads)[: self.members]]
@@ -131,12 +133,17 @@ class Planner:
         mean = ((self.low + self.high) / 2).expand(self.shape)
         std = (settings.std * self.half).expand(self.shape)
         drawn = settings.candidates - settings.policy_candidates
+        least, best = torch.inf, mean
         for _ in range(settings.iterations):
             noise = torch.randn(drawn, *self.shape)
             noise[0] = 0.0
             samples = torch.cat([torch.addcmul(mean, std, noise).clamp_(self.low, self.high), proposals])
-            mean, std = self.refit(samples, costs(samples, heads))
-        result: FloatArray = mean.numpy().copy()
+            cost = costs(samples, heads)
+            mean, std = self.refit(samples, cost)
+            index = int(cost.argmin())
+            if float(cost[index]) < least:
+                least, best = float(cost[index]), samples[index]
+        result: FloatArray = best.numpy().copy()
         return result
 
 
