@@ -187,7 +187,7 @@ class Network(nn.Module):
             raise ValueError(f"residual: the output {self.output_shape} has not the state's shape {shapes['state']}")
         if module.ensemble > 1:
             members = [Network(replace(module, ensemble=1), shapes) for _ in range(module.ensemble)]
-            for name, stacked in stack_module_state(members)[0].items():  # type: ignore[arg-type]
+            for name, stacked in stack_module_state(members)[0].items():
                 owner, _, parameter = name.rpartition(".")
                 setattr(self.get_submodule(owner), parameter, nn.Parameter(stacked.detach()))
 

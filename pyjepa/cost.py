@@ -44,8 +44,11 @@ class Steps:
         outputs = self.model.head(name, state.flatten(0, 1), asked, goal)
         if term.label in self.members:
             outputs = outputs[list(self.members[term.label])]
-        reduced = {"mean": torch.mean, "min": torch.amin, "max": torch.amax}[term.reduce](outputs, dim=0)
-        return reduced.unflatten(0, state.shape[:2])
+        if term.reduce == "mean":
+            outputs = outputs.mean(dim=0)
+        else:
+            outputs = outputs.amin(dim=0) if term.reduce == "min" else outputs.amax(dim=0)
+        return outputs.reshape(*state.shape[:2], -1)
 
 
 def plan_cost(
@@ -174,7 +177,7 @@ def _critic(term: CostTerm, steps: Steps) -> Tensor:
             assert steps.goal is not None
             goal = steps.goal.unsqueeze(-2).expand_as(steps.states).flatten(0, 1)
         chosen = steps.model.act(steps.states.flatten(0, 1), goal)
-        action = steps.model.normalise(chosen).unflatten(0, steps.states.shape[:2])
+        action = steps.model.normalise(chosen).reshape(*steps.states.shape[:2], -1)
     value = steps.head(term, spec.critic, steps.states, action)[..., 0]
     return -value if term.estimates == "reward" else value
 

@@ -413,6 +413,7 @@ def test_the_documented_spec_is_sound() -> None:
 GOLDEN_FILES = {
     "version-1": "a382dcd9eb0d19be187dd664a92bc0be91596d91097e859d11fb985d886085b6",
     "version-1-image": "aaa01bdab034585e73c76cea44bc15b42d4669e0012cdfed34a879d7e54dbd92",
+    "version-1-heads": "854167d896df007eabd4b5accdfff43eb4e355ae97308e0a00b4afa1387edecd",
 }
 
 

@@ -51,6 +51,7 @@ namespace {
 
 using testing::agent_bytes;
 using testing::callback_spec;
+using testing::heads_spec;
 using testing::pixel_spec;
 
 struct Loaded {
@@ -115,50 +116,53 @@ TEST(Abi, NothingIsAllocatedAfterConfigure) {
     const long before_probe = allocations.load();
     std::free(std::malloc(100));
     ASSERT_GT(allocations.load(), before_probe) << "the counter does not count";
-    for (const int threads : {1, 3})
-        for (const int algorithm : {PYJEPA_CEM, PYJEPA_MPPI, PYJEPA_PREDICTIVE_SAMPLING}) {
-            Loaded l(pixel_spec, threads);
-            const auto goal = pixels(2, 1), seen = pixels(2, 2);
-            const pyjepa_task task = task_with(goal, 2, algorithm);
-            ASSERT_EQ(pyjepa_configure(l.agent, &task), PYJEPA_OK) << pyjepa_last_error();
-            ASSERT_EQ(pyjepa_remember(l.agent, 7), PYJEPA_OK);
-            std::vector<float> actions(2 * 24 * 2), states(2 * 7 * 24), cost(2), terms(2 * 3 * 6), act(4);
-            pyjepa_plan_out out{};
-            out.size = sizeof out;
-            out.actions = actions.data();
-            out.states = states.data();
-            out.cost = cost.data();
-            out.cost_terms = terms.data();
-            const long before = allocations.load();
-            int failures = 0;
-            for (int i = 0; i < 5; ++i) {
-                failures += pyjepa_observe(l.agent, seen.data(), seen.size(), -1) != PYJEPA_OK;
-                failures += pyjepa_plan(l.agent, i == 3 ? 1e-4 : 0.0, &out) != PYJEPA_OK;
-                failures += pyjepa_act(l.agent, act.data(), act.size()) != PYJEPA_OK;
-                failures += pyjepa_state(l.agent, states.data(), 2 * 24) != PYJEPA_OK;
-                if (i == 2) failures += pyjepa_reset(l.agent, 1) != PYJEPA_OK;
+    for (const char* const spec : {pixel_spec, heads_spec})
+        for (const int threads : {1, 3})
+            for (const int algorithm : {PYJEPA_CEM, PYJEPA_MPPI, PYJEPA_PREDICTIVE_SAMPLING}) {
+                Loaded l(spec, threads);
+                const auto goal = pixels(2, 1), seen = pixels(2, 2);
+                const pyjepa_task task = task_with(goal, 2, algorithm);
+                ASSERT_EQ(pyjepa_configure(l.agent, &task), PYJEPA_OK) << pyjepa_last_error();
+                ASSERT_EQ(pyjepa_remember(l.agent, 7), PYJEPA_OK);
+                std::vector<float> actions(2 * 24 * 2), states(2 * 7 * 24), cost(2), terms(2 * 3 * 6), act(4);
+                pyjepa_plan_out out{};
+                out.size = sizeof out;
+                out.actions = actions.data();
+                out.states = states.data();
+                out.cost = cost.data();
+                out.cost_terms = terms.data();
+                const long before = allocations.load();
+                int failures = 0;
+                for (int i = 0; i < 5; ++i) {
+                    failures += pyjepa_observe(l.agent, seen.data(), seen.size(), -1) != PYJEPA_OK;
+                    failures += pyjepa_plan(l.agent, i == 3 ? 1e-4 : 0.0, &out) != PYJEPA_OK;
+                    failures += pyjepa_act(l.agent, act.data(), act.size()) != PYJEPA_OK;
+                    failures += pyjepa_state(l.agent, states.data(), 2 * 24) != PYJEPA_OK;
+                    if (i == 2) failures += pyjepa_reset(l.agent, 1) != PYJEPA_OK;
+                }
+                EXPECT_EQ(allocations.load() - before, 0)
+                    << "threads " << threads << ", algorithm " << algorithm;
+                EXPECT_EQ(failures, 0);
             }
-            EXPECT_EQ(allocations.load() - before, 0) << "threads " << threads << ", algorithm " << algorithm;
-            EXPECT_EQ(failures, 0);
-        }
 }
 
 TEST(Abi, ThreadsDoNotChangeABit) {
     const auto goal = pixels(1, 1), seen = pixels(1, 2);
-    for (const int algorithm : {PYJEPA_CEM, PYJEPA_MPPI, PYJEPA_PREDICTIVE_SAMPLING}) {
-        std::vector<Result> results;
-        for (const int threads : {1, 2, 3, 5}) {
-            Loaded l(pixel_spec, threads);
-            const pyjepa_task task = task_with(goal, 1, algorithm);
-            ASSERT_EQ(pyjepa_configure(l.agent, &task), PYJEPA_OK) << pyjepa_last_error();
-            for (int i = 0; i < 3; ++i) {
-                ASSERT_EQ(pyjepa_observe(l.agent, seen.data(), seen.size(), -1), PYJEPA_OK);
-                results.push_back(plan(l.agent, 1));
+    for (const char* const spec : {pixel_spec, heads_spec})
+        for (const int algorithm : {PYJEPA_CEM, PYJEPA_MPPI, PYJEPA_PREDICTIVE_SAMPLING}) {
+            std::vector<Result> results;
+            for (const int threads : {1, 2, 3, 5}) {
+                Loaded l(spec, threads);
+                const pyjepa_task task = task_with(goal, 1, algorithm);
+                ASSERT_EQ(pyjepa_configure(l.agent, &task), PYJEPA_OK) << pyjepa_last_error();
+                for (int i = 0; i < 3; ++i) {
+                    ASSERT_EQ(pyjepa_observe(l.agent, seen.data(), seen.size(), -1), PYJEPA_OK);
+                    results.push_back(plan(l.agent, 1));
+                }
             }
+            for (size_t i = 3; i < results.size(); ++i) EXPECT_TRUE(results[i] == results[i % 3]) << i;
+            EXPECT_FALSE(results[0] == results[1]);  // the warm start moved on
         }
-        for (size_t i = 3; i < results.size(); ++i) EXPECT_TRUE(results[i] == results[i % 3]) << i;
-        EXPECT_FALSE(results[0] == results[1]);  // the warm start moved on
-    }
 }
 
 TEST(Abi, ManyMoreThreadsThanProcessorsDoNotChangeABit) {

@@ -149,6 +149,10 @@ TEST_P(KernelsTest, LayerNormAndSimNormAgreeWithDouble) {
             std::vector<float> norm = x, sim = x;
             kernels->layer_norm(norm.data(), n, rows, n, gamma.data(), beta.data(), simd::Act::none);
             kernels->simnorm(sim.data(), n, rows, n, 8);
+            std::vector<float> active = x, apart = norm;
+            kernels->layer_norm(active.data(), n, rows, n, gamma.data(), beta.data(), simd::Act::mish);
+            kernels->activate(apart.data(), n, rows, n, simd::Act::mish);
+            EXPECT_LT(relative_error(active, std::vector<double>(apart.begin(), apart.end())), 1e-6) << n;
             std::vector<double> norm_expected, sim_expected;
             for (int r = 0; r < rows; ++r) {
                 const float* row = x.data() + r * n;

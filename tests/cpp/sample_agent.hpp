@@ -65,6 +65,30 @@ inline const char* const pixel_spec = R"({
 "planner": {"horizon": 24, "candidates": 100, "iterations": 4, "elites": 12},
 "version": 1})";
 
+// TD-MPC2 in small: heads, a critic with an ensemble, a policy that proposes candidates and reads the goal.
+inline const char* const heads_spec = R"({
+"observation": {"shape": [2, 16, 16], "dtype": "uint8", "scale": 0.00392156862745098},
+"actions": {"low": [-3, -3], "high": [3, 3]},
+"modules": {
+  "encoder": {"inputs": ["observation"], "blocks": [
+     {"kind": "mlp", "layers": [{"out": 24, "norm": "layer+simnorm"}]}]},
+  "predictor": {"inputs": ["state", "action"], "blocks": [
+     {"kind": "mlp", "layers": [{"out": 40, "norm": "layer", "activation": "mish"}, {"out": 24, "norm": "layer+simnorm"}]}]},
+  "policy": {"inputs": ["state", "goal"], "blocks": [{"kind": "mlp", "layers": [{"out": 16, "activation": "mish"}, {"out": 4}]}]},
+  "reward": {"inputs": ["action", "state"], "blocks": [
+     {"kind": "mlp", "layers": [{"out": 16, "norm": "layer", "activation": "mish"}, {"out": 21}]},
+     {"kind": "two_hot", "bins": 21, "low": -5, "high": 5}]},
+  "place": {"inputs": ["state"], "ensemble": 2, "blocks": [{"kind": "mlp", "layers": [{"out": 3}]}]},
+  "q": {"inputs": ["state", "action", "goal"], "ensemble": 5, "blocks": [
+     {"kind": "mlp", "layers": [{"out": 16, "norm": "layer", "activation": "mish"}, {"out": 21}]},
+     {"kind": "two_hot", "bins": 21, "low": -5, "high": 5}]}},
+"levels": [{"encoder": "encoder", "predictor": "predictor", "action_block": 4, "hold": true}],
+"policy": "policy", "policy_head": "gaussian_tanh", "critic": "q", "discount": 0.97,
+"cost": [{"kind": "reward", "module": "reward"}, {"kind": "critic", "stage": 0, "members": 2},
+         {"kind": "goal_distance", "module": "place", "metric": "l1"}],
+"planner": {"horizon": 24, "candidates": 100, "iterations": 4, "elites": 12, "elite_refit": true, "policy_candidates": 9},
+"version": 1})";
+
 // No modules at all: the state is the observation, and rollouts come from a callback.
 inline const char* const callback_spec = R"({
 "observation": {"shape": [3]}, "actions": {"low": [-1, -1], "high": [1, 1]},

@@ -77,7 +77,7 @@ class Model(nn.Module):
         state = self.get_buffer("start").to(self.dtype).expand(count, -1)
         plan = []
         for t in range(self.steps):
-            mean, spread = mlp(self.policy, state).float().split(self.actions, dim=-1)
+            mean, spread = mlp(self.policy, state).float().chunk(2, dim=-1)
             log_std = -10 + 6 * (torch.tanh(spread) + 1)
             plan.append(self.act(mean + log_std.exp() * torch.randn_like(mean)))
             if t + 1 < self.steps:
