@@ -123,8 +123,9 @@ class Planner:
 
     @torch.inference_mode()
     def plan(self, costs: Callable[[Tensor, Sequence[Weights]], Tensor] | None = None) -> FloatArray:
-        """The cheapest candidate (S, A), from scratch: TD-MPC2, too, acts on an elite rather than on the mean. ``costs``
-        replaces the model's, e.g. by its compiled form.
+        """The cheapest candidate (S, A), from scratch: TD-MPC2, too, acts on an elite rather than on the mean.
+
+        ``costs`` replaces the model's, e.g. by its compiled form.
         """
         costs = self.model if costs is None else costs
         settings = self.settings
