@@ -71,8 +71,8 @@ void Planner::draw_proposals() noexcept {
 
 // Knots (n1 - n0, K, D). Environments share their noise: a batch plans exactly as its members would alone,
 // and what one environment draws never depends on who else is in the batch.
-void Planner::draw(NoiseKey key, const float* mean, const float* std, const float* proposals, int n0, int n1, float* knots,
-                   float* noise) const noexcept {
+void Planner::draw(NoiseKey key, const float* mean, const float* std, const float* proposals, int n0, int n1,
+                   float* knots, float* noise) const noexcept {
     const int count = static_cast<int>(knots_size_), row = noise_row(count);
     gaussian(key, 0, n0, n1, count, noise);
     for (int n = n0; n < n1; ++n, noise += row, knots += count) {

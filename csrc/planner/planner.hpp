@@ -84,8 +84,8 @@ class Planner : public Proposal {
 
   private:
     void clamp(float* values, int rows) const noexcept;  // (rows, D), to the bounds
-    void draw(NoiseKey key, const float* mean, const float* std, const float* proposals, int n0, int n1, float* knots,
-              float* noise) const noexcept;
+    void draw(NoiseKey key, const float* mean, const float* std, const float* proposals, int n0, int n1,
+              float* knots, float* noise) const noexcept;
 
     std::vector<uint64_t> plans_;  // (E,): plans since the episode began
     std::vector<NoiseKey> keys_;   // (E,): of the current iteration

@@ -56,8 +56,8 @@ class NativeRollout::Evaluation final : public PureJob {
         std::copy_n(now.previous, e * rollout_.plan_dim_, previous_.data());
         std::copy_n(now.has_previous, e, has_previous_.get());
         std::copy_n(now.draws, e, draws_.data());
-        now_ = {now.environments, states_.data(), now.goals, previous_.data(), has_previous_.get(),
-                draws_.data()};
+        now_ = {now.environments, states_.data(),      now.goals,
+                previous_.data(), has_previous_.get(), draws_.data()};
     }
     int tiles() const noexcept { return now_.environments * tiles_each(); }
     void read(float* cost) const noexcept {
