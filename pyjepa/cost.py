@@ -11,8 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyjepa.spec import CostKind, CostTerm
+from pyjepa.spec import CostKind, CostTerm, Metric
 from pyjepa.world_model import WorldModel
+
+
+JUDGES_ACTION: tuple[CostKind, ...] = ("action_size", "action_change", "reward")
+"""The terms that judge an action rather than the state it leads to."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +101,24 @@ def term_costs(
     return torch.stack([_weighted(term, steps) for term in model.spec.cost], dim=-1)
 
 
+def intrinsic_cost(model: WorldModel, states: Tensor, goal: Tensor) -> Tensor:
+    """IC(s), what states (B, L) cost by themselves beside goals (B, L): the terms of states but not the critic's, weighted
+    as at a stage; (B,). The engine records the same in its memory.
+    """
+    nothing = states.new_zeros(len(states), 1, model.plan_dim)
+    here = states[:, None]
+    steps = Steps(model, here, here, nothing, nothing[:, 0], goal, {})
+    total = states.new_zeros(len(states))
+    for term in model.spec.cost:
+        if term.kind not in (*JUDGES_ACTION, "critic") and term.stage != 0:
+            total = total + term.stage * TERMS[term.kind](term, steps)[:, 0]
+    return total
+
+
 def _weighted(term: CostTerm, steps: Steps) -> Tensor:
     """One term's sum over the steps: (B,)."""
     count = steps.states.shape[1]
-    judges_action = term.kind in ("action_size", "action_change", "reward")
+    judges_action = term.kind in JUDGES_ACTION
     weights = torch.full((count,), term.stage)
     if not judges_action:
         weights[-1] = term.terminal
@@ -115,13 +133,18 @@ def _goal_distance(term: CostTerm, steps: Steps) -> Tensor:
     seen, goal = steps.states, steps.goal.unsqueeze(-2).expand_as(steps.states[:, :1])
     if term.module is not None:
         seen, goal = steps.head(term, term.module, seen), steps.head(term, term.module, goal)
-    if term.metric == "l1":
-        return (seen - goal).abs().sum(dim=-1)
-    if term.metric == "cosine":
-        norms = seen.square().sum(dim=-1).sqrt() * goal.square().sum(dim=-1).sqrt()
-        return 1.0 - (seen * goal).sum(dim=-1) / norms.clamp_min(1e-8)
-    squared = (seen - goal).square().sum(dim=-1)
-    return squared.sqrt() if term.metric == "l2" else squared
+    distance = _distance(term.metric, seen, goal)
+    return (distance / term.reach).clamp_max(1.0) if term.reach > 0 else distance
+
+
+def _distance(metric: Metric, a: Tensor, b: Tensor) -> Tensor:
+    if metric == "l1":
+        return (a - b).abs().sum(dim=-1)
+    if metric == "cosine":
+        norms = a.square().sum(dim=-1).sqrt() * b.square().sum(dim=-1).sqrt()
+        return 1.0 - (a * b).sum(dim=-1) / norms.clamp_min(1e-8)
+    squared = (a - b).square().sum(dim=-1)
+    return squared.sqrt() if metric == "l2" else squared
 
 
 def _action_size(term: CostTerm, steps: Steps) -> Tensor:

@@ -195,7 +195,9 @@ class CostTerm:
     ``stage`` weighs predictor steps 1 … H-1 (for terms that judge the action: all of them), ``terminal`` the last one.
 
     - ``goal_distance``: distance between predicted and goal latent, or between what the prediction head ``module``
-      makes of them; ``metric`` l2, squared_l2, l1 or cosine (1 - cos).
+      makes of them; ``metric`` l2, squared_l2, l1 or cosine (1 - cos). With a ``reach`` over 0 it is in units of it and
+      ends at 1: far from the goal every step costs the same, so a plan's cost is the time it takes, and a critic must
+      tell the way.
     - ``action_size``: squared norm of the normalised action (energy).
     - ``action_change``: squared norm of the difference between consecutive normalised actions (smoothness).
     - ``reward``: minus the output of ``module`` at the state before the step and the action taken there (judges the
@@ -215,6 +217,7 @@ class CostTerm:
     stage: float = 1.0
     terminal: float = 1.0
     metric: Metric = "l2"
+    reach: float = 0.0
     name: str = ""
     module: str | None = None
     sigmoid: bool = False

@@ -339,6 +339,8 @@ CostSpec read_cost_term(const JsonObject& term) {
                                        {"squared_l2", Metric::squared_l2},
                                        {"l1", Metric::l1},
                                        {"cosine", Metric::cosine}});
+    read.reach = term.number("reach", read.reach);
+    if (!(read.reach >= 0.0f)) invalid(term.where("reach"), "must not be negative");
     read.module = term.name("module");
     read.sigmoid = term.flag("sigmoid", read.sigmoid);
     read.low = read_floats(term, "low");
@@ -359,7 +361,7 @@ std::vector<CostSpec> read_cost(const Json& value) {
     std::set<std::string> names;  // those given: kinds may repeat, names tell apart
     for (const Json& entry : as_list(value, "spec.cost", 0, limits::cost_terms)) {
         const JsonObject term(entry, item("spec.cost", cost.size()),
-                              {"kind", "stage", "terminal", "metric", "name", "module", "sigmoid", "low",
+                              {"kind", "stage", "terminal", "metric", "reach", "name", "module", "sigmoid", "low",
                                "high", "normal", "offset", "hard", "estimates", "members", "reduce"});
         cost.push_back(read_cost_term(term));
         const Json* name = term.find("name");

@@ -87,6 +87,7 @@ struct CostSpec {
     float stage = 1.0f;
     float terminal = 1.0f;
     Metric metric = Metric::l2;
+    float reach = 0.0f;  // 0: none
     std::optional<std::string> module;
     bool sigmoid = false;
     std::vector<float> low, high, normal;

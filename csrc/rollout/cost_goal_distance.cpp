@@ -13,7 +13,7 @@ namespace {
 class GoalDistance final : public CostTerm {
   public:
     GoalDistance(const Model& model, const CostSpec& spec)
-        : metric_(spec.metric), latent_(model.spec().latent_dim) {
+        : metric_(spec.metric), reach_(spec.reach), latent_(model.spec().latent_dim) {
         if (spec.module) head_.emplace(model, *spec.module, 0, spec.reduce);
     }
 
@@ -62,9 +62,12 @@ class GoalDistance final : public CostTerm {
         }
         if (metric_ == Metric::l2)
             for (int r = 0; r < rows; ++r) out[r] = std::sqrt(out[r]);
+        if (reach_ > 0.0f)
+            for (int r = 0; r < rows; ++r) out[r] = out[r] < reach_ ? out[r] / reach_ : 1.0f;
     }
 
     Metric metric_;
+    float reach_;
     int latent_;
     std::optional<Head> head_;
     AlignedFloats goals_;  // (E, out): the head's, of the goals
