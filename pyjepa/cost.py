@@ -14,7 +14,6 @@ from torch import Tensor
 from pyjepa.spec import CostKind, CostTerm, Metric
 from pyjepa.world_model import WorldModel
 
-
 JUDGES_ACTION: tuple[CostKind, ...] = ("action_size", "action_change", "reward")
 """The terms that judge an action rather than the state it leads to."""
 
@@ -102,8 +101,8 @@ def term_costs(
 
 
 def intrinsic_cost(model: WorldModel, states: Tensor, goal: Tensor) -> Tensor:
-    """IC(s), what states (B, L) cost by themselves beside goals (B, L): the terms of states but not the critic's, weighted
-    as at a stage; (B,). The engine records the same in its memory.
+    """IC(s), what states (B, L) cost by themselves beside goals (B, L): the terms of states but not the critic's,
+    weighted as at a stage; (B,). The engine records the same in its memory.
     """
     nothing = states.new_zeros(len(states), 1, model.plan_dim)
     here = states[:, None]

@@ -12,8 +12,7 @@ from pyjepa.spec import Spec
 
 
 class WorldModel(nn.Module):
-    """The encoder and the predictor of a spec's first level, and the heads that its cost reads: prediction heads, the
-    critic, the policy that a critic of actions asks.
+    """All modules of a spec: the encoder and the predictor of its first level, prediction heads, critic and policy.
 
     Symbols: B batch, S predictor steps, A action dimension, A' what the predictor reads per step (A with ``hold``,
     else ``action_block * A``), L latent dimension. Actions are in the environment's units everywhere; they are
@@ -44,9 +43,9 @@ class WorldModel(nn.Module):
             raise ValueError(f"the predictor puts out {predictor.output_shape}, the encoder {(self.latent_dim,)}")
         self.add_module(level.predictor, predictor)
         shapes["goal"] = (self.latent_dim,)
-        for name in _heads(spec):
+        for name, module in spec.modules.items():
             if name != level.encoder and name != level.predictor:
-                self.add_module(name, Network(spec.modules[name], shapes))  # type: ignore[arg-type]
+                self.add_module(name, Network(module, shapes))  # type: ignore[arg-type]
         self.register_buffer("_low", torch.tensor(spec.actions.low), persistent=False)
         self.register_buffer("_high", torch.tensor(spec.actions.high), persistent=False)
         self.register_buffer("_center", torch.tensor(spec.actions.center * repeats), persistent=False)
@@ -110,13 +109,3 @@ class WorldModel(nn.Module):
 
         tensors = {name: value.detach().cpu().float().contiguous().numpy() for name, value in self.state_dict().items()}
         save(path, self.spec if spec is None else spec, tensors)
-
-
-def _heads(spec: Spec) -> tuple[str, ...]:
-    """The modules behind the cost: those its terms name, the critic, and the policy where the critic reads actions."""
-    names = [term.module for term in spec.cost]
-    if spec.critic is not None and any(term.kind == "critic" for term in spec.cost):
-        names.append(spec.critic)
-        if "action" in spec.modules[spec.critic].inputs:
-            names.append(spec.policy)
-    return tuple(dict.fromkeys(name for name in names if name is not None))
