@@ -110,6 +110,10 @@ def torch_terms(spec, modules, plan, members=None):
 CASES = {
     "l1": ((CostTerm(kind="goal_distance", metric="l1", stage=0.5),), None),
     "cosine": ((CostTerm(kind="goal_distance", metric="cosine"),), None),
+    "reach": (
+        (CostTerm(kind="goal_distance", reach=1.5), CostTerm(kind="goal_distance", reach=50.0, name="far")),
+        None,
+    ),
     "distance-of-places": ((CostTerm(kind="goal_distance", module="place", metric="squared_l2"),), None),
     "reward": ((CostTerm(kind="reward", module="reward", stage=2.0),), None),
     "reward-and-goal": ((CostTerm(kind="reward", module="reward_swapped", reduce="max"),), None),
