@@ -59,10 +59,17 @@ struct ImpalaSpec {
 
 using BlockSpec = std::variant<MlpSpec, ConvSpec, ImpalaSpec>;
 
+// How unsigned bytes stand for the inputs of a dense layer: x = scale * (byte - zero).
+struct ActivationScale {
+    float scale = 1.0f;
+    int zero = 0;
+};
+
 struct ModuleSpec {
     std::vector<Input> inputs;
     std::vector<BlockSpec> blocks;
     bool residual = false;
+    std::vector<ActivationScale> activations;  // for int8: one per mlp layer, or none: chosen as it runs
 };
 
 struct LevelSpec {
