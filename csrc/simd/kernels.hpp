@@ -128,8 +128,8 @@ const Int8Kernels* int8_kernels();
 const char* kernels_name(Precision precision);
 
 // The best instruction set of this machine, or the one PYJEPA_ISA names: baseline, avx2, avx512,
-// avx512_vnni (with int8), avx512_bf16 (with bf16, and int8 where there is VNNI). Throws
-// Error if that one is unknown or this machine lacks it. Decided once per process.
+// avx512_vnni (with int8), avx512_bf16 (with bf16, and int8 where there is VNNI); on AArch64 baseline, neon.
+// Throws Error if that one is unknown or this machine lacks it. Decided once per process.
 const Kernels& kernels();
 
 // One by name; nullptr if it is unknown or this machine (or build) lacks it.

@@ -489,7 +489,7 @@ std::string isa_name(const ::testing::TestParamInfo<const char*>& tested) {
     return tested.param;
 }
 
-INSTANTIATE_TEST_SUITE_P(EveryInstructionSet, KernelsTest, ::testing::Values("baseline", "avx2", "avx512"),
+INSTANTIATE_TEST_SUITE_P(EveryInstructionSet, KernelsTest, ::testing::Values("baseline", "avx2", "avx512", "neon"),
                          isa_name);
 
 TEST(Dispatch, UnknownNamesAreNotFound) {
