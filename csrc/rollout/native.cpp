@@ -94,6 +94,12 @@ NativeRollout::NativeRollout(const Model& model, const Cost& cost, Pool& pool, c
       plan_dim_(model.spec().plan_dim),
       state_ld_(simd::padded(latent_ + plan_dim_)),
       block_(std::min(choose_block(limits, pool.threads()), std::max(1, limits.candidates))) {
+    const ActionSpec& box = model.spec().actions;
+    const auto sequence = static_cast<size_t>(steps_) * static_cast<size_t>(plan_dim_);
+    for (size_t i = 0; i < sequence; ++i) {
+        center_.push_back(box.center[i % box.center.size()]);
+        scale_.push_back(box.scale[i % box.scale.size()]);
+    }
     const auto rows = static_cast<size_t>(block_);
     proposal_scratch_ = round_up(limits.proposal_scratch_per_row * rows);
     network_work_ = round_up(predictor_.workspace(block_));
@@ -153,16 +159,11 @@ bool NativeRollout::trace(const Situation& now, int e, const float* plan, float*
 bool NativeRollout::roll(const Situation& now, int e, int rows, const Lane& l, const Deadline& deadline,
                          float* states, float* terms) noexcept {
     const simd::Kernels& kernels = simd::kernels();
-    const ActionSpec& box = model_.spec().actions;
-    const int action_dim = model_.spec().action_dim;
     const ptrdiff_t sequence = static_cast<ptrdiff_t>(steps_) * plan_dim_;
 
     float* action = l.actions;
-    for (ptrdiff_t i = rows * sequence / action_dim; i > 0; --i, action += action_dim)
-        for (int a = 0; a < action_dim; ++a) {
-            const auto j = static_cast<size_t>(a);
-            action[a] = (action[a] - box.center[j]) / box.scale[j];
-        }
+    for (int r = 0; r < rows; ++r, action += sequence)
+        for (size_t i = 0; i < center_.size(); ++i) action[i] = (action[i] - center_[i]) / scale_[i];
     const float* start = now.states + static_cast<ptrdiff_t>(e) * latent_;
     for (int r = 0; r < rows; ++r)
         std::copy_n(start, latent_, l.state + static_cast<ptrdiff_t>(r) * state_ld_);
