@@ -70,7 +70,9 @@ class Predictor:
         """States (N, L) and actions (N, D) as the network takes them."""
         return np.concatenate([actions, states] if self.action_first else [states, actions], axis=1)
 
-    def roll_out(self, state: FloatArray, actions: FloatArray, watch: Callable[[FloatArray], None] | None = None) -> Any:
+    def roll_out(
+        self, state: FloatArray, actions: FloatArray, watch: Callable[[FloatArray], None] | None = None
+    ) -> Any:
         """States (N, S + 1, L) from one state (L,) under actions (N, S, D); ``watch`` sees every input (N, L + D)."""
         states = np.empty((len(actions), actions.shape[1] + 1, len(state)), np.float32)
         states[:, 0] = state
@@ -96,11 +98,13 @@ def _term(
 ) -> npt.NDArray[np.float64]:
     """(N, S), before weights. At a plan's first step there is no change of action."""
     if term.kind == "action_size":
-        return np.square(actions).sum(axis=2)
-    if term.kind == "action_change":
-        return np.square(np.diff(actions, axis=1, prepend=actions[:, :1])).sum(axis=2)
-    squared = np.square(states - goal).sum(axis=2)
-    return squared if term.metric == "squared_l2" else np.sqrt(squared)
+        squared = np.square(actions)
+    elif term.kind == "action_change":
+        squared = np.square(np.diff(actions, axis=1, prepend=actions[:, :1]))
+    else:
+        squared = np.square(states - goal)
+    total: npt.NDArray[np.float64] = squared.sum(axis=2)
+    return np.sqrt(total) if term.kind == "goal_distance" and term.metric == "l2" else total
 
 
 def layer_inputs(spec: Spec, tensors: Tensors) -> list[Callable[[FloatArray], FloatArray]]:
@@ -126,7 +130,7 @@ def layer_inputs(spec: Spec, tensors: Tensors) -> list[Callable[[FloatArray], Fl
 
 def _network(name: str, blocks: tuple[Any, ...], tensors: Tensors) -> Callable[[FloatArray], FloatArray]:
     """The first blocks of a module as a network of their own, run by the engine: the encoder of an agent of its own."""
-    parameters = {}
+    parameters: dict[str, FloatArray] = {}
     for i, block in enumerate(blocks):
         for j in range(len(block.layers)):
             for part in (f"linear{j}.", f"norm{j}."):
@@ -175,20 +179,27 @@ class _Reservoir:
 
 
 def best_scale(values: npt.ArrayLike) -> ActivationScale:
-    """The scale and zero under which ``values`` lose least, in squared error, when stored as unsigned bytes."""
+    """The scale and zero under which ``values`` lose least, in squared error, when stored as unsigned bytes.
+
+    First the upper end of the range is clipped for the best, then the lower one.
+    """
     x = np.asarray(values, np.float64).ravel()
     low, high = min(x.min(), 0.0), max(x.max(), 0.0)
     if not high - low > 1e-30:
         return ActivationScale(scale=1.0, zero=0)
-    best, least = ActivationScale(scale=float((high - low) / 255)), np.inf
-    for clip in CLIPS:
-        scale = float(np.float32(clip * (high - low) / 255))
-        zero = round(-clip * low / scale)
-        rounded = (np.clip(np.rint(x / scale) + zero, 0, 255) - zero) * scale
-        error = float(np.square(rounded - x).sum())
-        if error < least:
-            best, least = ActivationScale(scale=scale, zero=zero), error
-    return best
+
+    def scale_of(least: float, most: float) -> ActivationScale:
+        scale = float(np.float32((most - least) / 255))
+        return ActivationScale(scale=scale, zero=min(255, round(-least / scale)))
+
+    def error(chosen: ActivationScale) -> float:
+        rounded = np.clip(np.rint(x / chosen.scale) + chosen.zero, 0, 255) - chosen.zero
+        return float(np.square(rounded * chosen.scale - x).sum())
+
+    most = min(high * CLIPS, key=lambda end: error(scale_of(low, end)))
+    if low == 0.0:
+        return scale_of(low, most)
+    return scale_of(min(low * CLIPS, key=lambda end: error(scale_of(end, most))), most)
 
 
 def calibrate(
@@ -210,16 +221,8 @@ def calibrate(
         for tap, reservoir in zip(taps, seen, strict=True):
             reservoir.add(tap(few))
 
-    def rollout(states: FloatArray, goals: FloatArray | None, plans: FloatArray) -> FloatArray:
-        actions = predictor.actions(plans[0])
-        rolled = predictor.roll_out(states[0], actions, see)
-        goal = np.zeros(model.latent_dim, np.float32) if goals is None else goals[0]
-        return predictor.cost(rolled, actions, goal)[None].astype(np.float32)
-
     for i, situation in enumerate(situations):
-        agent = Agent(model)
-        agent.configure(goal=situation.goal, rollout=rollout, seed=seed + i)
-        agent.plan(situation.observation)
+        _tried(predictor, situation, seed + i, see)
         if progress is not None:
             progress()
     scales = tuple(best_scale(reservoir.rows()) for reservoir in seen)
@@ -252,17 +255,7 @@ def compare(
     finals: dict[str, list[float]] = {name: [] for name in ["", *others]}
     for i, situation in enumerate(situations):
         state, goal = reference.encode(np.stack([situation.observation, situation.goal]))
-        tried: list[FloatArray] = []
-
-        def rollout(states: FloatArray, _: FloatArray | None, plans: FloatArray) -> FloatArray:
-            if len(plans[0]) > 1:  # not the one plan that is evaluated alone
-                tried.append(plans[0].copy())  # noqa: B023: called within this turn
-            actions = judge.actions(plans[0])
-            return judge.cost(judge.roll_out(states[0], actions), actions, goal)[None].astype(np.float32)  # noqa: B023
-
-        recorder = Agent(reference)
-        recorder.configure(goal=situation.goal, rollout=rollout, seed=seed + i)
-        recorder.plan(situation.observation)
+        tried = _tried(judge, situation, seed + i)
         for plans in (tried[0], tried[-1]):
             actions = judge.actions(plans)
             states = judge.roll_out(state, actions)
@@ -279,6 +272,8 @@ def compare(
             finals[name].append(float(judge.cost(judge.roll_out(state, actions), actions, goal)[0]))
         if progress is not None:
             progress()
+    if not finals[""]:
+        raise ValueError("no situations to compare in")
     own = float(np.mean(finals[""]))
     return {
         name: {
@@ -291,6 +286,28 @@ def compare(
         }
         for name in others
     }
+
+
+def _tried(
+    predictor: Predictor, situation: Situation, seed: int, watch: Callable[[FloatArray], None] | None = None
+) -> list[FloatArray]:
+    """The candidates (N, H, A) of every iteration of one plan. ``watch`` sees what the predictor reads along them."""
+    tried: list[FloatArray] = []
+
+    def rollout(states: FloatArray, goals: FloatArray | None, plans: FloatArray) -> FloatArray:
+        if len(plans[0]) > 1:  # not the one plan that is evaluated alone
+            tried.append(plans[0].copy())
+        actions = predictor.actions(plans[0])
+        goal = np.zeros_like(states[0]) if goals is None else goals[0]
+        cost = predictor.cost(predictor.roll_out(states[0], actions, watch), actions, goal)
+        return cost[None].astype(np.float32)
+
+    agent = Agent(predictor.model)
+    agent.configure(goal=situation.goal, rollout=rollout, seed=seed)
+    agent.plan(situation.observation)
+    if not tried:
+        raise ValueError("a planner with one candidate ranks nothing")
+    return tried
 
 
 def spearman(a: npt.ArrayLike, b: npt.ArrayLike) -> float:

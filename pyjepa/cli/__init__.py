@@ -21,6 +21,7 @@ COMMANDS = {
     "demo": "Play Two Rooms with the trained agent that ships with the package.",
     "collect": "Record episodes to train from.",
     "train": "Train a world model and write an agent file.",
+    "quantise": "Calibrate int8 and say what lower precisions cost.",
     "inspect": "Say what an agent file holds, or what is wrong with it.",
     "info": "Say what this installation can do on this machine.",
     "bench": "Measure planning time.",
