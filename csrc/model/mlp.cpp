@@ -168,14 +168,23 @@ class Mlp final : public Block {
             if (stay_narrow) narrow.current = 1 - narrow.current;
             return;
         }
+        const simd::DenseInt8 dense = std::get<PackedDenseInt8>(layer.dense).view();
         if (narrow.maxima)
             int8.quantise_relu(x, ldx, rows, layer.in, narrow.most, bytes, narrow.ld, narrow.scale,
                                narrow.zero);
-        else
+        else if (!narrow.ready)
             int8.quantise(x, ldx, rows, layer.in, bytes, narrow.ld, narrow.scale, narrow.zero);
-        narrow.maxima = stay_narrow && act == simd::Act::relu;
-        int8.dense(std::get<PackedDenseInt8>(layer.dense).view(), bytes, narrow.ld, narrow.scale, narrow.zero,
-                   rows, y, ldy, act, accumulate, narrow.maxima ? narrow.most : nullptr);
+        const bool relu = stay_narrow && act == simd::Act::relu;
+        narrow.ready = relu && layer.out <= simd::kMaxInt8Row;
+        narrow.maxima = relu && !narrow.ready;
+        if (narrow.ready) {
+            narrow.current = 1 - narrow.current;
+            int8.dense_relu(dense, bytes, narrow.ld, narrow.scale, narrow.zero, rows,
+                            narrow.buffers[narrow.current], narrow.ld);
+        } else {
+            int8.dense(dense, bytes, narrow.ld, narrow.scale, narrow.zero, rows, y, ldy, act, accumulate,
+                       narrow.maxima ? narrow.most : nullptr);
+        }
     }
 
     // activations: of this layer's input and those after it.

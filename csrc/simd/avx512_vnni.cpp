@@ -76,14 +76,19 @@ void quantise(const float* x, ptrdiff_t ldx, int rows, int n, uint8_t* y, ptrdif
     }
 }
 
+// What a row's largest number, or 0, makes of its scale; returns the inverse.
+inline float relu_scale(float reach, float* scale) {
+    const bool flat = reach < 1e-30f;
+    *scale = (*scale - *scale) + (flat ? 1.0f : reach * (1.0f / 255.0f));
+    return flat ? 1.0f : 255.0f / reach;
+}
+
 void quantise_relu(const float* x, ptrdiff_t ldx, int rows, int n, const float* most, uint8_t* y,
                    ptrdiff_t ldy, float* scale, int32_t* zero) {
     for (int r = 0; r < rows; ++r, x += ldx, y += ldy, most += 16) {
-        const float reach = _mm512_reduce_max_ps(_mm512_loadu_ps(most));
-        const bool flat = reach < 1e-30f;
-        scale[r] = (scale[r] - scale[r]) + (flat ? 1.0f : reach / 255.0f);
+        const float inverse = relu_scale(_mm512_reduce_max_ps(_mm512_loadu_ps(most)), &scale[r]);
         zero[r] = 0;
-        to_bytes<false>(x, n, _mm512_set1_ps(flat ? 1.0f : 255.0f / reach), _mm512_setzero_ps(), y);
+        to_bytes<false>(x, n, _mm512_set1_ps(inverse), _mm512_setzero_ps(), y);
     }
 }
 
@@ -219,6 +224,100 @@ struct Tile {
     }
 };
 
+// R whole rows of C vectors, from one panel or two, whose scales are found in registers.
+struct Rows {
+    const int8_t *panel, *second;
+    int width, second_width, quads;
+    const uint8_t* x;
+    ptrdiff_t ldx;
+    const float *bias, *weight_scale;
+    const int32_t* zero_sum;
+    float* scale;
+    int32_t* zero;
+    uint8_t* y;
+    ptrdiff_t ldy;
+};
+
+template <int R, int C>
+struct RowTile {
+    static void run(const Rows& j, int row) {
+        constexpr int first = C < 4 ? C : 4;
+        __m512i acc[R][C];
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+            for (int c = 0; c < C; ++c)
+                acc[r][c] = _mm512_maskz_loadu_epi32(j.zero[row + r] != 0 ? 0xffff : 0, j.zero_sum + c * 16);
+        const uint8_t* x = j.x + row * j.ldx;
+        const int8_t *w = j.panel, *w2 = j.second;
+        for (int k = 0; k < j.quads; ++k, w += 4 * j.width, w2 += 4 * j.second_width) {
+            __m512i a[R];
+#pragma GCC unroll 16
+            for (int r = 0; r < R; ++r) a[r] = broadcast(x + r * j.ldx + 4 * k);
+#pragma GCC unroll 8
+            for (int c = 0; c < C; ++c) {
+                const __m512i b = _mm512_loadu_si512(c < first ? w + c * 64 : w2 + (c - first) * 64);
+#pragma GCC unroll 16
+                for (int r = 0; r < R; ++r) asm("vpdpbusd %2, %1, %0" : "+v"(acc[r][c]) : "v"(a[r]), "v"(b));
+            }
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+            const __m512 row_scale = _mm512_set1_ps(j.scale[row + r]);
+            __m512 v[C], high = _mm512_setzero_ps();
+#pragma GCC unroll 8
+            for (int c = 0; c < C; ++c) {
+                v[c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r][c]),
+                                       _mm512_mul_ps(row_scale, _mm512_loadu_ps(j.weight_scale + c * 16)),
+                                       _mm512_loadu_ps(j.bias + c * 16));
+                high = _mm512_max_ps(high, v[c]);
+            }
+            const float inverse = relu_scale(_mm512_reduce_max_ps(high), &j.scale[row + r]);
+            j.zero[row + r] = 0;
+            __m512i q[C];
+#pragma GCC unroll 8
+            for (int c = 0; c < C; ++c)
+                q[c] = _mm512_cvtps_epi32(_mm512_mul_ps(v[c], _mm512_set1_ps(inverse)));
+            uint8_t* to = j.y + (row + r) * j.ldy;
+            if constexpr (C >= 4) _mm512_storeu_si512(to, pack(q));
+            if constexpr (C == 8) _mm512_storeu_si512(to + kPanel, pack(q + 4));
+#pragma GCC unroll 8
+            for (int c = C / 4 * 4; c < C; ++c)
+                _mm_storeu_si128(reinterpret_cast<__m128i*>(to + c * 16), pack_in_order(q[c]));
+        }
+    }
+};
+
+void dense_relu(const DenseInt8& w, const uint8_t* x, ptrdiff_t ldx, float* scale, int32_t* zero, int rows,
+                uint8_t* y, ptrdiff_t ldy) {
+    const int quads = byte_quads(w.in), columns = padded(w.out), width = columns < kPanel ? columns : kPanel;
+    const Rows job{w.panels, w.panels + static_cast<ptrdiff_t>(4 * quads) * width,
+                   width,    columns - width,
+                   quads,    x,
+                   ldx,      w.bias,
+                   w.scale,  w.zero_sum,
+                   scale,    zero,
+                   y,        ldy};
+    switch (columns / 16) {
+        case 1:
+            return strip<RowTile, 12, 1>(job, rows);
+        case 2:
+            return strip<RowTile, 12, 2>(job, rows);
+        case 3:
+            return strip<RowTile, 8, 3>(job, rows);
+        case 4:
+            return strip<RowTile, 6, 4>(job, rows);
+        case 5:
+            return strip<RowTile, 4, 5>(job, rows);
+        case 6:
+            return strip<RowTile, 4, 6>(job, rows);
+        case 7:
+            return strip<RowTile, 3, 7>(job, rows);
+        default:
+            return strip<RowTile, 3, 8>(job, rows);
+    }
+}
+
 // Calls job(strip, first column) for each panel, and runs all rows of what it returns.
 template <class MakeJob>
 inline void panels(const int8_t* panel, int in, int out, const uint8_t* x, ptrdiff_t ldx, int rows,
@@ -262,7 +361,7 @@ void dense_static(const DenseInt8Static& w, const uint8_t* x, ptrdiff_t ldx, int
 }  // namespace
 
 extern const Int8Kernels table;
-const Int8Kernels table = {quantise, dense, quantise_relu, quantise_static, dense_static};
+const Int8Kernels table = {quantise, dense, dense_relu, quantise_relu, quantise_static, dense_static};
 
 }  // namespace pyjepa::simd::avx512_vnni
 

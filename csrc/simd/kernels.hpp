@@ -77,6 +77,8 @@ constexpr int byte_quads(int n) {
 }
 constexpr int kMaxInt8Inputs = 1 << 15;  // 255 * 128 * kMaxInt8Inputs, and a start of 2^29, fit in int32
 
+constexpr int kMaxInt8Row = 2 * kPanel;
+
 struct DenseInt8 {            // in quads along k, symmetric, one scale per output
     const int8_t* panels;     // per panel: [byte_quads(in)][width][4], inputs in the order of byte_place
     const float* bias;        // [padded(out)]
@@ -108,6 +110,10 @@ struct Int8Kernels {
     void (*dense)(const DenseInt8& w, const uint8_t* x, ptrdiff_t ldx, const float* scale,
                   const int32_t* zero, int rows, float* y, ptrdiff_t ldy, Act act, bool accumulate,
                   float* most);
+    // quantise(relu(W x + b)) in one go, for at most kMaxInt8Row outputs: no row is ever in memory as floats.
+    // scale and zero are those of the inputs, then of the outputs.
+    void (*dense_relu)(const DenseInt8& w, const uint8_t* x, ptrdiff_t ldx, float* scale, int32_t* zero,
+                       int rows, uint8_t* y, ptrdiff_t ldy);
     // quantise(relu(x)) in one pass. `scale` holds that of the layer's inputs before, and if that is not
     // finite it stays so.
     void (*quantise_relu)(const float* x, ptrdiff_t ldx, int rows, int n, const float* most, uint8_t* y,

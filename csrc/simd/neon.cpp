@@ -1,4 +1,5 @@
-// NEON, which every AArch64 machine has: 32 registers of 4 floats, and unlike the baseline fused multiply-add.
+// NEON, which every AArch64 machine has: 32 registers of 4 floats, and unlike the baseline fused
+// multiply-add.
 #if defined(__aarch64__)
 #define PYJEPA_ISA neon
 #define PYJEPA_VECTOR 4

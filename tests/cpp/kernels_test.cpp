@@ -267,7 +267,7 @@ struct Bytes {
 };
 
 const int kInputs[] = {1, 4, 17, 50, 60, 64, 66, 128, 130};
-const int kOutputs[] = {1, 16, 31, 48, 50, 64, 101, 128, 130};
+const int kOutputs[] = {1, 16, 31, 48, 50, 64, 80, 96, 101, 128, 130};
 
 // The layer in double precision, on weights rounded to int8 with one scale per output.
 struct Int8Layer {
@@ -354,13 +354,24 @@ TEST_F(Int8Test, DenseSumsQuantisedNumbersOnOddShapes) {
                         ASSERT_LT(relative_error(got, real), 0.03) << in << " -> " << out;
                     }
 
-                    Bytes next(rows, out);
+                    Bytes next(rows, out), fused(rows, out);
+                    auto fused_scale = scale;
+                    auto fused_zero = zero;
+                    const bool fits = out <= kMaxInt8Row;
+                    if (fits)
+                        int8->dense_relu(packed.view(), bytes.data.data(), bytes.ld, fused_scale.data(),
+                                         fused_zero.data(), rows, fused.data.data(), fused.ld);
                     int8->quantise_relu(relu.data(), ld, rows, out, most.data(), next.data.data(), next.ld,
                                         scale.data(), zero.data());
                     for (int r = 0; r < rows; ++r)
                         for (int j = 0; j < out; ++j) {
                             const auto row = static_cast<size_t>(r);
                             ASSERT_EQ(zero[row], 0);
+                            if (fits) {  // the same bits either way
+                                ASSERT_EQ(fused.at(r, j, out), next.at(r, j, out)) << in << " -> " << out;
+                                ASSERT_EQ(fused_scale[row], scale[row]);
+                                ASSERT_EQ(fused_zero[row], 0);
+                            }
                             ASSERT_NEAR(scale[row] * static_cast<float>(next.at(r, j, out)),
                                         std::max(0.0f, relu[static_cast<size_t>(r * ld + j)]),
                                         0.5001 * scale[row]);
@@ -489,8 +500,8 @@ std::string isa_name(const ::testing::TestParamInfo<const char*>& tested) {
     return tested.param;
 }
 
-INSTANTIATE_TEST_SUITE_P(EveryInstructionSet, KernelsTest, ::testing::Values("baseline", "avx2", "avx512", "neon"),
-                         isa_name);
+INSTANTIATE_TEST_SUITE_P(EveryInstructionSet, KernelsTest,
+                         ::testing::Values("baseline", "avx2", "avx512", "neon"), isa_name);
 
 TEST(Dispatch, UnknownNamesAreNotFound) {
     EXPECT_EQ(find_kernels("sse17"), nullptr);
