@@ -33,6 +33,9 @@ SAMPLES = 8192
 CLIPS = np.geomspace(0.2, 1.0, 33)
 """Ranges tried, as fractions of the largest one seen."""
 
+LEAST_REACH = 0.01
+"""The least range of one input, as a fraction of the largest among them."""
+
 
 @dataclass(frozen=True)
 class Situation:
@@ -179,27 +182,31 @@ class _Reservoir:
 
 
 def best_scale(values: npt.ArrayLike) -> ActivationScale:
-    """The scale and zero under which ``values`` lose least, in squared error, when stored as unsigned bytes.
+    """The scales and zero for a layer's inputs ``values`` (rows, inputs).
 
-    First the upper end of the range is clipped for the best, then the lower one.
+    Each input is scaled to fill the same range: inputs that vary little, like actions beside latents, have large
+    weights, which would leave the weights of the others few of int8's steps. Then that range is clipped where the
+    inputs, so scaled, lose least in squared error as unsigned bytes: the upper end first, then the lower one.
     """
-    x = np.asarray(values, np.float64).ravel()
+    x = np.asarray(values, np.float64)
+    reach = np.abs(x).max(axis=0)
+    if not reach.max() > 1e-30:
+        return ActivationScale(scale=(1.0,), zero=0)
+    reach = np.maximum(reach, reach.max() * LEAST_REACH)
+    x = x / reach
     low, high = min(x.min(), 0.0), max(x.max(), 0.0)
-    if not high - low > 1e-30:
-        return ActivationScale(scale=1.0, zero=0)
 
-    def scale_of(least: float, most: float) -> ActivationScale:
-        scale = float(np.float32((most - least) / 255))
-        return ActivationScale(scale=scale, zero=min(255, round(-least / scale)))
+    def step(least: float, most: float) -> tuple[float, int]:
+        size = (most - least) / 255
+        return size, min(255, round(-least / size))
 
-    def error(chosen: ActivationScale) -> float:
-        rounded = np.clip(np.rint(x / chosen.scale) + chosen.zero, 0, 255) - chosen.zero
-        return float(np.square(rounded * chosen.scale - x).sum())
+    def error(size: float, zero: int) -> float:
+        return float(np.square((np.clip(np.rint(x / size) + zero, 0, 255) - zero) * size - x).sum())
 
-    most = min(high * CLIPS, key=lambda end: error(scale_of(low, end)))
-    if low == 0.0:
-        return scale_of(low, most)
-    return scale_of(min(low * CLIPS, key=lambda end: error(scale_of(end, most))), most)
+    most = min(high * CLIPS, key=lambda end: error(*step(low, end)))
+    least = min(low * CLIPS, key=lambda end: error(*step(end, most))) if low < 0.0 else 0.0
+    size, zero = step(least, most)
+    return ActivationScale(scale=tuple(float(np.float32(size * each)) for each in reach), zero=zero)
 
 
 def calibrate(

@@ -128,10 +128,10 @@ class Latent:
 class ActivationScale:
     """How unsigned bytes stand for the inputs of a dense layer: ``x = scale * (byte - zero)``.
 
-    ``scale`` is positive, ``zero`` between 0 and 255; what lies outside saturates.
+    ``scale``: positive, one for all inputs or one for each. ``zero``: between 0 and 255. What lies outside saturates.
     """
 
-    scale: float
+    scale: tuple[float, ...]
     zero: int = 0
 
 

@@ -226,9 +226,15 @@ std::vector<ActivationScale> read_activations(const JsonObject& object, const st
     const std::string list = fields.where("activations");
     for (const Json& entry : as_list(fields.at("activations"), list, 1, limits::blocks * limits::layers)) {
         const JsonObject layer(entry, item(list, activations.size()), {"scale", "zero"});
-        const double scale = as_number(layer.at("scale"), layer.where("scale"));
-        require_scale(layer.where("scale"), scale);
-        activations.push_back({static_cast<float>(scale), layer.integer("zero", 0, 0, 255)});
+        ActivationScale read{{}, layer.integer("zero", 0, 0, 255)};
+        const std::string scales = layer.where("scale");
+        for (const Json& number : as_list(layer.at("scale"), scales, 1, limits::dimension)) {
+            const std::string place = item(scales, read.scale.size());
+            const double scale = as_number(number, place);
+            require_scale(place, scale);
+            read.scale.push_back(static_cast<float>(scale));
+        }
+        activations.push_back(std::move(read));
     }
     return activations;
 }

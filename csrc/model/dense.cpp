@@ -99,20 +99,25 @@ PackedDenseInt8::PackedDenseInt8(std::span<const float> weight, std::span<const 
 
 PackedDenseInt8Static::PackedDenseInt8Static(std::span<const float> weight, std::span<const float> bias,
                                              int in, int out, std::span<const int> order,
-                                             ActivationScale input, ActivationScale next)
+                                             const ActivationScale& input, const ActivationScale& next)
     : panels_(panels_size(simd::byte_quads(in), 4, out)),
       start_(static_cast<size_t>(simd::padded(out))),
       scale_(static_cast<size_t>(simd::padded(out))),
       rescale_(static_cast<size_t>(simd::padded(out))),
-      input_(input),
+      inverse_(static_cast<size_t>(simd::padded(in))),
+      zero_(input.zero),
       next_zero_(static_cast<uint8_t>(next.zero)),
       in_(in),
       out_(out) {
     // Weight times input counts in units of these, per output. The bias starts the sum, so it must fit too.
     constexpr double most_start = 1 << 29;
     std::vector<double> unit;
+    for (size_t k = 0; k < static_cast<size_t>(in); ++k)
+        inverse_[k] = 1.0f / input.at(order.empty() ? k : static_cast<size_t>(order[k]));
     for (int o = 0; o < out; ++o) {
-        const double most = static_cast<double>(largest(row(weight, o, in))) / 127.0 * input.scale;
+        double most = 0.0;
+        for (size_t k = 0; k < static_cast<size_t>(in); ++k)
+            most = std::max(most, std::abs(static_cast<double>(row(weight, o, in)[k])) * input.at(k) / 127.0);
         const double start = std::abs(static_cast<double>(bias[static_cast<size_t>(o)])) / most_start;
         unit.push_back(std::max({most, start, 1e-300}));
     }
@@ -123,7 +128,7 @@ PackedDenseInt8Static::PackedDenseInt8Static(std::span<const float> weight, std:
         [&](size_t at, int o, int i) {
             const auto output = static_cast<size_t>(o);
             const double w = static_cast<double>(row(weight, o, in)[static_cast<size_t>(i)]);
-            panels_[at] = to_int8(static_cast<float>(w * input.scale / unit[output]));
+            panels_[at] = to_int8(static_cast<float>(w * input.at(static_cast<size_t>(i)) / unit[output]));
             reach[output] += 255.0 * std::abs(static_cast<double>(panels_[at]));
             sum[output] += panels_[at];
         });
@@ -133,7 +138,7 @@ PackedDenseInt8Static::PackedDenseInt8Static(std::span<const float> weight, std:
         scale_[o] = static_cast<float>(unit[o]);
         // Kept from leaving int32: only where all but a few sums saturate anyway.
         rescale_[o] = static_cast<float>(
-            std::min(unit[o] / static_cast<double>(next.scale), 0x1p30 / (reach[o] + std::abs(start) + 1.0)));
+            std::min(unit[o] / static_cast<double>(next.at(o)), 0x1p30 / (reach[o] + std::abs(start) + 1.0)));
     }
 }
 

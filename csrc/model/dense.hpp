@@ -88,17 +88,21 @@ class PackedDenseInt8 {
 class PackedDenseInt8Static {
   public:
     PackedDenseInt8Static(std::span<const float> weight, std::span<const float> bias, int in, int out,
-                          std::span<const int> order, ActivationScale input, ActivationScale next);
+                          std::span<const int> order, const ActivationScale& input,
+                          const ActivationScale& next);
     simd::DenseInt8Static view() const noexcept {
         return {panels_.data(), start_.data(), scale_.data(), rescale_.data(), next_zero_, in_, out_};
     }
-    ActivationScale input() const noexcept { return input_; }
+    // What quantise_static takes: one over each input's scale, and their zero.
+    const float* inverse() const noexcept { return inverse_.data(); }
+    int zero() const noexcept { return zero_; }
 
   private:
     AlignedBuffer<int8_t> panels_;
     AlignedBuffer<int32_t> start_;
     AlignedFloats scale_, rescale_;
-    ActivationScale input_;
+    AlignedFloats inverse_;
+    int zero_;
     uint8_t next_zero_;
     int in_, out_;
 };

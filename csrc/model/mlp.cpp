@@ -158,9 +158,9 @@ class Mlp final : public Block {
         const simd::Int8Kernels& int8 = *simd::int8_kernels();
         unsigned char* const bytes = narrow.buffers[narrow.current];
         if (const auto* known = std::get_if<PackedDenseInt8Static>(&layer.dense)) {
-            const ActivationScale input = known->input();
             if (!narrow.ready)
-                int8.quantise_static(x, ldx, rows, layer.in, input.scale, input.zero, bytes, narrow.ld);
+                int8.quantise_static(x, ldx, rows, layer.in, known->inverse(), known->zero(), bytes,
+                                     narrow.ld);
             int8.dense_static(known->view(), bytes, narrow.ld, rows, y, ldy,
                               stay_narrow ? narrow.buffers[1 - narrow.current] : nullptr, narrow.ld, act,
                               accumulate);

@@ -59,10 +59,12 @@ struct ImpalaSpec {
 
 using BlockSpec = std::variant<MlpSpec, ConvSpec, ImpalaSpec>;
 
-// How unsigned bytes stand for the inputs of a dense layer: x = scale * (byte - zero).
+// How unsigned bytes stand for the inputs of a dense layer: x = scale * (byte - zero), with one scale for all
+// inputs or one for each.
 struct ActivationScale {
-    float scale = 1.0f;
+    std::vector<float> scale = {1.0f};
     int zero = 0;
+    float at(size_t input) const { return scale.size() == 1 ? scale[0] : scale[input]; }
 };
 
 struct ModuleSpec {

@@ -22,30 +22,30 @@ inline __m128i pack_in_order(__m512i v) {
     return _mm512_cvtusepi32_epi8(_mm512_max_epi32(v, _mm512_setzero_si512()));
 }
 
-// A row times `inverse` plus `offset`, rounded; saturated at 0, and above only if `bounded` (in int32,
+// A row times inverse(column) plus `offset`, rounded; saturated at 0, and above only if `bounded` (in int32,
 // numbers over 2^31 are negative).
-template <bool bounded>
-inline void to_bytes(const float* x, int n, __m512 inverse, __m512 offset, uint8_t* y) {
-    const auto rounded = [&](__m512 v) {
-        v = _mm512_fmadd_ps(v, inverse, offset);
+template <bool bounded, class Inverse>
+inline void to_bytes(const float* x, int n, Inverse inverse, __m512 offset, uint8_t* y) {
+    const auto rounded = [&](__m512 v, int at) {
+        v = _mm512_fmadd_ps(v, inverse(at), offset);
         return _mm512_cvtps_epi32(bounded ? _mm512_min_ps(_mm512_set1_ps(255.0f), v) : v);
     };
     int j = 0;
     for (; j + kPanel <= n; j += kPanel) {
         __m512i v[4];
-        for (int c = 0; c < 4; ++c) v[c] = rounded(_mm512_loadu_ps(x + j + c * 16));
+        for (int c = 0; c < 4; ++c) v[c] = rounded(_mm512_loadu_ps(x + j + c * 16), j + c * 16);
         _mm512_storeu_si512(y + j, pack(v));
     }
     if (j + kPanel <= padded(n)) {
         __m512i v[4];
         for (int c = 0; c < 4; ++c)
-            v[c] = rounded(_mm512_maskz_loadu_ps(mask_of(n - j - c * 16), x + j + c * 16));
+            v[c] = rounded(_mm512_maskz_loadu_ps(mask_of(n - j - c * 16), x + j + c * 16), j + c * 16);
         _mm512_storeu_si512(y + j, pack(v));
         return;
     }
     for (; j < n; j += 16)
         _mm_storeu_si128(reinterpret_cast<__m128i*>(y + j),
-                         pack_in_order(rounded(_mm512_maskz_loadu_ps(mask_of(n - j), x + j))));
+                         pack_in_order(rounded(_mm512_maskz_loadu_ps(mask_of(n - j), x + j), j)));
 }
 
 void quantise(const float* x, ptrdiff_t ldx, int rows, int n, uint8_t* y, ptrdiff_t ldy, float* scale,
@@ -71,8 +71,9 @@ void quantise(const float* x, ptrdiff_t ldx, int rows, int n, uint8_t* y, ptrdif
         const bool flat = reach < 1e-30f;
         scale[r] = flat ? 1.0f : reach / steps;
         zero[r] = is_signed ? 128 : 0;
-        to_bytes<false>(x, n, _mm512_set1_ps(flat ? 1.0f : steps / reach),
-                        _mm512_set1_ps(is_signed ? 128.0f : 0.0f), y);
+        const __m512 inverse = _mm512_set1_ps(flat ? 1.0f : steps / reach);
+        to_bytes<false>(
+            x, n, [inverse](int) { return inverse; }, _mm512_set1_ps(is_signed ? 128.0f : 0.0f), y);
     }
 }
 
@@ -88,14 +89,15 @@ void quantise_relu(const float* x, ptrdiff_t ldx, int rows, int n, const float* 
     for (int r = 0; r < rows; ++r, x += ldx, y += ldy, most += 16) {
         const float inverse = relu_scale(_mm512_reduce_max_ps(_mm512_loadu_ps(most)), &scale[r]);
         zero[r] = 0;
-        to_bytes<false>(x, n, _mm512_set1_ps(inverse), _mm512_setzero_ps(), y);
+        to_bytes<false>(x, n, [inverse](int) { return _mm512_set1_ps(inverse); }, _mm512_setzero_ps(), y);
     }
 }
 
-void quantise_static(const float* x, ptrdiff_t ldx, int rows, int n, float scale, int zero, uint8_t* y,
-                     ptrdiff_t ldy) {
-    const __m512 inverse = _mm512_set1_ps(1.0f / scale), offset = _mm512_set1_ps(static_cast<float>(zero));
-    for (int r = 0; r < rows; ++r, x += ldx, y += ldy) to_bytes<true>(x, n, inverse, offset, y);
+void quantise_static(const float* x, ptrdiff_t ldx, int rows, int n, const float* inverse, int zero,
+                     uint8_t* y, ptrdiff_t ldy) {
+    const __m512 offset = _mm512_set1_ps(static_cast<float>(zero));
+    for (int r = 0; r < rows; ++r, x += ldx, y += ldy)
+        to_bytes<true>(x, n, [inverse](int j) { return _mm512_loadu_ps(inverse + j); }, offset, y);
 }
 
 // ---- dense

@@ -119,9 +119,9 @@ struct Int8Kernels {
     void (*quantise_relu)(const float* x, ptrdiff_t ldx, int rows, int n, const float* most, uint8_t* y,
                           ptrdiff_t ldy, float* scale, int32_t* zero);
 
-    // y = x / scale + zero, rounded and saturated.
-    void (*quantise_static)(const float* x, ptrdiff_t ldx, int rows, int n, float scale, int zero, uint8_t* y,
-                            ptrdiff_t ldy);
+    // y = x * inverse + zero, rounded and saturated; `inverse` [padded(n)].
+    void (*quantise_static)(const float* x, ptrdiff_t ldx, int rows, int n, const float* inverse, int zero,
+                            uint8_t* y, ptrdiff_t ldy);
     // To y as Kernels::dense, or, if it is given, to the next layer's input: bytes[r, :out].
     void (*dense_static)(const DenseInt8Static& w, const uint8_t* x, ptrdiff_t ldx, int rows, float* y,
                          ptrdiff_t ldy, uint8_t* bytes, ptrdiff_t ldb, Act act, bool accumulate);

@@ -380,8 +380,8 @@ TEST_F(Int8Test, DenseSumsQuantisedNumbersOnOddShapes) {
 }
 
 TEST_F(Int8Test, StaticScalesGiveTheSameSumsAndTheNextLayersBytes) {
-    for (const ActivationScale input : {ActivationScale{0.02f, 128}, ActivationScale{0.015f, 3}})
-        for (const ActivationScale next : {ActivationScale{0.3f, 0}, ActivationScale{0.25f, 120}})
+    for (const ActivationScale input : {ActivationScale{{0.02f}, 128}, ActivationScale{{0.015f}, 3}})
+        for (const ActivationScale next : {ActivationScale{{0.3f}, 0}, ActivationScale{{0.25f}, 120}})
             for (const int in : kInputs)
                 for (const int out : kOutputs)
                     for (const int rows : {1, 13, 48}) {
@@ -392,7 +392,7 @@ TEST_F(Int8Test, StaticScalesGiveTheSameSumsAndTheNextLayersBytes) {
                         const int ld = out + 3;
                         Bytes bytes(rows, in), to(rows, out), relu_to(rows, out);
                         std::vector<float> y(static_cast<size_t>(rows * ld), 9.0f), got;
-                        int8->quantise_static(x.data(), in, rows, in, input.scale, input.zero,
+                        int8->quantise_static(x.data(), in, rows, in, packed.inverse(), input.zero,
                                               bytes.data.data(), bytes.ld);
                         int8->dense_static(packed.view(), bytes.data.data(), bytes.ld, rows, y.data(), ld,
                                            nullptr, 0, Act::none, true);
@@ -404,7 +404,7 @@ TEST_F(Int8Test, StaticScalesGiveTheSameSumsAndTheNextLayersBytes) {
                         for (int r = 0; r < rows; ++r) {
                             for (int k = 0; k < in; ++k) {
                                 const double wanted = std::clamp(
-                                    x[static_cast<size_t>(r * in + k)] / static_cast<double>(input.scale) +
+                                    x[static_cast<size_t>(r * in + k)] / static_cast<double>(input.at(0)) +
                                         input.zero,
                                     0.0, 255.0);
                                 ASSERT_NEAR(bytes.at(r, k, in), wanted, 0.501);
@@ -413,11 +413,11 @@ TEST_F(Int8Test, StaticScalesGiveTheSameSumsAndTheNextLayersBytes) {
                                 double step = 0.0;
                                 const double sum = layer.sum(
                                     j, [&](int k) { return bytes.at(r, k, in) - input.zero; }, &step);
-                                const double value = sum * static_cast<double>(input.scale) * step +
+                                const double value = sum * static_cast<double>(input.at(0)) * step +
                                                      layer.bias[static_cast<size_t>(j)];
                                 exact.push_back(value + 9.0);
                                 got.push_back(y[static_cast<size_t>(r * ld + j)]);
-                                const double wanted = value / static_cast<double>(next.scale) + next.zero;
+                                const double wanted = value / static_cast<double>(next.at(0)) + next.zero;
                                 ASSERT_NEAR(to.at(r, j, out), std::clamp(wanted, 0.0, 255.0), 0.51);
                                 ASSERT_NEAR(relu_to.at(r, j, out),
                                             std::clamp(wanted, static_cast<double>(next.zero), 255.0), 0.51);
@@ -435,10 +435,10 @@ TEST_F(Int8Test, BiasesAndScalesOfAnySizeSaturate) {
     const std::vector<float> weight = {0.0f, 1e-30f, 1e30f, 1.0f}, bias = {0.7f, -3.0f, 1.0f, 1e20f};
     const std::vector<float> x = {2.5f};
     for (const float step : {1e-30f, 1e-3f, 1e30f}) {
-        const PackedDenseInt8Static packed(weight, bias, 1, 4, {}, {0.1f, 0}, {step, 0});
+        const PackedDenseInt8Static packed(weight, bias, 1, 4, {}, {{0.1f}, 0}, {{step}, 0});
         Bytes bytes(1, 1), to(1, 4);
         std::vector<float> y(4);
-        int8->quantise_static(x.data(), 1, 1, 1, 0.1f, 0, bytes.data.data(), bytes.ld);
+        int8->quantise_static(x.data(), 1, 1, 1, packed.inverse(), 0, bytes.data.data(), bytes.ld);
         int8->dense_static(packed.view(), bytes.data.data(), bytes.ld, 1, y.data(), 4, nullptr, 0, Act::none,
                            false);
         int8->dense_static(packed.view(), bytes.data.data(), bytes.ld, 1, nullptr, 0, to.data.data(), to.ld,
@@ -452,7 +452,8 @@ TEST_F(Int8Test, BiasesAndScalesOfAnySizeSaturate) {
     }
     const std::vector<float> far = {1e30f, -1e30f, INFINITY, 1e-30f};
     Bytes bytes(1, 4);
-    int8->quantise_static(far.data(), 4, 1, 4, 1e-5f, 7, bytes.data.data(), bytes.ld);
+    const std::vector<float> inverse(16, 1e5f);
+    int8->quantise_static(far.data(), 4, 1, 4, inverse.data(), 7, bytes.data.data(), bytes.ld);
     EXPECT_EQ(bytes.at(0, 0, 4), 255);
     EXPECT_EQ(bytes.at(0, 1, 4), 0);
     EXPECT_EQ(bytes.at(0, 2, 4), 255);
@@ -482,10 +483,10 @@ TEST_F(Int8Test, ARowDoesNotDependOnItsNeighbours) {
     const int in = 50, out = 117, rows = 61;
     const auto x = normal(rows * in, 4);
     const Int8Layer layer(in, out);
-    const PackedDenseInt8Static packed(layer.weight, layer.bias, in, out, {}, {0.02f, 128}, {});
+    const PackedDenseInt8Static packed(layer.weight, layer.bias, in, out, {}, {{0.02f}, 128}, {});
     Bytes bytes(rows, in);
     std::vector<float> all(rows * out), alone(out);
-    int8->quantise_static(x.data(), in, rows, in, 0.02f, 128, bytes.data.data(), bytes.ld);
+    int8->quantise_static(x.data(), in, rows, in, packed.inverse(), 128, bytes.data.data(), bytes.ld);
     int8->dense_static(packed.view(), bytes.data.data(), bytes.ld, rows, all.data(), out, nullptr, 0,
                        Act::relu, false);
     for (int r = 0; r < rows; ++r) {

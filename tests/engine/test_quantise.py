@@ -105,24 +105,33 @@ def test_costs_are_the_engines(model):
 @pytest.mark.parametrize("low", [0.0, -1.0, -5.0])
 def test_best_scale_loses_least(low):
     rng = np.random.default_rng(0)
-    x = np.maximum(rng.normal(size=200_000), low)
-    x[0] = 20.0  # worth clipping
+    x = np.maximum(rng.normal(size=(100_000, 2)), low)
+    x[0, 0] = 20.0  # worth clipping
+    x[:, 1] *= 0.1
     chosen = best_scale(x)
-
-    def error(s):
-        b = np.clip(np.rint(x / s.scale) + s.zero, 0, 255)
-        return np.square((b - s.zero) * s.scale - x).sum()
-
     assert (chosen.zero == 0) == (low == 0.0)
     assert 0 <= chosen.zero <= 255
-    assert chosen.scale * 255 < 19.0
+    assert chosen.scale[0] * 255 < 19.0
+
+    def error(scale, zero):
+        b = np.clip(np.rint(x / scale) + zero, 0, 255)
+        return np.square(((b - zero) * scale - x) / scales).sum()
+
+    scales = np.array(chosen.scale)
     for factor in (0.7, 1.5):
-        other = ActivationScale(scale=chosen.scale * factor, zero=round(chosen.zero / factor))
-        assert error(chosen) < error(other)
+        assert error(scales, chosen.zero) < error(scales * factor, round(chosen.zero / factor))
+
+
+def test_every_input_fills_the_same_range():
+    x = np.random.default_rng(0).uniform(-1, 1, (1000, 3)) * [1.0, 30.0, 1e-9]
+    scale = np.array(best_scale(x).scale)
+    reach = np.abs(x).max(axis=0)
+    np.testing.assert_allclose(scale[:2] / reach[:2], scale[1] / reach[1], rtol=1e-5)
+    assert scale[2] == pytest.approx(0.01 * scale[1])  # not blown up out of nothing
 
 
 def test_best_scale_of_nothing_but_zeros():
-    assert best_scale(np.zeros(5)) == ActivationScale(scale=1.0, zero=0)
+    assert best_scale(np.zeros((5, 3))) == ActivationScale(scale=(1.0,), zero=0)
 
 
 def test_spearman_shares_the_ranks_of_equals():
@@ -159,9 +168,10 @@ def test_static_int8_is_its_statement_in_numpy(model, tensors, calibrated):
     y = x.astype(np.float64)
     for j, input_scale in enumerate(scales):
         weight, bias = (tensors[f"predictor.0.linear{j}.{part}"].astype(np.float64) for part in ("weight", "bias"))
+        weight = weight * np.array(input_scale.scale)
         step = np.abs(weight).max(axis=1, keepdims=True) / 127
         bytes_ = np.clip(np.rint(y / input_scale.scale) + input_scale.zero, 0, 255)
-        y = ((bytes_ - input_scale.zero) * input_scale.scale) @ (np.rint(weight / step) * step).T + bias
+        y = (bytes_ - input_scale.zero) @ (np.rint(weight / step) * step).T + bias
         if j + 1 < len(scales):
             y = np.maximum(y, 0.0)
     got = quantised.forward("predictor", x)
@@ -197,7 +207,7 @@ def test_what_cannot_be_quantised_is_named(model, tensors):
         compare(model, {}, [])
     wrong = dataclasses.replace(
         model.spec.modules["predictor"],
-        quantisation=Quantisation(weights="int8", activations=(ActivationScale(scale=1.0),)),
+        quantisation=Quantisation(weights="int8", activations=(ActivationScale(scale=(1.0,)),)),
     )
     spec = dataclasses.replace(model.spec, modules={**model.spec.modules, "predictor": wrong})
     with pytest.raises(AgentFileError, match="has 1 items, but the module's mlp blocks have 3 layers"):
