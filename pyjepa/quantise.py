@@ -189,7 +189,7 @@ def best_scale(values: npt.ArrayLike) -> ActivationScale:
     inputs, so scaled, lose least in squared error as unsigned bytes: the upper end first, then the lower one.
     """
     x = np.asarray(values, np.float64)
-    reach = np.abs(x).max(axis=0)
+    reach = np.quantile(np.abs(x), 0.999, axis=0)
     if not reach.max() > 1e-30:
         return ActivationScale(scale=(1.0,), zero=0)
     reach = np.maximum(reach, reach.max() * LEAST_REACH)

