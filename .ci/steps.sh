@@ -92,6 +92,35 @@ simd_symbols() {
   done
 }
 
+# The C++ tests for a 64-bit ARM machine, in an emulator. Not the measured peak, which is a time.
+aarch64_tests() {
+  if ! command -v qemu-aarch64 aarch64-linux-gnu-g++ >/dev/null || [ ! -e /usr/src/googletest ]; then
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+      g++-aarch64-linux-gnu qemu-user googletest
+  fi
+  PATH=$venv/bin:$PATH cmake --preset aarch64 -DPython_EXECUTABLE="$venv/bin/python"
+  PATH=$venv/bin:$PATH cmake --build --preset aarch64 -j "$(nproc)"
+  qemu-aarch64 -L /usr/aarch64-linux-gnu build/aarch64/tests/cpp/pyjepa_tests \
+    --gtest_brief=1 --gtest_filter=-Abi.ThePeak* 2>&1 | tee "$logs/gtest-aarch64.log"
+}
+
+# Nothing runs instructions that the machine lacks: the C++ tests on the oldest x86-64 there is, and a plan from Python
+# on the oldest that NumPy takes. (Left to itself, NumPy's OpenBLAS picks AVX kernels in the emulator.)
+old_x86() {
+  if ! command -v qemu-x86_64 >/dev/null; then
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends qemu-user
+  fi
+  qemu-x86_64 -cpu qemu64 build/release/tests/cpp/pyjepa_tests \
+    --gtest_brief=1 --gtest_filter=-Abi.ThePeak* 2>&1 | tee "$logs/gtest-qemu64.log"
+  local site=$PWD/$logs/old-x86
+  rm -rf "$site"
+  PIP_BUILD_CONSTRAINT=$PWD/tests/constraints.txt "$venv/bin/python" -m pip install --quiet --no-deps --target "$site" .
+  PYTHONPATH=$site OPENBLAS_CORETYPE=Nehalem OPENBLAS_NUM_THREADS=1 \
+    qemu-x86_64 -cpu Nehalem "$venv/bin/python" .ci/plan_once.py "$site"
+}
+
 slow_tests() {
   "$venv/bin/python" -m pytest -m slow 2>&1 | tee "$logs/pytest-slow.log"
 }
@@ -120,6 +149,7 @@ counts() {
   for log in "$@"; do
     [ -e "$logs/$log.log" ] || continue
     case $log in
+      gtest*) grep -E '^\[ +(PASSED|FAILED) +\] [0-9]+ tests?' "$logs/$log.log" | tail -n 2 ;;
       ctest*) grep -E '^[0-9]+% tests passed' "$logs/$log.log" | tail -n 1 ;;
       *) grep -E '^=+ .* in [0-9.]+s' "$logs/$log.log" | tail -n 1 ;;
     esac

@@ -148,10 +148,26 @@ class Latent:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ActivationScale:
+    """How unsigned bytes stand for the inputs of a dense layer: ``x = scale * (byte - zero)``.
+
+    ``scale``: positive, one for all inputs or one for each. ``zero``: between 0 and 255. What lies outside saturates.
+    """
+
+    scale: tuple[float, ...]
+    zero: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Quantisation:
-    """Stored precision of a module's weights (reserved: files hold float32 for now)."""
+    """How a module runs in a lower precision; `pyjepa quantise` fills it in. The weights stay float32 in the file.
+
+    ``activations``: one scale for the input of each layer of the module's ``mlp`` blocks, in order; read by
+    ``precision="int8"``, which otherwise finds a scale for each row as it runs. ``bf16`` is reserved.
+    """
 
     weights: Literal["bf16", "int8"]
+    activations: tuple[ActivationScale, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -145,6 +145,40 @@ def demo(results: Path) -> str:
     )
 
 
+def precision(results: Path) -> str:
+    """What planning in bf16 and int8 changes for the shipped agent."""
+    document = load(results, "precision")
+    lines = []
+    for row in document["rows"]:
+        low, high = row["success_change_95"]
+        lines.append(
+            [
+                row["precision"],
+                f"{row['spearman']:.4f}",
+                f"{row['spearman_least']:.3f}",
+                f"{row['state_error']:.1%}",
+                f"{row['final_cost_change']:+.2%}",
+                f"{row['success']:.1%}",
+                f"{100 * row['success_change']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})",
+            ]
+        )
+    headings = [
+        "precision",
+        "Spearman (mean)",
+        "least",
+        "error of states",
+        "plan's cost",
+        "success",
+        "points against fp32 (95 %)",
+    ]
+    episodes = document["rows"][0]["episodes"]
+    return (
+        markdown(headings, lines)
+        + f"\nShipped agent `{document['agent']}`, {document['states']} states, {episodes} paired episodes, scales "
+        + f"calibrated on {document['calibrated_on']} other plans; {document['machine']['cpu']}.\n"
+    )
+
+
 TABLES = {
     "plan": plan,
     "peers-1": partial(peers, threads=1),
@@ -152,4 +186,5 @@ TABLES = {
     "engine": engine,
     "mode1": mode1,
     "demo": demo,
+    "precision": precision,
 }

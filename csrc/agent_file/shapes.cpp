@@ -139,15 +139,35 @@ bool reads(const ModuleSpec& module, Input input) {
     return std::find(module.inputs.begin(), module.inputs.end(), input) != module.inputs.end();
 }
 
+// One scale for all inputs of a layer or one for each. `next` is the module's layer that the block begins
+// with.
+void check_scales(const ModuleSpec& module, const MlpSpec& mlp, std::int64_t in, std::size_t& next,
+                  const std::string& where) {
+    for (const LayerSpec& layer : mlp.layers) {
+        if (next < module.activations.size()) {
+            const std::size_t scales = module.activations[next].scale.size();
+            if (scales != 1 && scales != static_cast<std::size_t>(in)) {
+                invalid(numbered(where + ".quantisation.activations", next) + ".scale",
+                        "has " + std::to_string(scales) + " items, but the layer has " + std::to_string(in) +
+                            " inputs");
+            }
+        }
+        ++next;
+        in = layer.out;
+    }
+}
+
 // The flattened size of what a module puts out.
 int output_size(const Spec& spec, const std::string& name) {
     const ModuleSpec& module = spec.modules.at(name);
     const std::string where = "spec.modules." + name;
     Shape shape = module_input_shape(spec, module);
-    checked_elements(shape, where + ".inputs");
-    std::int64_t elements = 0;
+    std::int64_t elements = checked_elements(shape, where + ".inputs");
+    std::size_t layer = 0;
     for (std::size_t i = 0; i < module.blocks.size(); ++i) {
         const std::string place = numbered(where + ".blocks", i);
+        if (const auto* mlp = std::get_if<MlpSpec>(&module.blocks[i]))
+            check_scales(module, *mlp, elements, layer, where);
         shape = block_output_shape(module.blocks[i], shape, place);
         elements = checked_elements(shape, place);
     }

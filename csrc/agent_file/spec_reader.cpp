@@ -225,10 +225,42 @@ void refuse_reserved(const JsonObject& object, const std::string& module) {
         fields.integer("size", 1, limits::dimension);
         refuse("latent", "a latent variable");
     }
-    if (const Json* stored = object.find("quantisation"); stored && !stored->is_null()) {
-        const JsonObject fields(*stored, object.where("quantisation"), {"weights"});
-        one_of<int>(fields.at("weights"), fields.where("weights"), {{"bf16", 0}, {"int8", 1}});
-        refuse("quantisation", "quantisation");
+}
+
+// How int8 reads the inputs of a module's dense layers. The count is checked once its blocks are known.
+std::vector<ActivationScale> read_activations(const JsonObject& object, const std::string& module) {
+    const Json* stored = object.find("quantisation");
+    if (!stored || stored->is_null()) return {};
+    const JsonObject fields(*stored, object.where("quantisation"), {"weights", "activations"});
+    enum class Weights { bf16, int8 };
+    const auto weights =
+        fields.choice<Weights>("weights", std::nullopt, {{"bf16", Weights::bf16}, {"int8", Weights::int8}});
+    if (weights == Weights::bf16)
+        not_in_engine(fields.where("weights"), "module " + printable(module) + ": stored bf16");
+    std::vector<ActivationScale> activations;
+    const std::string list = fields.where("activations");
+    for (const Json& entry : as_list(fields.at("activations"), list, 1, limits::blocks * limits::layers)) {
+        const JsonObject layer(entry, item(list, activations.size()), {"scale", "zero"});
+        ActivationScale read{{}, layer.integer("zero", 0, 0, 255)};
+        const std::string scales = layer.where("scale");
+        for (const Json& number : as_list(layer.at("scale"), scales, 1, limits::dimension)) {
+            const std::string place = item(scales, read.scale.size());
+            const double scale = as_number(number, place);
+            require_scale(place, scale);
+            read.scale.push_back(static_cast<float>(scale));
+        }
+        activations.push_back(std::move(read));
+    }
+    return activations;
+}
+
+void check_activation_count(const ModuleSpec& module, const std::string& where) {
+    std::size_t layers = 0;
+    for (const BlockSpec& block : module.blocks)
+        if (const auto* mlp = std::get_if<MlpSpec>(&block)) layers += mlp->layers.size();
+    if (!module.activations.empty() && module.activations.size() != layers) {
+        invalid(where, "has " + std::to_string(module.activations.size()) +
+                           " items, but the module's mlp blocks have " + std::to_string(layers) + " layers");
     }
 }
 
@@ -253,10 +285,12 @@ ModuleSpec read_module(const Json& value, const std::string& name) {
     module.residual = object.flag("residual", module.residual);
     module.ensemble = object.integer("ensemble", module.ensemble, 1, limits::ensemble);
     refuse_reserved(object, name);
+    module.activations = read_activations(object, name);
     const std::string blocks = object.where("blocks");
     for (const Json& entry : as_list(object.at("blocks"), blocks, 1, limits::blocks)) {
         module.blocks.push_back(read_block(entry, item(blocks, module.blocks.size()), name));
     }
+    check_activation_count(module, object.where("quantisation") + ".activations");
     return module;
 }
 

@@ -39,8 +39,10 @@ enum class Layout { torch, channels_last };
 
 // `order`: what PackedDense takes, for the first layer.
 // precision: of the weights and of what they are multiplied with; the machine must have kernels for it.
+// activations: for int8 the scales of its layers' inputs, or none, then each row gets one as it comes.
 std::unique_ptr<Block> make_mlp(const MlpSpec& spec, int in, std::span<const int> order,
-                                const Weights& weights, simd::Precision precision);
+                                const Weights& weights, simd::Precision precision,
+                                std::span<const ActivationScale> activations);
 std::unique_ptr<Block> make_conv(const ConvSpec& spec, const Shape& in, Layout layout,
                                  const Weights& weights);
 std::unique_ptr<Block> make_impala(const ImpalaSpec& spec, const Shape& in, Layout layout,

@@ -7,24 +7,28 @@
 namespace pyjepa {
 namespace {
 
-// Fills panels [ceil(in / group)][width][group]: calls put(position, output, input) for every weight there
-// is.
-template <class F>
-void for_each_weight(int in, int out, int group, std::span<const int> order, F put) {
-    const int groups = (in + group - 1) / group;
+// Fills panels [groups][width][group]: calls put(position, output, input) for every weight there is. Input k
+// lies at place(k).
+template <class Place, class Put>
+void for_each_weight(int in, int out, int groups, int group, std::span<const int> order, Place place,
+                     Put put) {
     size_t panel = 0;
     for (int c0 = 0; c0 < simd::padded(out); c0 += simd::kPanel) {
         const int width = std::min(simd::kPanel, simd::padded(out) - c0);
         for (int k = 0; k < in; ++k)
             for (int c = 0; c < std::min(width, out - c0); ++c)
-                put(panel + static_cast<size_t>((k / group * width + c) * group + k % group), c0 + c,
-                    order.empty() ? k : order[static_cast<size_t>(k)]);
+                put(panel + static_cast<size_t>((place(k) / group * width + c) * group + place(k) % group),
+                    c0 + c, order.empty() ? k : order[static_cast<size_t>(k)]);
         panel += static_cast<size_t>(groups) * static_cast<size_t>(width) * static_cast<size_t>(group);
     }
 }
 
-size_t panels_size(int in, int out, int group) {
-    return static_cast<size_t>((in + group - 1) / group * group) * static_cast<size_t>(simd::padded(out));
+size_t panels_size(int groups, int group, int out) {
+    return static_cast<size_t>(groups * group) * static_cast<size_t>(simd::padded(out));
+}
+
+int in_place(int k) {
+    return k;
 }
 
 AlignedFloats padded_copy(std::span<const float> from) {
@@ -39,20 +43,34 @@ uint16_t to_bf16(float x) {
     return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);  // weights are finite
 }
 
+std::span<const float> row(std::span<const float> weight, int o, int in) {
+    return weight.subspan(static_cast<size_t>(o) * static_cast<size_t>(in), static_cast<size_t>(in));
+}
+
+float largest(std::span<const float> values) {
+    float most = 0.0f;
+    for (const float v : values) most = std::max(most, std::abs(v));
+    return most;
+}
+
+int8_t to_int8(float x) {
+    return static_cast<int8_t>(std::clamp(std::lround(x), -127L, 127L));
+}
+
 }  // namespace
 
 PackedDense::PackedDense(std::span<const float> weight, std::span<const float> bias, int in, int out,
                          std::span<const int> order)
-    : panels_(panels_size(in, out, 1)), bias_(padded_copy(bias)), in_(in), out_(out) {
-    for_each_weight(in, out, 1, order, [&](size_t at, int o, int i) {
+    : panels_(panels_size(in, 1, out)), bias_(padded_copy(bias)), in_(in), out_(out) {
+    for_each_weight(in, out, in, 1, order, in_place, [&](size_t at, int o, int i) {
         panels_[at] = weight[static_cast<size_t>(o) * static_cast<size_t>(in) + static_cast<size_t>(i)];
     });
 }
 
 PackedDenseBf16::PackedDenseBf16(std::span<const float> weight, std::span<const float> bias, int in, int out,
                                  std::span<const int> order)
-    : panels_(panels_size(in, out, 2)), bias_(padded_copy(bias)), in_(in), out_(out) {
-    for_each_weight(in, out, 2, order, [&](size_t at, int o, int i) {
+    : panels_(panels_size((in + 1) / 2, 2, out)), bias_(padded_copy(bias)), in_(in), out_(out) {
+    for_each_weight(in, out, (in + 1) / 2, 2, order, in_place, [&](size_t at, int o, int i) {
         panels_[at] =
             to_bf16(weight[static_cast<size_t>(o) * static_cast<size_t>(in) + static_cast<size_t>(i)]);
     });
@@ -60,25 +78,68 @@ PackedDenseBf16::PackedDenseBf16(std::span<const float> weight, std::span<const 
 
 PackedDenseInt8::PackedDenseInt8(std::span<const float> weight, std::span<const float> bias, int in, int out,
                                  std::span<const int> order)
-    : panels_(panels_size(in, out, 4)),
+    : panels_(panels_size(simd::byte_quads(in), 4, out)),
       bias_(padded_copy(bias)),
       scale_(static_cast<size_t>(simd::padded(out))),
       zero_sum_(static_cast<size_t>(simd::padded(out))),
       in_(in),
       out_(out) {
     for (int o = 0; o < out; ++o) {
-        float most = 0.0f;
-        for (const float w :
-             weight.subspan(static_cast<size_t>(o) * static_cast<size_t>(in), static_cast<size_t>(in)))
-            most = std::max(most, std::abs(w));
+        const float most = largest(row(weight, o, in));
         scale_[static_cast<size_t>(o)] = most > 0.0f ? most / 127.0f : 1.0f;
     }
-    for_each_weight(in, out, 4, order, [&](size_t at, int o, int i) {
-        const auto output = static_cast<size_t>(o);
-        const float w = weight[output * static_cast<size_t>(in) + static_cast<size_t>(i)];
-        panels_[at] = static_cast<int8_t>(std::lround(w / scale_[output]));
-        zero_sum_[output] -= 128 * panels_[at];
-    });
+    for_each_weight(
+        in, out, simd::byte_quads(in), 4, order, [in](int k) { return simd::byte_place(k, in); },
+        [&](size_t at, int o, int i) {
+            const auto output = static_cast<size_t>(o);
+            panels_[at] = to_int8(row(weight, o, in)[static_cast<size_t>(i)] / scale_[output]);
+            zero_sum_[output] -= 128 * panels_[at];
+        });
+}
+
+PackedDenseInt8Static::PackedDenseInt8Static(std::span<const float> weight, std::span<const float> bias,
+                                             int in, int out, std::span<const int> order,
+                                             const ActivationScale& input, const ActivationScale& next)
+    : panels_(panels_size(simd::byte_quads(in), 4, out)),
+      start_(static_cast<size_t>(simd::padded(out))),
+      scale_(static_cast<size_t>(simd::padded(out))),
+      rescale_(static_cast<size_t>(simd::padded(out))),
+      inverse_(static_cast<size_t>(simd::padded(in))),
+      zero_(input.zero),
+      next_zero_(static_cast<uint8_t>(next.zero)),
+      in_(in),
+      out_(out) {
+    // Weight times input counts in units of these, per output. The bias starts the sum, so it must fit too.
+    constexpr double most_start = 1 << 29;
+    std::vector<double> unit;
+    for (size_t k = 0; k < static_cast<size_t>(in); ++k)
+        inverse_[k] = 1.0f / input.at(order.empty() ? k : static_cast<size_t>(order[k]));
+    for (int o = 0; o < out; ++o) {
+        double most = 0.0;
+        for (size_t k = 0; k < static_cast<size_t>(in); ++k)
+            most = std::max(most, std::abs(static_cast<double>(row(weight, o, in)[k])) * input.at(k) / 127.0);
+        const double start = std::abs(static_cast<double>(bias[static_cast<size_t>(o)])) / most_start;
+        unit.push_back(std::max({most, start, 1e-300}));
+    }
+    std::vector<double> reach(static_cast<size_t>(out), 0.0);  // of the sum, whatever the input
+    std::vector<int32_t> sum(static_cast<size_t>(out), 0);
+    for_each_weight(
+        in, out, simd::byte_quads(in), 4, order, [in](int k) { return simd::byte_place(k, in); },
+        [&](size_t at, int o, int i) {
+            const auto output = static_cast<size_t>(o);
+            const double w = static_cast<double>(row(weight, o, in)[static_cast<size_t>(i)]);
+            panels_[at] = to_int8(static_cast<float>(w * input.at(static_cast<size_t>(i)) / unit[output]));
+            reach[output] += 255.0 * std::abs(static_cast<double>(panels_[at]));
+            sum[output] += panels_[at];
+        });
+    for (size_t o = 0; o < static_cast<size_t>(out); ++o) {
+        const double start = std::round(static_cast<double>(bias[o]) / unit[o]);
+        start_[o] = static_cast<int32_t>(start) - input.zero * sum[o];
+        scale_[o] = static_cast<float>(unit[o]);
+        // Kept from leaving int32: only where all but a few sums saturate anyway.
+        rescale_[o] = static_cast<float>(
+            std::min(unit[o] / static_cast<double>(next.at(o)), 0x1p30 / (reach[o] + std::abs(start) + 1.0)));
+    }
 }
 
 }  // namespace pyjepa

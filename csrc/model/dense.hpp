@@ -9,31 +9,34 @@
 #include <span>
 #include <vector>
 
+#include "model/spec.hpp"
 #include "simd/kernels.hpp"
 
 namespace pyjepa {
 
-// A cache-line aligned float buffer of fixed size, zero-filled.
-class AlignedFloats {
+// A cache-line aligned buffer of fixed size, zero-filled.
+template <class T>
+class AlignedBuffer {
   public:
-    AlignedFloats() = default;
-    explicit AlignedFloats(size_t count)
-        : data_(count == 0 ? nullptr : new (std::align_val_t{64}) float[count]()), size_(count) {}
-    float* data() noexcept { return data_.get(); }
-    const float* data() const noexcept { return data_.get(); }
+    AlignedBuffer() = default;
+    explicit AlignedBuffer(size_t count)
+        : data_(count == 0 ? nullptr : new (std::align_val_t{64}) T[count]()), size_(count) {}
+    T* data() noexcept { return data_.get(); }
+    const T* data() const noexcept { return data_.get(); }
     size_t size() const noexcept { return size_; }
-    float& operator[](size_t i) noexcept { return data_[i]; }
-    const float& operator[](size_t i) const noexcept { return data_[i]; }
-    std::span<float> span() noexcept { return {data_.get(), size_}; }
-    std::span<const float> span() const noexcept { return {data_.get(), size_}; }
+    T& operator[](size_t i) noexcept { return data_[i]; }
+    const T& operator[](size_t i) const noexcept { return data_[i]; }
+    std::span<T> span() noexcept { return {data_.get(), size_}; }
+    std::span<const T> span() const noexcept { return {data_.get(), size_}; }
 
   private:
     struct Free {
-        void operator()(float* p) const noexcept { ::operator delete[](p, std::align_val_t{64}); }
+        void operator()(T* p) const noexcept { ::operator delete[](p, std::align_val_t{64}); }
     };
-    std::unique_ptr<float[], Free> data_;
+    std::unique_ptr<T[], Free> data_;
     size_t size_ = 0;
 };
+using AlignedFloats = AlignedBuffer<float>;
 
 // One dense layer's packed weights. Movable; `view()` is what the kernels take.
 class PackedDense {
@@ -59,7 +62,7 @@ class PackedDenseBf16 {
     simd::DenseBf16 view() const noexcept { return {panels_.data(), bias_.data(), in_, out_}; }
 
   private:
-    std::vector<uint16_t> panels_;
+    AlignedBuffer<uint16_t> panels_;
     AlignedFloats bias_;
     int in_, out_;
 };
@@ -74,9 +77,33 @@ class PackedDenseInt8 {
     }
 
   private:
-    std::vector<int8_t> panels_;
+    AlignedBuffer<int8_t> panels_;
     AlignedFloats bias_, scale_;
-    std::vector<int32_t> zero_sum_;
+    AlignedBuffer<int32_t> zero_sum_;
+    int in_, out_;
+};
+
+// As PackedDenseInt8 where the inputs' scale is known in advance, and that of the inputs of the layer after
+// it.
+class PackedDenseInt8Static {
+  public:
+    PackedDenseInt8Static(std::span<const float> weight, std::span<const float> bias, int in, int out,
+                          std::span<const int> order, const ActivationScale& input,
+                          const ActivationScale& next);
+    simd::DenseInt8Static view() const noexcept {
+        return {panels_.data(), start_.data(), scale_.data(), rescale_.data(), next_zero_, in_, out_};
+    }
+    // What quantise_static takes: one over each input's scale, and their zero.
+    const float* inverse() const noexcept { return inverse_.data(); }
+    int zero() const noexcept { return zero_; }
+
+  private:
+    AlignedBuffer<int8_t> panels_;
+    AlignedBuffer<int32_t> start_;
+    AlignedFloats scale_, rescale_;
+    AlignedFloats inverse_;
+    int zero_;
+    uint8_t next_zero_;
     int in_, out_;
 };
 

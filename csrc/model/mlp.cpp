@@ -18,7 +18,8 @@ bool has_simnorm(Norm n) {
 }
 
 struct MlpLayer {
-    std::variant<PackedDense, PackedDenseBf16, PackedDenseInt8> dense;  // all of one precision
+    std::variant<PackedDense, PackedDenseBf16, PackedDenseInt8, PackedDenseInt8Static>
+        dense;  // all of one precision
     int in, out;
     Norm norm;
     simd::Act act;
@@ -27,14 +28,18 @@ struct MlpLayer {
 
 class Mlp final : public Block {
   public:
-    Mlp(const MlpSpec& spec, int in, std::span<const int> order, const Weights& weights, Precision precision)
+    Mlp(const MlpSpec& spec, int in, std::span<const int> order, const Weights& weights, Precision precision,
+        std::span<const ActivationScale> activations)
         : group_(spec.simnorm_group), precision_(precision), widest_(in) {
+        for (const LayerSpec& layer : spec.layers) widest_ = std::max(widest_, layer.out);
+        if (precision_ == Precision::int8 && widest_ > simd::kMaxInt8Inputs) precision_ = Precision::fp32;
         layers_.reserve(spec.layers.size());
         for (size_t j = 0; j < spec.layers.size(); ++j) {
             const LayerSpec& layer = spec.layers[j];
             const std::string linear = "linear" + std::to_string(j), norm = "norm" + std::to_string(j);
+            const auto next = activations.subspan(std::min(j, activations.size()));
             MlpLayer made{pack(weights(linear + ".weight"), weights(linear + ".bias"), in, layer.out,
-                               j == 0 ? order : std::span<const int>{}),
+                               j == 0 ? order : std::span<const int>{}, next),
                           in,
                           layer.out,
                           layer.norm,
@@ -47,7 +52,6 @@ class Mlp final : public Block {
             }
             layers_.push_back(std::move(made));
             if (j + 1 < spec.layers.size()) hidden_ = std::max(hidden_, simd::padded(layer.out));
-            widest_ = std::max(widest_, layer.out);
             in = layer.out;
         }
         // An output that is added to something, and not by the dense kernel, needs a place of its own before.
@@ -55,14 +59,14 @@ class Mlp final : public Block {
     }
 
     size_t workspace(int rows) const noexcept override {
-        const size_t hidden = 2 * static_cast<size_t>(hidden_), narrow = static_cast<size_t>(narrow_ld());
-        return static_cast<size_t>(rows) * (hidden + (precision_ == Precision::fp32 ? 0 : narrow + 2));
+        const size_t hidden = 2 * static_cast<size_t>(hidden_);
+        return static_cast<size_t>(rows) * hidden + Narrow::size(precision_, narrow_ld(), rows);
     }
 
     void forward(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y,
                  ptrdiff_t ldy, bool accumulate, float* work) const noexcept override {
         float* const buffers[2] = {work, work + static_cast<ptrdiff_t>(hidden_) * rows};
-        Narrow narrow(work + 2 * static_cast<ptrdiff_t>(hidden_) * rows, narrow_ld(), rows);
+        Narrow narrow(precision_, work + 2 * static_cast<ptrdiff_t>(hidden_) * rows, narrow_ld(), rows);
         for (size_t j = 0; j < layers_.size(); ++j) {
             const MlpLayer& layer = layers_[j];
             const bool last = j + 1 == layers_.size();
@@ -77,7 +81,8 @@ class Mlp final : public Block {
                 dense_bf16(layer, x, ldx, rows, out, ld, act, direct && accumulate, fused(layer) && !last,
                            narrow);
             } else {
-                dense_int8(layer, x, ldx, rows, out, ld, act, direct && accumulate, narrow);
+                dense_int8(layer, x, ldx, rows, out, ld, act, direct && accumulate, fused(layer) && !last,
+                           narrow);
             }
             const bool in_norm = layer.norm == Norm::layer;  // which ends the layer, too
             if (has_layer_norm(layer.norm))
@@ -101,22 +106,35 @@ class Mlp final : public Block {
     }
 
   private:
-    // Inputs in fewer bits: two buffers of bf16 that take turns, or one of bytes with a scale and a zero for
-    // each row.
+    // Inputs in fewer bits: two buffers of bf16 or bytes that take turns; for bytes each row's scale, zero
+    // and largest elements, where they are not known in advance. All buffers begin at multiples of 64 bytes.
     struct Narrow {
-        Narrow(float* work, ptrdiff_t row, int rows)
-            : ld(row),
-              pairs{reinterpret_cast<uint16_t*>(work), reinterpret_cast<uint16_t*>(work) + row * rows},
-              bytes(reinterpret_cast<uint8_t*>(work)),
-              scale(work + row * rows),
-              zero(reinterpret_cast<int32_t*>(scale + rows)) {}
-        ptrdiff_t ld;
-        uint16_t* pairs[2];
-        uint8_t* bytes;
-        float* scale;
+        Narrow(Precision precision, float* work, ptrdiff_t row, int rows) : ld(row) {
+            const auto bytes_each = static_cast<ptrdiff_t>(element(precision)) * row * rows;
+            auto* at = reinterpret_cast<unsigned char*>(work);
+            for (unsigned char*& buffer : buffers) {
+                buffer = at;
+                at += bytes_each;
+            }
+            most = reinterpret_cast<float*>(at);
+            scale = most + ptrdiff_t{16} * rows;
+            zero = reinterpret_cast<int32_t*>(scale + rows);
+        }
+        static size_t size(Precision precision, ptrdiff_t row, int rows) noexcept {
+            const size_t per_row = 2 * element(precision) * static_cast<size_t>(row) / sizeof(float) +
+                                   (precision == Precision::int8 ? 16 + 2 : 0);
+            return precision == Precision::fp32 ? 0 : per_row * static_cast<size_t>(rows);
+        }
+        static size_t element(Precision precision) noexcept { return precision == Precision::int8 ? 1 : 2; }
+        uint16_t* pairs(int which) const noexcept { return reinterpret_cast<uint16_t*>(buffers[which]); }
+
+        ptrdiff_t ld;  // in elements
+        unsigned char* buffers[2];
+        float *most, *scale;
         int32_t* zero;
-        int current = 0;     // which of pairs holds the layer's input
-        bool ready = false;  // and whether it is there already
+        int current = 0;      // which buffer holds the layer's input
+        bool ready = false;   // and whether it is there already
+        bool maxima = false;  // or else, whether `most` belongs to it
     };
 
     // Whether the dense kernel itself can end the layer: those of lower precision know ReLU only.
@@ -124,32 +142,62 @@ class Mlp final : public Block {
         return layer.norm == Norm::none && (precision_ == Precision::fp32 || layer.act <= simd::Act::relu);
     }
 
-    ptrdiff_t narrow_ld() const noexcept { return (widest_ + 31) / 32 * 32; }
+    ptrdiff_t narrow_ld() const noexcept { return (widest_ + 63) / 64 * 64; }
 
     void dense_bf16(const MlpLayer& layer, const float* x, ptrdiff_t ldx, int rows, float* y, ptrdiff_t ldy,
                     simd::Act act, bool accumulate, bool stay_narrow, Narrow& narrow) const noexcept {
         const simd::Bf16Kernels& bf16 = *simd::bf16_kernels();
-        if (!narrow.ready) bf16.convert(x, ldx, rows, layer.in, narrow.pairs[narrow.current], narrow.ld);
-        uint16_t* const next = stay_narrow ? narrow.pairs[1 - narrow.current] : nullptr;
-        bf16.dense(std::get<PackedDenseBf16>(layer.dense).view(), narrow.pairs[narrow.current], narrow.ld,
+        if (!narrow.ready) bf16.convert(x, ldx, rows, layer.in, narrow.pairs(narrow.current), narrow.ld);
+        uint16_t* const next = stay_narrow ? narrow.pairs(1 - narrow.current) : nullptr;
+        bf16.dense(std::get<PackedDenseBf16>(layer.dense).view(), narrow.pairs(narrow.current), narrow.ld,
                    rows, y, ldy, next, narrow.ld, act, accumulate);
         narrow.ready = stay_narrow;
         if (stay_narrow) narrow.current = 1 - narrow.current;
     }
 
     void dense_int8(const MlpLayer& layer, const float* x, ptrdiff_t ldx, int rows, float* y, ptrdiff_t ldy,
-                    simd::Act act, bool accumulate, Narrow& narrow) const noexcept {
+                    simd::Act act, bool accumulate, bool stay_narrow, Narrow& narrow) const noexcept {
         const simd::Int8Kernels& int8 = *simd::int8_kernels();
-        int8.quantise(x, ldx, rows, layer.in, narrow.bytes, narrow.ld, narrow.scale, narrow.zero);
-        int8.dense(std::get<PackedDenseInt8>(layer.dense).view(), narrow.bytes, narrow.ld, narrow.scale,
-                   narrow.zero, rows, y, ldy, act, accumulate);
+        unsigned char* const bytes = narrow.buffers[narrow.current];
+        if (const auto* known = std::get_if<PackedDenseInt8Static>(&layer.dense)) {
+            if (!narrow.ready)
+                int8.quantise_static(x, ldx, rows, layer.in, known->inverse(), known->zero(), bytes,
+                                     narrow.ld);
+            int8.dense_static(known->view(), bytes, narrow.ld, rows, y, ldy,
+                              stay_narrow ? narrow.buffers[1 - narrow.current] : nullptr, narrow.ld, act,
+                              accumulate);
+            narrow.ready = stay_narrow;
+            if (stay_narrow) narrow.current = 1 - narrow.current;
+            return;
+        }
+        const simd::DenseInt8 dense = std::get<PackedDenseInt8>(layer.dense).view();
+        if (narrow.maxima)
+            int8.quantise_relu(x, ldx, rows, layer.in, narrow.most, bytes, narrow.ld, narrow.scale,
+                               narrow.zero);
+        else if (!narrow.ready)
+            int8.quantise(x, ldx, rows, layer.in, bytes, narrow.ld, narrow.scale, narrow.zero);
+        const bool relu = stay_narrow && act == simd::Act::relu;
+        narrow.ready = relu && layer.out <= simd::kMaxInt8Row;
+        narrow.maxima = relu && !narrow.ready;
+        if (narrow.ready) {
+            narrow.current = 1 - narrow.current;
+            int8.dense_relu(dense, bytes, narrow.ld, narrow.scale, narrow.zero, rows,
+                            narrow.buffers[narrow.current], narrow.ld);
+        } else {
+            int8.dense(dense, bytes, narrow.ld, narrow.scale, narrow.zero, rows, y, ldy, act, accumulate,
+                       narrow.maxima ? narrow.most : nullptr);
+        }
     }
 
-    std::variant<PackedDense, PackedDenseBf16, PackedDenseInt8> pack(std::span<const float> weight,
-                                                                     std::span<const float> bias, int in,
-                                                                     int out,
-                                                                     std::span<const int> order) const {
+    // activations: of this layer's input and those after it.
+    decltype(MlpLayer::dense) pack(std::span<const float> weight, std::span<const float> bias, int in,
+                                   int out, std::span<const int> order,
+                                   std::span<const ActivationScale> activations) const {
         if (precision_ == Precision::bf16) return PackedDenseBf16(weight, bias, in, out, order);
+        if (precision_ == Precision::int8 && !activations.empty()) {
+            const ActivationScale next = activations.size() > 1 ? activations[1] : ActivationScale{};
+            return PackedDenseInt8Static(weight, bias, in, out, order, activations[0], next);
+        }
         if (precision_ == Precision::int8) return PackedDenseInt8(weight, bias, in, out, order);
         return PackedDense(weight, bias, in, out, order);
     }
@@ -170,8 +218,9 @@ class Mlp final : public Block {
 }  // namespace
 
 std::unique_ptr<Block> make_mlp(const MlpSpec& spec, int in, std::span<const int> order,
-                                const Weights& weights, simd::Precision precision) {
-    return std::make_unique<Mlp>(spec, in, order, weights, precision);
+                                const Weights& weights, simd::Precision precision,
+                                std::span<const ActivationScale> activations) {
+    return std::make_unique<Mlp>(spec, in, order, weights, precision, activations);
 }
 
 }  // namespace pyjepa

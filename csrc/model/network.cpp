@@ -29,6 +29,7 @@ Network::Network(const AgentFile& file, const std::string& name, std::vector<int
     in_ = elements(shape);
     Layout layout = Layout::torch;
     std::vector<int> order = std::move(input_order);
+    std::span<const ActivationScale> activations = spec.activations;
     for (size_t i = 0; i < spec.blocks.size(); ++i) {
         const std::string prefix = name + "." + std::to_string(i) + ".";
         const Weights weights = [&](const std::string& parameter) {
@@ -40,7 +41,10 @@ Network::Network(const AgentFile& file, const std::string& name, std::vector<int
         const Shape out = block_output_shape(block, shape, prefix);
         if (const auto* mlp = std::get_if<MlpSpec>(&block)) {
             if (layout == Layout::channels_last) order = channels_last_order(shape);
-            blocks_.push_back(make_mlp(*mlp, elements(shape), order, weights, precision));
+            const size_t scales = std::min(activations.size(), mlp->layers.size());
+            blocks_.push_back(
+                make_mlp(*mlp, elements(shape), order, weights, precision, activations.first(scales)));
+            activations = activations.subspan(scales);
             layout = Layout::torch;
         } else if (const auto* two_hot = std::get_if<TwoHotSpec>(&block)) {
             blocks_.push_back(make_two_hot(*two_hot));

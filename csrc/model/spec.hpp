@@ -68,11 +68,20 @@ struct TwoHotSpec {
 
 using BlockSpec = std::variant<MlpSpec, ConvSpec, ImpalaSpec, TwoHotSpec>;
 
+// How unsigned bytes stand for the inputs of a dense layer: x = scale * (byte - zero), with one scale for all
+// inputs or one for each.
+struct ActivationScale {
+    std::vector<float> scale = {1.0f};
+    int zero = 0;
+    float at(size_t input) const { return scale.size() == 1 ? scale[0] : scale[input]; }
+};
+
 struct ModuleSpec {
     std::vector<Input> inputs;
     std::vector<BlockSpec> blocks;
     bool residual = false;
     int ensemble = 1;
+    std::vector<ActivationScale> activations;  // for int8: one per mlp layer, or none: chosen as it runs
 };
 
 struct LevelSpec {

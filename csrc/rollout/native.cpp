@@ -108,6 +108,12 @@ NativeRollout::NativeRollout(const Model& model, const Cost& cost, const Policy*
       state_ld_(simd::padded(latent_ + plan_dim_)),
       block_(std::min(choose_block(limits, pool.threads(), 0.5 * predictor_.flops()),
                       std::max(1, limits.candidates))) {
+    const ActionSpec& box = model.spec().actions;
+    const auto sequence = static_cast<size_t>(steps_) * static_cast<size_t>(plan_dim_);
+    for (size_t i = 0; i < sequence; ++i) {
+        center_.push_back(box.center[i % box.center.size()]);
+        scale_.push_back(box.scale[i % box.scale.size()]);
+    }
     const auto rows = static_cast<size_t>(block_);
     proposal_scratch_ = round_up(limits.proposal_scratch_per_row * rows);
     network_work_ = round_up(predictor_.workspace(block_));
@@ -220,7 +226,10 @@ bool NativeRollout::roll(const Situation& now, int e, int rows, const Lane& l, c
                          float* states, float* terms) noexcept {
     const simd::Kernels& kernels = simd::kernels();
     const ptrdiff_t sequence = static_cast<ptrdiff_t>(steps_) * plan_dim_;
-    normalise(l.actions, rows * sequence / model_.spec().action_dim);
+
+    float* action = l.actions;
+    for (int r = 0; r < rows; ++r, action += sequence)
+        for (size_t i = 0; i < center_.size(); ++i) action[i] = (action[i] - center_[i]) / scale_[i];
     const float* start = now.states + static_cast<ptrdiff_t>(e) * latent_;
     for (int r = 0; r < rows; ++r)
         std::copy_n(start, latent_, l.state + static_cast<ptrdiff_t>(r) * state_ld_);

@@ -54,6 +54,7 @@ class NativeRollout final : public Rollout {
     Pool& pool_;
     int steps_, latent_, plan_dim_, state_ld_, block_;
     size_t lane_size_, proposal_scratch_, network_work_, head_work_;
+    std::vector<float> center_, scale_;  // (S, D): the actions' normalisation, repeated
     AlignedFloats memory_;
     std::vector<std::unique_ptr<Evaluation>> evaluations_;  // as many as threads
 };

@@ -12,13 +12,16 @@ namespace pyjepa::simd::avx512_bf16 {
 namespace {
 
 void convert(const float* x, ptrdiff_t ldx, int rows, int n, uint16_t* y, ptrdiff_t ldy) {
-    const int even = (n + 1) / 2 * 2;
-    for (int r = 0; r < rows; ++r, x += ldx, y += ldy)
-        for (int j = 0; j < even; j += 16) {
-            const __mmask16 from = mask_of(n - j), to = mask_of(even - j);
-            const __m256bh v = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(from, x + j));
-            _mm256_mask_storeu_epi16(y + j, to, (__m256i)v);
-        }
+    for (int r = 0; r < rows; ++r, x += ldx, y += ldy) {
+        int j = 0;
+        for (; j + 32 <= n; j += 32)
+            _mm512_storeu_si512(
+                y + j, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + j + 16), _mm512_loadu_ps(x + j)));
+        if (j < n)
+            _mm512_storeu_si512(
+                y + j, (__m512i)_mm512_cvtne2ps_pbh(_mm512_maskz_loadu_ps(mask_of(n - j - 16), x + j + 16),
+                                                    _mm512_maskz_loadu_ps(mask_of(n - j), x + j)));
+    }
 }
 
 struct Job {
@@ -58,22 +61,24 @@ struct Tile {
                 for (int c = 0; c < C; ++c) asm("vdpbf16ps %2, %1, %0" : "+v"(acc[r][c]) : "v"(a), "v"(b[c]));
             }
         }
+        const __m512 floor = _mm512_set1_ps(j.relu ? 0.0f : -__builtin_inff());
 #pragma GCC unroll 16
-        for (int r = 0; r < R; ++r)
+        for (int r = 0; r < R; ++r) {
+            __m512 v[C];
 #pragma GCC unroll 8
-            for (int c = 0; c < C; ++c) {
-                __m512 v = acc[r][c];
-                if (j.relu) v = _mm512_max_ps(_mm512_setzero_ps(), v);
-                if (j.y16 != nullptr) {
-                    _mm256_storeu_si256(reinterpret_cast<__m256i*>(j.y16 + (row + r) * j.ldy16 + c * 16),
-                                        (__m256i)_mm512_cvtneps_pbh(v));
-                    continue;
-                }
-                float* to = j.y + (row + r) * j.ldy + c * 16;
-                const __mmask16 m = mask_of(j.columns - c * 16);
-                if (j.accumulate) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(m, to));
-                _mm512_mask_storeu_ps(to, m, v);
+            for (int c = 0; c < C; ++c) v[c] = _mm512_max_ps(floor, acc[r][c]);
+            if (j.y16 == nullptr) {
+                store_row<C>(j.y + (row + r) * j.ldy, j.columns, j.accumulate, v);
+                continue;
             }
+            uint16_t* to = j.y16 + (row + r) * j.ldy16;
+#pragma GCC unroll 8
+            for (int c = 0; c + 1 < C; c += 2)
+                _mm512_storeu_si512(to + c * 16, (__m512i)_mm512_cvtne2ps_pbh(v[c + 1], v[c]));
+            if constexpr (C % 2 == 1)
+                _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + (C - 1) * 16),
+                                    (__m256i)_mm512_cvtneps_pbh(v[C - 1]));
+        }
     }
 };
 

@@ -24,6 +24,10 @@ extern const Bf16Kernels table;
 namespace avx512_vnni {
 extern const Int8Kernels table;
 }
+#elif defined(__aarch64__)
+namespace neon {
+extern const Kernels table;
+}
 #endif
 
 namespace {
@@ -42,6 +46,8 @@ const Entry* begin_entries(size_t& count) noexcept {
         {&avx2::table, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
         {&baseline::table, true},
     };
+#elif defined(__aarch64__)
+    static const Entry entries[] = {{&neon::table, true}, {&baseline::table, true}};
 #else
     static const Entry entries[] = {{&baseline::table, true}};
 #endif

@@ -65,7 +65,7 @@ struct DenseBf16 {           // in pairs along k
 };
 
 struct Bf16Kernels {
-    // y[r, :n] = x[r, :n] rounded to nearest even, and zeros up to the next even n.
+    // y[r, :n] = x[r, :n] rounded to nearest even, and zeros up to the next multiple of 32, which ldy is.
     void (*convert)(const float* x, ptrdiff_t ldx, int rows, int n, uint16_t* y, ptrdiff_t ldy);
     // As Kernels::dense, with x in bf16. If y16 is given it receives the result, y[r, :padded(out)] in bf16,
     // instead.
@@ -73,8 +73,22 @@ struct Bf16Kernels {
                   uint16_t* y16, ptrdiff_t ldy16, Act act, bool accumulate);
 };
 
+// A row of n bytes, n inputs of an int8 layer: whole panels in the order in which the kernels pack four
+// vectors of 16 sums into one of bytes, an incomplete panel in its own. Positions without an input meet zero
+// weights.
+constexpr int byte_place(int k, int n) {
+    const int panel = k / kPanel * kPanel, c = k % kPanel;
+    return panel + kPanel > padded(n) ? k : panel + c % 16 / 4 * 16 + c / 16 * 4 + c % 4;
+}
+constexpr int byte_quads(int n) {
+    return padded(n) % kPanel == 0 ? padded(n) / 4 : (n + 3) / 4;
+}
+constexpr int kMaxInt8Inputs = 1 << 15;  // 255 * 128 * kMaxInt8Inputs, and a start of 2^29, fit in int32
+
+constexpr int kMaxInt8Row = 2 * kPanel;
+
 struct DenseInt8 {            // in quads along k, symmetric, one scale per output
-    const int8_t* panels;     // per panel: [ceil(in / 4)][width][4]
+    const int8_t* panels;     // per panel: [byte_quads(in)][width][4], inputs in the order of byte_place
     const float* bias;        // [padded(out)]
     const float* scale;       // [padded(out)]
     const int32_t* zero_sum;  // [padded(out)]: -128 times the sum of the output's weights
@@ -82,13 +96,43 @@ struct DenseInt8 {            // in quads along k, symmetric, one scale per outp
     int out;
 };
 
+// As DenseInt8 where the scale and zero of the inputs are known in advance: y = scale * (start + sum).
+struct DenseInt8Static {
+    const int8_t* panels;
+    const int32_t* start;  // [padded(out)]: bias and zero
+    const float* scale;    // [padded(out)]: to float
+    const float* rescale;  // [padded(out)]: to the next layer's bytes
+    uint8_t next_zero;     // what a zero is there
+    int in;
+    int out;
+};
+
+// Rows of bytes are 64-byte aligned and padded to whole multiples of 64; what lies behind the n is undefined.
 struct Int8Kernels {
     // Each row to unsigned bytes with a scale of its own: x = scale * (y - zero), zero 0 if no element is
-    // negative, else 128. Zero bytes up to the next multiple of four.
+    // negative, else 128. The scale of a row that is not finite is not finite either.
     void (*quantise)(const float* x, ptrdiff_t ldx, int rows, int n, uint8_t* y, ptrdiff_t ldy, float* scale,
                      int32_t* zero);
+    // As Kernels::dense. If `most` is given the activation is ReLU, y may keep its negative numbers and
+    // most[r][0..15] are 16 numbers whose maximum is that of 0 and y[r, :out]: what quantise_relu takes.
     void (*dense)(const DenseInt8& w, const uint8_t* x, ptrdiff_t ldx, const float* scale,
-                  const int32_t* zero, int rows, float* y, ptrdiff_t ldy, Act act, bool accumulate);
+                  const int32_t* zero, int rows, float* y, ptrdiff_t ldy, Act act, bool accumulate,
+                  float* most);
+    // quantise(relu(W x + b)) in one go, for at most kMaxInt8Row outputs: no row is ever in memory as floats.
+    // scale and zero are those of the inputs, then of the outputs.
+    void (*dense_relu)(const DenseInt8& w, const uint8_t* x, ptrdiff_t ldx, float* scale, int32_t* zero,
+                       int rows, uint8_t* y, ptrdiff_t ldy);
+    // quantise(relu(x)) in one pass. `scale` holds that of the layer's inputs before, and if that is not
+    // finite it stays so.
+    void (*quantise_relu)(const float* x, ptrdiff_t ldx, int rows, int n, const float* most, uint8_t* y,
+                          ptrdiff_t ldy, float* scale, int32_t* zero);
+
+    // y = x * inverse + zero, rounded and saturated; `inverse` [padded(n)].
+    void (*quantise_static)(const float* x, ptrdiff_t ldx, int rows, int n, const float* inverse, int zero,
+                            uint8_t* y, ptrdiff_t ldy);
+    // To y as Kernels::dense, or, if it is given, to the next layer's input: bytes[r, :out].
+    void (*dense_static)(const DenseInt8Static& w, const uint8_t* x, ptrdiff_t ldx, int rows, float* y,
+                         ptrdiff_t ldy, uint8_t* bytes, ptrdiff_t ldb, Act act, bool accumulate);
 };
 
 // nullptr where the machine lacks the instructions (AVX-512 with BF16 or VNNI) or PYJEPA_ISA asks for less.
@@ -98,8 +142,8 @@ const Int8Kernels* int8_kernels();
 const char* kernels_name(Precision precision);
 
 // The best instruction set of this machine, or the one PYJEPA_ISA names: baseline, avx2, avx512,
-// avx512_vnni (with int8), avx512_bf16 (with bf16, and int8 where there is VNNI). Throws
-// Error if that one is unknown or this machine lacks it. Decided once per process.
+// avx512_vnni (with int8), avx512_bf16 (with bf16, and int8 where there is VNNI); on AArch64 baseline, neon.
+// Throws Error if that one is unknown or this machine lacks it. Decided once per process.
 const Kernels& kernels();
 
 // One by name; nullptr if it is unknown or this machine (or build) lacks it.

@@ -90,6 +90,30 @@ Loop choose(Precision precision) noexcept {
     return {nullptr, 0};
 }
 
+#elif defined(__aarch64__)
+
+// Sixteen accumulators: up to four a cycle, with a latency of four.
+void fmla128(int64_t n) noexcept {
+#define PYJEPA_FMLA(i) "fmla v" #i ".4s, v16.4s, v17.4s\n\t"
+    asm volatile("1:\n\t" PYJEPA_FMLA(0) PYJEPA_FMLA(1) PYJEPA_FMLA(2) PYJEPA_FMLA(3) PYJEPA_FMLA(4)
+                     PYJEPA_FMLA(5) PYJEPA_FMLA(6) PYJEPA_FMLA(7) PYJEPA_FMLA(8) PYJEPA_FMLA(9)
+                         PYJEPA_FMLA(10) PYJEPA_FMLA(11) PYJEPA_FMLA(12) PYJEPA_FMLA(13) PYJEPA_FMLA(14)
+                             PYJEPA_FMLA(15) "subs %0, %0, #1\n\tb.ne 1b"
+                 : "+r"(n)
+                 :
+                 : "cc", "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "v8", "v9", "v10", "v11", "v12",
+                   "v13", "v14", "v15", "v16", "v17");
+#undef PYJEPA_FMLA
+}
+
+struct Loop {
+    void (*run)(int64_t n) noexcept;
+    double operations;
+};
+Loop choose(Precision precision) noexcept {
+    return precision == Precision::fp32 ? Loop{fmla128, 16 * 4 * 2} : Loop{nullptr, 0};
+}
+
 #else
 
 struct Loop {

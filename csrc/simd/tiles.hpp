@@ -22,6 +22,29 @@ inline __m512i broadcast(const void* from) {
     return _mm512_set1_epi32(word);
 }
 
+// One row of a tile to memory, as far as there are columns. (No lambdas here: gcc 12 keeps what they capture
+// in memory, accumulators included.)
+template <int C>
+__attribute__((always_inline)) inline void store_row(float* y, int columns, bool accumulate,
+                                                     const __m512 (&v)[C]) {
+    if (columns >= C * 16) {  // masked stores are slow
+        if (accumulate)
+#pragma GCC unroll 8
+            for (int c = 0; c < C; ++c)
+                _mm512_storeu_ps(y + c * 16, _mm512_add_ps(v[c], _mm512_loadu_ps(y + c * 16)));
+        else
+#pragma GCC unroll 8
+            for (int c = 0; c < C; ++c) _mm512_storeu_ps(y + c * 16, v[c]);
+        return;
+    }
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) {
+        const __mmask16 m = mask_of(columns - c * 16);
+        const __m512 old = accumulate ? _mm512_maskz_loadu_ps(m, y + c * 16) : _mm512_setzero_ps();
+        _mm512_mask_storeu_ps(y + c * 16, m, _mm512_add_ps(v[c], old));
+    }
+}
+
 template <template <int, int> class Tile, int R, int C, class Job>
 inline void rest(const Job& job, int row, int rows) {
     if (rows == R)

@@ -22,6 +22,7 @@ COMMANDS = {
     "collect": "Record episodes to train from.",
     "train": "Train a world model and write an agent file.",
     "distil": "Practise: train a critic and a policy from plans.",
+    "quantise": "Calibrate int8 and say what lower precisions cost.",
     "inspect": "Say what an agent file holds, or what is wrong with it.",
     "info": "Say what this installation can do on this machine.",
     "bench": "Measure planning time.",

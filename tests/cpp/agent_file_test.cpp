@@ -535,8 +535,46 @@ INSTANTIATE_TEST_SUITE_P(
               "module 'predictor': a latent variable", PYJEPA_UNSUPPORTED},
         Fault{"LatentMalformed", "\"latent\": null", "\"latent\": {\"kind\": \"gaussian\"}",
               "latent: key 'size' is missing"},
-        Fault{"Quantisation", "\"quantisation\": null", "\"quantisation\": {\"weights\": \"int8\"}",
-              "module 'predictor': quantisation", PYJEPA_UNSUPPORTED},
+        Fault{"QuantisationBf16", "\"quantisation\": null", "\"quantisation\": {\"weights\": \"bf16\"}",
+              "module 'predictor': stored bf16", PYJEPA_UNSUPPORTED},
+        Fault{"QuantisationWithoutScales", "\"quantisation\": null",
+              "\"quantisation\": {\"weights\": \"int8\"}", "quantisation: key 'activations' is missing"},
+        Fault{"QuantisationEmpty", "\"quantisation\": null",
+              "\"quantisation\": {\"weights\": \"int8\", \"activations\": []}",
+              "quantisation.activations: has 0 items"},
+        Fault{"QuantisationCount", "\"quantisation\": null",
+              "\"quantisation\": {\"weights\": \"int8\", \"activations\": [{\"scale\": [1]}, {\"scale\": "
+              "[1]}]}",
+              "spec.modules.predictor.quantisation.activations: has 2 items, but the module's mlp blocks "
+              "have 1 layers"},
+        Fault{"QuantisationScaleZero", "\"quantisation\": null",
+              "\"quantisation\": {\"weights\": \"int8\", \"activations\": [{\"scale\": [0]}]}",
+              "quantisation.activations[0].scale[0]: must be positive"},
+        Fault{"QuantisationScaleNegative", "\"quantisation\": null",
+              "\"quantisation\": {\"weights\": \"int8\", \"activations\": [{\"scale\": [-0.5]}]}",
+              "quantisation.activations[0].scale[0]: must be positive"},
+        Fault{"QuantisationScaleDenormal", "\"quantisation\": null",
+              "\"quantisation\": {\"weights\": \"int8\", \"activations\": [{\"scale\": [1e-40]}]}",
+              "quantisation.activations[0].scale[0]: must be positive"},
+        Fault{"QuantisationScaleInfinite", "\"quantisation\": null",
+              "\"quantisation\": {\"weights\": \"int8\", \"activations\": [{\"scale\": [1e39]}]}",
+              "quantisation.activations[0].scale[0]: 1e+39 does not fit in float32"},
+        Fault{"QuantisationScaleMissing", "\"quantisation\": null",
+              "\"quantisation\": {\"weights\": \"int8\", \"activations\": [{\"zero\": 3}]}",
+              "quantisation.activations[0]: key 'scale' is missing"},
+        Fault{"QuantisationZeroLarge", "\"quantisation\": null",
+              "\"quantisation\": {\"weights\": \"int8\", \"activations\": [{\"scale\": [1], \"zero\": 256}]}",
+              "quantisation.activations[0].zero: 256 is not between 0 and 255"},
+        Fault{"QuantisationZeroNegative", "\"quantisation\": null",
+              "\"quantisation\": {\"weights\": \"int8\", \"activations\": [{\"scale\": [1], \"zero\": -1}]}",
+              "quantisation.activations[0].zero: -1 is not between 0 and 255"},
+        Fault{"QuantisationScaleCount", "\"quantisation\": null",
+              "\"quantisation\": {\"weights\": \"int8\", \"activations\": [{\"scale\": [1, 1, 1]}]}",
+              "spec.modules.predictor.quantisation.activations[0].scale: has 3 items, but the layer has 8 "
+              "inputs"},
+        Fault{"QuantisationUnknownKey", "\"quantisation\": null",
+              "\"quantisation\": {\"weights\": \"int8\", \"activations\": [{\"scale\": [1]}], \"bits\": 4}",
+              "quantisation: unknown key 'bits'"},
         Fault{"QuantisationMalformed", "\"quantisation\": null", "\"quantisation\": {\"weights\": \"int3\"}",
               "'int3' is not one of"},
         Fault{"History", "\"history\": 1", "\"history\": 2", "a history longer than 1", PYJEPA_UNSUPPORTED},
@@ -629,6 +667,17 @@ INSTANTIATE_TEST_SUITE_P(
               "spec.provenance['seed']: expected a string, got number"},
         Fault{"ProvenanceList", "{\"seed\": \"7\"}", "[]", "spec.provenance: expected an object, got array"}),
     [](const auto& parameter) { return parameter.param.name; });
+
+TEST(AgentFile, ReadsActivationScales) {
+    const Spec spec = read_spec(replaced(
+        small_spec, "\"quantisation\": null",
+        "\"quantisation\": {\"weights\": \"int8\", \"activations\": [{\"scale\": [0.25], \"zero\": 128}]}"));
+    const auto& scales = spec.modules.at("predictor").activations;
+    ASSERT_EQ(scales.size(), 1u);
+    EXPECT_EQ(scales[0].scale, std::vector<float>{0.25f});
+    EXPECT_EQ(scales[0].zero, 128);
+    EXPECT_TRUE(spec.modules.at("encoder").activations.empty());
+}
 
 TEST(AgentFile, NamesLayersTooWideForTheirInput) {
     const char* spec = R"({"observation": {"shape": [3, 4, 4]}, "actions": {"low": [0], "high": [1]},

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <functional>
@@ -225,7 +226,7 @@ TEST(Bf16, DenseSumsRoundedNumbersOnOddShapes) {
                                w = normal(static_cast<size_t>(in * out), 2),
                                b = normal(static_cast<size_t>(out), 3);
                     const PackedDenseBf16 packed(w, b, in, out);
-                    const int narrow = (in + 31) / 32 * 32, ld = padded(out) + 3;
+                    const int narrow = (in + 31) / 32 * 32, ld = (padded(out) + 31) / 32 * 32 + 32;
                     std::vector<uint16_t> x16(static_cast<size_t>(rows * narrow), 0x7fc0),
                         y16(static_cast<size_t>(rows * ld));
                     bf16->convert(x.data(), in, rows, in, x16.data(), narrow);
@@ -259,66 +260,253 @@ TEST(Bf16, DenseSumsRoundedNumbersOnOddShapes) {
                 }
 }
 
-TEST(Int8, DenseSumsQuantisedNumbersOnOddShapes) {
+// Rows of bytes as the kernels want them: whole multiples of 64, aligned.
+struct Bytes {
+    Bytes(int rows, int n) : ld((n + 63) / 64 * 64), data(static_cast<size_t>(rows * ld)) {
+        for (uint8_t& b : data.span()) b = 77;
+    }
+    int at(int row, int k, int n) const { return data[static_cast<size_t>(row * ld + byte_place(k, n))]; }
+    int ld;
+    AlignedBuffer<uint8_t> data;
+};
+
+const int kInputs[] = {1, 4, 17, 50, 60, 64, 66, 128, 130};
+const int kOutputs[] = {1, 16, 31, 48, 50, 64, 80, 96, 101, 128, 130};
+
+// The layer in double precision, on weights rounded to int8 with one scale per output.
+struct Int8Layer {
+    Int8Layer(int inputs, int outputs)
+        : in(inputs),
+          out(outputs),
+          weight(normal(static_cast<size_t>(in * out), 2)),
+          bias(normal(static_cast<size_t>(out), 3)) {}
+    // Sums of in rounded weights times input(k), not yet scaled; and the scale.
+    template <class Input>
+    double sum(int j, Input input, double* step) const {
+        const float* w = weight.data() + j * in;
+        float most = 0.0f;
+        for (int k = 0; k < in; ++k) most = std::max(most, std::abs(w[k]));
+        *step = most / 127.0f;
+        double total = 0.0;
+        for (int k = 0; k < in; ++k)
+            total += input(k) * static_cast<double>(std::lround(w[k] / (most / 127.0f)));
+        return total;
+    }
+    int in, out;
+    std::vector<float> weight, bias;
+};
+
+class Int8Test : public ::testing::Test {
+  protected:
+    void SetUp() override {
+        if (int8 == nullptr) GTEST_SKIP() << "this machine has no int8";
+    }
     const Int8Kernels* int8 = int8_kernels();
-    if (int8 == nullptr) GTEST_SKIP() << "this machine has no int8";
+};
+
+TEST_F(Int8Test, DenseSumsQuantisedNumbersOnOddShapes) {
     for (const bool positive : {false, true})
-        for (const int in : {1, 4, 17, 50, 131})
-            for (const int out : {1, 16, 31, 48, 64, 101, 200})
+        for (const int in : kInputs)
+            for (const int out : kOutputs)
                 for (const int rows : {1, 5, 13, 48}) {
                     auto x = normal(static_cast<size_t>(rows * in), 1);
                     if (positive)
                         for (float& v : x) v = std::abs(v);
-                    const auto w = normal(static_cast<size_t>(in * out), 2),
-                               b = normal(static_cast<size_t>(out), 3);
-                    const PackedDenseInt8 packed(w, b, in, out);
-                    const int narrow = (in + 31) / 32 * 32, ld = out + 3;
-                    std::vector<uint8_t> bytes(static_cast<size_t>(rows * narrow), 77);
+                    const Int8Layer layer(in, out);
+                    const PackedDenseInt8 packed(layer.weight, layer.bias, in, out);
+                    const int ld = out + 3;
+                    Bytes bytes(rows, in);
                     std::vector<float> scale(static_cast<size_t>(rows)),
-                        y(static_cast<size_t>(rows * ld), 9.0f), got;
+                        y(static_cast<size_t>(rows * ld), 9.0f), relu = y, got,
+                                                                 most(static_cast<size_t>(rows * 16), 5e9f);
                     std::vector<int32_t> zero(static_cast<size_t>(rows));
-                    int8->quantise(x.data(), in, rows, in, bytes.data(), narrow, scale.data(), zero.data());
-                    int8->dense(packed.view(), bytes.data(), narrow, scale.data(), zero.data(), rows,
-                                y.data(), ld, Act::none, false);
+                    int8->quantise(x.data(), in, rows, in, bytes.data.data(), bytes.ld, scale.data(),
+                                   zero.data());
+                    int8->dense(packed.view(), bytes.data.data(), bytes.ld, scale.data(), zero.data(), rows,
+                                y.data(), ld, Act::none, false, nullptr);
+                    int8->dense(packed.view(), bytes.data.data(), bytes.ld, scale.data(), zero.data(), rows,
+                                relu.data(), ld, Act::relu, false, most.data());
                     std::vector<double> exact, real;
                     for (int r = 0; r < rows; ++r) {
                         const auto row = static_cast<size_t>(r);
                         for (int k = 0; k < in; ++k)  // half a step at most
-                            ASSERT_NEAR(scale[row] * (bytes[static_cast<size_t>(r * narrow + k)] - zero[row]),
+                            ASSERT_NEAR(scale[row] * static_cast<float>(bytes.at(r, k, in) - zero[row]),
                                         x[static_cast<size_t>(r * in + k)], 0.5001 * scale[row]);
+                        float highest = 0.0f;
                         for (int j = 0; j < out; ++j) {
-                            const auto output = static_cast<size_t>(j);
-                            float most = 0.0f;
+                            double step = 0.0, true_sum = layer.bias[static_cast<size_t>(j)];
+                            const double sum =
+                                layer.sum(j, [&](int k) { return bytes.at(r, k, in) - zero[row]; }, &step);
                             for (int k = 0; k < in; ++k)
-                                most = std::max(
-                                    most,
-                                    std::abs(w[output * static_cast<size_t>(in) + static_cast<size_t>(k)]));
-                            const float step = most / 127.0f;
-                            double sum = 0.0, true_sum = b[output];
-                            for (int k = 0; k < in; ++k) {
-                                const float weight =
-                                    w[output * static_cast<size_t>(in) + static_cast<size_t>(k)];
-                                sum += (bytes[static_cast<size_t>(r * narrow + k)] - zero[row]) *
-                                       static_cast<double>(std::lround(weight / step));
-                                true_sum += static_cast<double>(weight) * x[static_cast<size_t>(r * in + k)];
-                            }
-                            exact.push_back(sum * scale[row] * step + b[output]);
+                                true_sum +=
+                                    static_cast<double>(layer.weight[static_cast<size_t>(j * in + k)]) *
+                                    x[static_cast<size_t>(r * in + k)];
+                            exact.push_back(sum * scale[row] * step + layer.bias[static_cast<size_t>(j)]);
                             real.push_back(true_sum);
                             got.push_back(y[static_cast<size_t>(r * ld + j)]);
+                            ASSERT_EQ(relu[static_cast<size_t>(r * ld + j)], got.back());
+                            highest = std::max(highest, got.back());
                         }
-                        for (int j = out; j < ld; ++j) ASSERT_EQ(y[static_cast<size_t>(r * ld + j)], 9.0f);
+                        ASSERT_EQ(*std::max_element(&most[row * 16], &most[row * 16] + 16), highest);
+                        for (int j = out; j < ld; ++j) {
+                            ASSERT_EQ(y[static_cast<size_t>(r * ld + j)], 9.0f);
+                            ASSERT_EQ(relu[static_cast<size_t>(r * ld + j)], 9.0f);
+                        }
                     }
                     ASSERT_LT(relative_error(got, exact), 2e-6) << in << " -> " << out;
-                    ASSERT_LT(relative_error(got, real), 0.03) << in << " -> " << out;
+                    if (got.size() > 100) {  // one sum alone may be near zero
+                        ASSERT_LT(relative_error(got, real), 0.03) << in << " -> " << out;
+                    }
+
+                    Bytes next(rows, out), fused(rows, out);
+                    auto fused_scale = scale;
+                    auto fused_zero = zero;
+                    const bool fits = out <= kMaxInt8Row;
+                    if (fits)
+                        int8->dense_relu(packed.view(), bytes.data.data(), bytes.ld, fused_scale.data(),
+                                         fused_zero.data(), rows, fused.data.data(), fused.ld);
+                    int8->quantise_relu(relu.data(), ld, rows, out, most.data(), next.data.data(), next.ld,
+                                        scale.data(), zero.data());
+                    for (int r = 0; r < rows; ++r)
+                        for (int j = 0; j < out; ++j) {
+                            const auto row = static_cast<size_t>(r);
+                            ASSERT_EQ(zero[row], 0);
+                            if (fits) {  // the same bits either way
+                                ASSERT_EQ(fused.at(r, j, out), next.at(r, j, out)) << in << " -> " << out;
+                                ASSERT_EQ(fused_scale[row], scale[row]);
+                                ASSERT_EQ(fused_zero[row], 0);
+                            }
+                            ASSERT_NEAR(scale[row] * static_cast<float>(next.at(r, j, out)),
+                                        std::max(0.0f, relu[static_cast<size_t>(r * ld + j)]),
+                                        0.5001 * scale[row]);
+                        }
                 }
+}
+
+TEST_F(Int8Test, StaticScalesGiveTheSameSumsAndTheNextLayersBytes) {
+    for (const ActivationScale input : {ActivationScale{{0.02f}, 128}, ActivationScale{{0.015f}, 3}})
+        for (const ActivationScale next : {ActivationScale{{0.3f}, 0}, ActivationScale{{0.25f}, 120}})
+            for (const int in : kInputs)
+                for (const int out : kOutputs)
+                    for (const int rows : {1, 13, 48}) {
+                        const auto x = normal(static_cast<size_t>(rows * in), 1);
+                        const Int8Layer layer(in, out);
+                        const PackedDenseInt8Static packed(layer.weight, layer.bias, in, out, {}, input,
+                                                           next);
+                        const int ld = out + 3;
+                        Bytes bytes(rows, in), to(rows, out), relu_to(rows, out);
+                        std::vector<float> y(static_cast<size_t>(rows * ld), 9.0f), got;
+                        int8->quantise_static(x.data(), in, rows, in, packed.inverse(), input.zero,
+                                              bytes.data.data(), bytes.ld);
+                        int8->dense_static(packed.view(), bytes.data.data(), bytes.ld, rows, y.data(), ld,
+                                           nullptr, 0, Act::none, true);
+                        int8->dense_static(packed.view(), bytes.data.data(), bytes.ld, rows, nullptr, 0,
+                                           to.data.data(), to.ld, Act::none, false);
+                        int8->dense_static(packed.view(), bytes.data.data(), bytes.ld, rows, nullptr, 0,
+                                           relu_to.data.data(), relu_to.ld, Act::relu, false);
+                        std::vector<double> exact;
+                        for (int r = 0; r < rows; ++r) {
+                            for (int k = 0; k < in; ++k) {
+                                const double wanted = std::clamp(
+                                    x[static_cast<size_t>(r * in + k)] / static_cast<double>(input.at(0)) +
+                                        input.zero,
+                                    0.0, 255.0);
+                                ASSERT_NEAR(bytes.at(r, k, in), wanted, 0.501);
+                            }
+                            for (int j = 0; j < out; ++j) {
+                                double step = 0.0;
+                                const double sum = layer.sum(
+                                    j, [&](int k) { return bytes.at(r, k, in) - input.zero; }, &step);
+                                const double value = sum * static_cast<double>(input.at(0)) * step +
+                                                     layer.bias[static_cast<size_t>(j)];
+                                exact.push_back(value + 9.0);
+                                got.push_back(y[static_cast<size_t>(r * ld + j)]);
+                                const double wanted = value / static_cast<double>(next.at(0)) + next.zero;
+                                ASSERT_NEAR(to.at(r, j, out), std::clamp(wanted, 0.0, 255.0), 0.51);
+                                ASSERT_NEAR(relu_to.at(r, j, out),
+                                            std::clamp(wanted, static_cast<double>(next.zero), 255.0), 0.51);
+                            }
+                            for (int j = out; j < ld; ++j)
+                                ASSERT_EQ(y[static_cast<size_t>(r * ld + j)], 9.0f);
+                        }
+                        // The bias is rounded too, to what one weight step times one input step is.
+                        ASSERT_LT(relative_error(got, exact), 2e-4) << in << " -> " << out;
+                    }
+}
+
+TEST_F(Int8Test, BiasesAndScalesOfAnySizeSaturate) {
+    // Weights 0, tiny and large beside the bias; steps that every sum exceeds.
+    const std::vector<float> weight = {0.0f, 1e-30f, 1e30f, 1.0f}, bias = {0.7f, -3.0f, 1.0f, 1e20f};
+    const std::vector<float> x = {2.5f};
+    for (const float step : {1e-30f, 1e-3f, 1e30f}) {
+        const PackedDenseInt8Static packed(weight, bias, 1, 4, {}, {{0.1f}, 0}, {{step}, 0});
+        Bytes bytes(1, 1), to(1, 4);
+        std::vector<float> y(4);
+        int8->quantise_static(x.data(), 1, 1, 1, packed.inverse(), 0, bytes.data.data(), bytes.ld);
+        int8->dense_static(packed.view(), bytes.data.data(), bytes.ld, 1, y.data(), 4, nullptr, 0, Act::none,
+                           false);
+        int8->dense_static(packed.view(), bytes.data.data(), bytes.ld, 1, nullptr, 0, to.data.data(), to.ld,
+                           Act::none, false);
+        for (size_t j = 0; j < 4; ++j) {
+            const double value = static_cast<double>(weight[j]) * 2.5 + static_cast<double>(bias[j]);
+            EXPECT_NEAR(y[j], value, 1e-6 * std::abs(value));
+            EXPECT_NEAR(to.at(0, static_cast<int>(j), 4),
+                        std::clamp(value / static_cast<double>(step), 0.0, 255.0), 0.51);
+        }
+    }
+    const std::vector<float> far = {1e30f, -1e30f, INFINITY, 1e-30f};
+    Bytes bytes(1, 4);
+    const std::vector<float> inverse(16, 1e5f);
+    int8->quantise_static(far.data(), 4, 1, 4, inverse.data(), 7, bytes.data.data(), bytes.ld);
+    EXPECT_EQ(bytes.at(0, 0, 4), 255);
+    EXPECT_EQ(bytes.at(0, 1, 4), 0);
+    EXPECT_EQ(bytes.at(0, 2, 4), 255);
+    EXPECT_EQ(bytes.at(0, 3, 4), 7);
+}
+
+TEST_F(Int8Test, ARowThatIsNotFiniteStaysSo) {
+    const int n = 100, rows = 3;
+    for (const float bad : {NAN, -NAN, INFINITY, -INFINITY})
+        for (const int where : {0, 15, 50, 99}) {
+            auto x = normal(n * rows, 1);
+            x[static_cast<size_t>(n + where)] = bad;
+            Bytes bytes(rows, n);
+            std::vector<float> scale(rows), most(rows * 16, 1.0f);
+            std::vector<int32_t> zero(rows);
+            int8->quantise(x.data(), n, rows, n, bytes.data.data(), bytes.ld, scale.data(), zero.data());
+            EXPECT_FALSE(std::isfinite(scale[1]));
+            EXPECT_TRUE(std::isfinite(scale[0]) && std::isfinite(scale[2]));
+            int8->quantise_relu(x.data(), n, rows, n, most.data(), bytes.data.data(), bytes.ld, scale.data(),
+                                zero.data());
+            EXPECT_FALSE(std::isfinite(scale[1]));
+            EXPECT_TRUE(std::isfinite(scale[0]) && std::isfinite(scale[2]));
+        }
+}
+
+TEST_F(Int8Test, ARowDoesNotDependOnItsNeighbours) {
+    const int in = 50, out = 117, rows = 61;
+    const auto x = normal(rows * in, 4);
+    const Int8Layer layer(in, out);
+    const PackedDenseInt8Static packed(layer.weight, layer.bias, in, out, {}, {{0.02f}, 128}, {});
+    Bytes bytes(rows, in);
+    std::vector<float> all(rows * out), alone(out);
+    int8->quantise_static(x.data(), in, rows, in, packed.inverse(), 128, bytes.data.data(), bytes.ld);
+    int8->dense_static(packed.view(), bytes.data.data(), bytes.ld, rows, all.data(), out, nullptr, 0,
+                       Act::relu, false);
+    for (int r = 0; r < rows; ++r) {
+        int8->dense_static(packed.view(), bytes.data.data() + r * bytes.ld, bytes.ld, 1, alone.data(), out,
+                           nullptr, 0, Act::relu, false);
+        for (int j = 0; j < out; ++j)
+            ASSERT_EQ(all[static_cast<size_t>(r * out + j)], alone[static_cast<size_t>(j)]);
+    }
 }
 
 std::string isa_name(const ::testing::TestParamInfo<const char*>& tested) {
     return tested.param;
 }
 
-INSTANTIATE_TEST_SUITE_P(EveryInstructionSet, KernelsTest, ::testing::Values("baseline", "avx2", "avx512"),
-                         isa_name);
+INSTANTIATE_TEST_SUITE_P(EveryInstructionSet, KernelsTest,
+                         ::testing::Values("baseline", "avx2", "avx512", "neon"), isa_name);
 
 TEST(Dispatch, UnknownNamesAreNotFound) {
     EXPECT_EQ(find_kernels("sse17"), nullptr);

@@ -1,0 +1,328 @@
+"""Static int8: scales for the inputs of the predictor's dense layers, found where plans go, and what a precision costs.
+
+`calibrate` plans in fp32 from stored observations, follows every candidate that the planner tries and picks for each
+layer the scale with the least squared error over the inputs seen there. `compare` says what planning in bf16 or int8
+changes: the order of the candidates, and the cost of the plan found as fp32 judges it. The engine predicts throughout;
+only costs are added up here.
+
+Symbols: ``N`` candidates, ``S`` predictor steps, ``L`` latent dimension, ``D`` what the predictor reads as an action.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pyjepa import agent_file
+from pyjepa.agent import Agent, Model
+from pyjepa.errors import UnsupportedError
+from pyjepa.spec import Actions, ActivationScale, CostTerm, Level, Mlp, Module, Observation, Quantisation, Spec
+
+FloatArray = npt.NDArray[np.float32]
+Tensors = Mapping[str, FloatArray]
+Progress = Callable[[], None]
+"""Called after every situation."""
+
+SAMPLES = 8192
+"""Input vectors kept per layer to choose its scale from."""
+CLIPS = np.geomspace(0.2, 1.0, 33)
+"""Ranges tried, as fractions of the largest one seen."""
+
+LEAST_REACH = 0.01
+"""The least range of one input, as a fraction of the largest among them."""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """Where an agent is and where it is to go: two observations, in the file's shape and dtype."""
+
+    observation: npt.NDArray[Any]
+    goal: npt.NDArray[Any]
+
+
+class Predictor:
+    """A model's predictions and their costs for given candidates, as planning has them."""
+
+    def __init__(self, model: Model) -> None:
+        """Raises `UnsupportedError` for a cost that depends on more than states, goals and actions."""
+        spec, level = model.spec, model.spec.levels[0]
+        if level.predictor is None:
+            raise UnsupportedError("this agent file has no predictor to quantise")
+        known = {"goal_distance", "action_size", "action_change"}
+        for term in spec.cost:
+            if term.kind not in known:
+                raise UnsupportedError(f"the cost term {term.kind!r} cannot be compared across precisions")
+        self.model, self.name = model, level.predictor
+        self.action_first = spec.modules[self.name].inputs == ("action", "state")
+
+    def actions(self, plans: npt.ArrayLike) -> FloatArray:
+        """(N, S, D): what the predictor reads of plans (N, H, A) in the environment's units."""
+        spec, level = self.model.spec, self.model.spec.levels[0]
+        array = np.asarray(plans, np.float32)
+        count, horizon, size = array.shape
+        center, scale = (np.asarray(x, np.float32) for x in (spec.actions.center, spec.actions.scale))
+        array = ((array - center) / scale).reshape(count, horizon // level.action_block, level.action_block, size)
+        return array[:, :, 0] if level.hold else array.reshape(count, horizon // level.action_block, -1)
+
+    def inputs(self, states: FloatArray, actions: FloatArray) -> FloatArray:
+        """States (N, L) and actions (N, D) as the network takes them."""
+        return np.concatenate([actions, states] if self.action_first else [states, actions], axis=1)
+
+    def roll_out(
+        self, state: FloatArray, actions: FloatArray, watch: Callable[[FloatArray], None] | None = None
+    ) -> Any:
+        """States (N, S + 1, L) from one state (L,) under actions (N, S, D); ``watch`` sees every input (N, L + D)."""
+        states = np.empty((len(actions), actions.shape[1] + 1, len(state)), np.float32)
+        states[:, 0] = state
+        for step in range(actions.shape[1]):
+            inputs = self.inputs(states[:, step], actions[:, step])
+            if watch is not None:
+                watch(inputs)
+            states[:, step + 1] = self.model.forward(self.name, inputs)
+        return states
+
+    def cost(self, states: FloatArray, actions: FloatArray, goal: FloatArray) -> npt.NDArray[np.float64]:
+        """(N,): the file's cost of states (N, S + 1, L) under actions (N, S, D)."""
+        total = np.zeros(len(states))
+        for term in self.model.spec.cost:
+            each = _term(term, states[:, 1:].astype(np.float64), actions.astype(np.float64), goal.astype(np.float64))
+            last = term.terminal if term.kind == "goal_distance" else term.stage
+            total += term.stage * each[:, :-1].sum(axis=1) + last * each[:, -1]
+        return np.where(np.isfinite(total), total, np.inf)
+
+
+def _term(
+    term: CostTerm, states: npt.NDArray[np.float64], actions: npt.NDArray[np.float64], goal: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """(N, S), before weights. At a plan's first step there is no change of action."""
+    if term.kind == "action_size":
+        squared = np.square(actions)
+    elif term.kind == "action_change":
+        squared = np.square(np.diff(actions, axis=1, prepend=actions[:, :1]))
+    else:
+        squared = np.square(states - goal)
+    total: npt.NDArray[np.float64] = squared.sum(axis=2)
+    return np.sqrt(total) if term.kind == "goal_distance" and term.metric == "l2" else total
+
+
+def layer_inputs(spec: Spec, tensors: Tensors) -> list[Callable[[FloatArray], FloatArray]]:
+    """For each dense layer of the predictor's mlp blocks, a function from the predictor's inputs to that layer's.
+
+    Raises `UnsupportedError` for a predictor of other blocks.
+    """
+    name = spec.levels[0].predictor
+    if name is None:
+        raise UnsupportedError("this agent file has no predictor to quantise")
+    module = spec.modules[name]
+    if module.ensemble != 1:
+        raise UnsupportedError(f"module {name!r}: an ensemble cannot be quantised with static scales")
+    functions: list[Callable[[FloatArray], FloatArray]] = []
+    for i, block in enumerate(module.blocks):
+        if not isinstance(block, Mlp):
+            raise UnsupportedError(f"module {name!r}: block {block.kind!r} cannot be quantised")
+        for j in range(len(block.layers)):
+            cut = [*module.blocks[:i], *([dataclasses.replace(block, layers=block.layers[:j])] if j else [])]
+            functions.append(_network(name, tuple(cut), tensors) if cut else lambda inputs: inputs)
+    return functions
+
+
+def _network(name: str, blocks: tuple[Any, ...], tensors: Tensors) -> Callable[[FloatArray], FloatArray]:
+    """The first blocks of a module as a network of their own, run by the engine: the encoder of an agent of its own."""
+    parameters: dict[str, FloatArray] = {}
+    for i, block in enumerate(blocks):
+        for j in range(len(block.layers)):
+            for part in (f"linear{j}.", f"norm{j}."):
+                begins = f"{name}.{i}.{part}"
+                parameters |= {
+                    f"prefix.{i}.{part}{key.removeprefix(begins)}": value
+                    for key, value in tensors.items()
+                    if key.startswith(begins)
+                }
+    spec = Spec(
+        observation=Observation(shape=(tensors[f"{name}.0.linear0.weight"].shape[1],)),
+        actions=Actions(low=(-1.0,), high=(1.0,)),
+        modules={"prefix": Module(inputs=("observation",), blocks=blocks)},
+        levels=(Level(encoder="prefix"),),
+    )
+    model = Model.from_bytes(agent_file.to_bytes(spec, parameters))
+    return lambda inputs: model.forward("prefix", inputs)
+
+
+class _Reservoir:
+    """A uniform sample of at most `SAMPLES` of the rows it is shown, and the range of all of them."""
+
+    def __init__(self, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+        self._keys: npt.NDArray[np.float64] = np.empty(0)
+        self._rows: FloatArray | None = None
+
+    def add(self, rows: FloatArray) -> None:
+        rows = rows[np.isfinite(rows).all(axis=1)]
+        keys = self._rng.random(len(rows))
+        self._rows = rows if self._rows is None else np.concatenate([self._rows, rows])
+        self._keys = np.concatenate([self._keys, keys])
+        if len(self._keys) > 2 * SAMPLES:
+            self._cut()
+
+    def _cut(self) -> None:
+        assert self._rows is not None
+        kept = np.argsort(self._keys)[:SAMPLES]
+        self._keys, self._rows = self._keys[kept], self._rows[kept]
+
+    def rows(self) -> FloatArray:
+        if self._rows is None or not len(self._rows):
+            raise ValueError("no candidate was predicted to a finite state: nothing to calibrate on")
+        self._cut()
+        return self._rows
+
+
+def best_scale(values: npt.ArrayLike) -> ActivationScale:
+    """The scales and zero for a layer's inputs ``values`` (rows, inputs).
+
+    Each input is scaled to fill the same range: inputs that vary little, like actions beside latents, have large
+    weights, which would leave the weights of the others few of int8's steps. Then that range is clipped where the
+    inputs, so scaled, lose least in squared error as unsigned bytes: the upper end first, then the lower one.
+    """
+    x = np.asarray(values, np.float64)
+    reach = np.quantile(np.abs(x), 0.999, axis=0)
+    if not reach.max() > 1e-30:
+        return ActivationScale(scale=(1.0,), zero=0)
+    reach = np.maximum(reach, reach.max() * LEAST_REACH)
+    x = x / reach
+    low, high = min(x.min(), 0.0), max(x.max(), 0.0)
+
+    def step(least: float, most: float) -> tuple[float, int]:
+        size = (most - least) / 255
+        return size, min(255, round(-least / size))
+
+    def error(size: float, zero: int) -> float:
+        return float(np.square((np.clip(np.rint(x / size) + zero, 0, 255) - zero) * size - x).sum())
+
+    most = min(high * CLIPS, key=lambda end: error(*step(low, end)))
+    least = min(low * CLIPS, key=lambda end: error(*step(end, most))) if low < 0.0 else 0.0
+    size, zero = step(least, most)
+    return ActivationScale(scale=tuple(float(np.float32(size * each)) for each in reach), zero=zero)
+
+
+def calibrate(
+    model: Model, tensors: Tensors, situations: Iterable[Situation], *, seed: int = 0, progress: Progress | None = None
+) -> Spec:
+    """The spec of ``model`` (fp32, with the file's tensors) with activation scales for its predictor.
+
+    From each situation the file's planner plans once; every candidate of every iteration counts.
+
+    Raises `UnsupportedError` where the predictor or the cost is of a kind that this cannot follow.
+    """
+    spec = model.spec
+    predictor, taps = Predictor(model), layer_inputs(spec, tensors)
+    seen = [_Reservoir(seed + i) for i in range(len(taps))]
+    rng = np.random.default_rng(seed)
+
+    def see(inputs: FloatArray) -> None:
+        few = inputs[rng.permutation(len(inputs))[:32]]
+        for tap, reservoir in zip(taps, seen, strict=True):
+            reservoir.add(tap(few))
+
+    for i, situation in enumerate(situations):
+        _tried(predictor, situation, seed + i, see)
+        if progress is not None:
+            progress()
+    scales = tuple(best_scale(reservoir.rows()) for reservoir in seen)
+    quantised = dataclasses.replace(
+        spec.modules[predictor.name], quantisation=Quantisation(weights="int8", activations=scales)
+    )
+    return dataclasses.replace(spec, modules={**spec.modules, predictor.name: quantised})
+
+
+def compare(
+    reference: Model,
+    others: Mapping[str, Model],
+    situations: Iterable[Situation],
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, dict[str, float]]:
+    """What planning with each of ``others`` instead of ``reference`` changes. Per name:
+
+    - ``spearman``, ``spearman_least``: rank correlation of the costs of the same candidates, mean and least over the
+      situations. The candidates are those of the reference's first and last iterations.
+    - ``state_error``: root mean square difference of predicted states, over theirs from the present state.
+    - ``final_cost``: mean cost of the plans found, judged by the reference; ``reference_cost``: of its own plans.
+    - ``final_cost_change``: how much more that is, as a fraction.
+    """
+    judge = Predictor(reference)
+    predictors = {name: Predictor(model) for name, model in others.items()}
+    spearmans: dict[str, list[float]] = {name: [] for name in others}
+    errors: dict[str, list[float]] = {name: [] for name in others}
+    finals: dict[str, list[float]] = {name: [] for name in ["", *others]}
+    for i, situation in enumerate(situations):
+        state, goal = reference.encode(np.stack([situation.observation, situation.goal]))
+        tried = _tried(judge, situation, seed + i)
+        for plans in (tried[0], tried[-1]):
+            actions = judge.actions(plans)
+            states = judge.roll_out(state, actions)
+            costs = judge.cost(states, actions, goal)
+            moved = np.square(states[:, 1:] - state).mean()
+            for name, predictor in predictors.items():
+                rolled = predictor.roll_out(state, actions)
+                spearmans[name].append(spearman(costs, predictor.cost(rolled, actions, goal)))
+                errors[name].append(float(np.sqrt(np.square(rolled - states).mean() / max(moved, 1e-30))))
+        for name, model in [("", reference), *others.items()]:
+            agent = Agent(model)
+            agent.configure(goal=situation.goal, seed=seed + i)
+            actions = judge.actions(agent.plan(situation.observation).actions[None])
+            finals[name].append(float(judge.cost(judge.roll_out(state, actions), actions, goal)[0]))
+        if progress is not None:
+            progress()
+    if not finals[""]:
+        raise ValueError("no situations to compare in")
+    own = float(np.mean(finals[""]))
+    return {
+        name: {
+            "spearman": float(np.mean(spearmans[name])),
+            "spearman_least": float(np.min(spearmans[name])),
+            "state_error": float(np.mean(errors[name])),
+            "reference_cost": own,
+            "final_cost": float(np.mean(finals[name])),
+            "final_cost_change": float(np.mean(finals[name])) / own - 1.0,
+        }
+        for name in others
+    }
+
+
+def _tried(
+    predictor: Predictor, situation: Situation, seed: int, watch: Callable[[FloatArray], None] | None = None
+) -> list[FloatArray]:
+    """The candidates (N, H, A) of every iteration of one plan. ``watch`` sees what the predictor reads along them."""
+    tried: list[FloatArray] = []
+
+    def rollout(states: FloatArray, goals: FloatArray | None, plans: FloatArray) -> FloatArray:
+        if len(plans[0]) > 1:  # not the one plan that is evaluated alone
+            tried.append(plans[0].copy())
+        actions = predictor.actions(plans[0])
+        goal = np.zeros_like(states[0]) if goals is None else goals[0]
+        cost = predictor.cost(predictor.roll_out(states[0], actions, watch), actions, goal)
+        return cost[None].astype(np.float32)
+
+    agent = Agent(predictor.model)
+    agent.configure(goal=situation.goal, rollout=rollout, seed=seed)
+    agent.plan(situation.observation)
+    if not tried:
+        raise ValueError("a planner with one candidate ranks nothing")
+    return tried
+
+
+def spearman(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
+    """The rank correlation of two lists; equal numbers share their mean rank. 1 where either is constant."""
+    ranks = []
+    for values in (np.asarray(a), np.asarray(b)):
+        _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(count) - (count - 1) / 2)[place])
+    x, y = (r - r.mean() for r in ranks)
+    size = float(np.sqrt(np.square(x).sum() * np.square(y).sum()))
+    return float((x * y).sum()) / size if size > 0 else 1.0
