@@ -27,7 +27,7 @@ from pyjepa.cli.train import require_training
 @click.option("--episodes", type=click.IntRange(4), help="Episodes that the planner plays.  [1500]")
 @click.option("--plans", type=click.IntRange(16), help="Plans that the policy learns from at first.  [20000]")
 @click.option("--rounds", type=click.IntRange(0), help="In which the policy plays and the planner corrects it.  [2]")
-@click.option("--steps", type=click.IntRange(10), help="Training steps of critic and policy.  [6000]")
+@click.option("--steps", type=click.IntRange(10), help="Training steps of critic and policy.  [8000]")
 @click.option(
     "--window", type=click.IntRange(1), help="Of the critic's targets; 1: TD, over an episode: Monte-Carlo.  [1000]"
 )

@@ -1,8 +1,8 @@
 """The trainable critic (paper section 3.3): from memory, what a state will still cost on the way to a goal.
 
 Targets are sums of future intrinsic costs over a window, closed by the critic's own estimate where the way goes on
-(window 1: TD(0); a window longer than any episode: Monte-Carlo). Every state that was reached later in an episode also
-serves as a goal (hindsight), so that each episode teaches many ways.
+(window 1: TD(0); a window longer than any episode: Monte-Carlo). With hindsight every state that was reached later in
+an episode serves as a goal, so that each episode teaches many ways, and teaches the right thing even where it failed.
 
 Symbols: ``Q`` pairs of a state and a goal, ``L`` latent dimension.
 """
@@ -57,8 +57,9 @@ def pairs(
 ) -> Pairs:
     """What a memory has to teach. ``cost``: intrinsic costs (Q,) of states (Q, L) beside goals (Q, L).
 
-    A state that serves as a goal counts as reached where it was; an episode's own goal is never known to be.
-    Raises ValueError for a window below 1 or a memory without an episode of two states.
+    The goals are each episode's later states, which count as reached where they were; without ``hindsight`` the
+    episode's own goal, which is never known to be reached. Raises
+    ValueError for a window below 1 or a memory without an episode of two states.
     """
     if window < 1:
         raise ValueError(f"window must be at least 1, got {window}")
@@ -85,14 +86,14 @@ def pairs(
 
 
 def _ways(episode: Memory, hindsight: bool) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], bool]]:
-    """(path, goal, whether its last state is the goal): to the episode's own goal and to its later states."""
+    """(path, goal, whether its last state is the goal): to the episode's later states, or to its own goal."""
     if len(episode) < 2:
         return
-    if np.isfinite(episode.goals[0]).all():
-        yield episode.states, episode.goals[0], False
     if hindsight:
         for end in range(1, len(episode)):
             yield episode.states[: end + 1], episode.states[end], True
+    elif np.isfinite(episode.goals[0]).all():
+        yield episode.states, episode.goals[0], False
 
 
 def train_critic(
@@ -119,6 +120,9 @@ def train_critic(
             memory, lambda states, goals: intrinsic_cost(model, states, goals), window=window, discount=spec.discount
         )
     network = model.get_submodule(spec.critic)
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear):
+            layer.reset_parameters()  # what it was may be in other units
     average = copy.deepcopy(network)  # closes the sums: an exponential average, so that targets move slowly
     mean, std = taught.costs.mean(), taught.costs.std().clamp_min(1e-6)
     optimiser = torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=1e-4)

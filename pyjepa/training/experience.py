@@ -41,6 +41,22 @@ class Plans:
         """P."""
         return len(self.goals)
 
+    def __getitem__(self, chosen: slice) -> Plans:
+        """Some of them."""
+        return Plans(*(getattr(self, f.name)[chosen] for f in dataclasses.fields(self)))
+
+    def as_memory(self) -> Memory:
+        """What was expected, as if it had been perceived: every plan an episode, its predictor steps counted."""
+        count, length, latent = self.states.shape
+        return Memory(
+            episodes=np.repeat(np.arange(count), length),
+            steps=np.tile(np.arange(length), count),
+            environments=np.zeros(count * length, np.int32),
+            states=self.states.reshape(-1, latent),
+            goals=np.repeat(self.goals, length, axis=0),
+            costs=np.zeros(count * length, np.float32),
+        )
+
     @staticmethod
     def joined(parts: list[Plans]) -> Plans:
         """Several as one."""

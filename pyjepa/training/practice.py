@@ -38,7 +38,7 @@ class Settings:
     """From remembered states, to learn from; as many again, in all, from where the policy went."""
     rounds: int = 2
     """In which the policy plays and the planner corrects it."""
-    steps: int = 6000
+    steps: int = 8000
     """Of training, for the critic and for the policy each time."""
     window: int = 1000
     """Of the critic's targets; see `pyjepa.training.critic`."""
@@ -142,14 +142,11 @@ def practise(
     parameters = {k: torch.from_numpy(v.copy()) for k, v in tensors.items() if k.split(".")[0] in base.spec.modules}
     kept = {k: v for k, v in parameters.items() if k.split(".")[0] not in ("critic", "policy")}
     heads.load_state_dict(kept, strict=False)
-    reporter.stage("train the critic", settings.steps)
-    loss = train_critic(
-        heads, memory, steps=settings.steps, window=settings.window, seed=settings.seed,
-        progress=lambda step, _: reporter.advance(1),
-    )  # fmt: skip
-    reporter.note(f"the critic's loss is {loss:.3f} (Huber, in standard deviations)")
-
+    _train_critic(heads, memory, settings, reporter)
     plans = _plan(spec, heads, memory, settings.plans, settings, reporter)
+    # Once more, with what was imagined: it is on predicted states that the planner asks the critic.
+    imagined = plans[: settings.plans // 2].as_memory()
+    _train_critic(heads, Memory.joined([memory, imagined]), settings, reporter)
     for again in range(settings.rounds + 1):
         reporter.stage("train the policy", settings.steps)
         loss = train_policy(
@@ -178,8 +175,17 @@ def practise(
     return spec, memory
 
 
+def _train_critic(heads: WorldModel, memory: Memory, settings: Settings, reporter: Reporter) -> None:
+    reporter.stage("train the critic", settings.steps)
+    loss = train_critic(
+        heads, memory, steps=settings.steps, window=settings.window, seed=settings.seed,
+        progress=lambda step, _: reporter.advance(1),
+    )  # fmt: skip
+    reporter.note(f"the critic's loss is {loss:.3f} (Huber, in standard deviations)")
+
+
 def _plan(spec: Spec, heads: WorldModel, memory: Memory, count: int, settings: Settings, reporter: Reporter) -> Plans:
-    """Plans from remembered states to remembered goals: the episode's own, and for half of them a later state."""
+    """Plans from remembered states to the goals of their episodes."""
     rng = np.random.default_rng(settings.seed)
     known = np.flatnonzero(np.isfinite(memory.goals).all(axis=1))
     chosen = rng.choice(known, size=count)
