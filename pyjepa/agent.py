@@ -154,6 +154,7 @@ class Agent:
         elite_refit: bool | None = None,
         max_std: float | None = None,
         policy_candidates: int | None = None,
+        prune: bool = True,
         bounds: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
         weights: Mapping[str, float] | None = None,
         rollout: Rollout | None = None,
@@ -179,6 +180,7 @@ class Agent:
             elite_refit: MPPI weighs the elites only, and refits the spread to them too (TD-MPC2).
             max_std: most spread that such a refit widens to, as a fraction of half the action range.
             policy_candidates: candidates that are rollouts of the policy through the model, made once a plan.
+            prune: give up candidates as soon as they cannot be among those the planner keeps; the plan is the same.
             bounds: (low, high), each (A,) or a number, instead of the file's.
             weights: factors u_i on the cost terms, by name (their kind, unless the agent file names them).
             rollout: a function ``(states (E, L), goals (E, L) or None, actions (E, N, H, A)) -> costs (E, N)`` that
@@ -191,7 +193,7 @@ class Agent:
             goal=goal, environments=environments, planner=planner, horizon=horizon, candidates=candidates,
             iterations=iterations, elites=elites, knots=knots, interpolation=interpolation, std=std, min_std=min_std,
             momentum=momentum, temperature=temperature, temperature_scale=temperature_scale, elite_refit=elite_refit,
-            max_std=max_std, policy_candidates=policy_candidates, bounds=bounds, weights=weights, rollout=rollout,
+            max_std=max_std, policy_candidates=policy_candidates, prune=prune, bounds=bounds, weights=weights, rollout=rollout,
             seed=seed,
         )  # fmt: skip
         arguments, batch = resolve(self.spec, task)

@@ -48,6 +48,7 @@ class Task:
     elite_refit: bool | None = None
     max_std: float | None = None
     policy_candidates: int | None = None
+    prune: bool = True
     bounds: tuple[npt.ArrayLike, npt.ArrayLike] | None = None
     weights: Mapping[str, float] | None = None
     rollout: Rollout | None = None
@@ -109,6 +110,7 @@ def resolve(spec: Spec, task: Task) -> tuple[dict[str, Any], int | None]:
         "elite_refit": _flag("elite_refit", task.elite_refit),
         "max_std": _number("max_std", task.max_std),
         "policy_candidates": _integer("policy_candidates", task.policy_candidates),
+        "prune": bool(task.prune),
         "seed": _seed(task.seed),
         "goal": goal,
         "low": low,

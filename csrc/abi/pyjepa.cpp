@@ -223,7 +223,7 @@ void pyjepa_task_init(pyjepa_task* task, size_t size) {
     pyjepa_task defaults{};
     defaults.environments = 1;
     defaults.horizon = defaults.candidates = defaults.iterations = defaults.elites = defaults.knots = -1;
-    defaults.elite_refit = defaults.policy_candidates = -1;
+    defaults.elite_refit = defaults.policy_candidates = defaults.prune = -1;
     defaults.std = defaults.min_std = defaults.momentum = defaults.temperature = defaults.max_std =
         std::nanf("");
     std::memcpy(static_cast<void*>(task), &defaults, size < sizeof defaults ? size : sizeof defaults);

@@ -53,7 +53,9 @@ std::optional<Policy> policy_of(const Model& model, const Network* network, cons
 }  // namespace
 
 TaskRequest::TaskRequest(const Model& model, const pyjepa_task& task)
-    : rollout(task.rollout), rollout_user(task.rollout_user) {
+    : prune(in_range("prune", task.prune, -1, 1) != 0),
+      rollout(task.rollout),
+      rollout_user(task.rollout_user) {
     const Spec& spec = model.spec();
     const PlannerSpec& p = spec.planner;
     const int block = spec.level.action_block;
@@ -203,8 +205,9 @@ Task::Task(const Model& model, Pool& pool, TaskRequest request)
         invalid("the cost term " + std::string(cost_.needs_goal()) + " needs a goal");
 
     planner_ = make_planner(s);
-    const RolloutLimits limits{s.environments, s.candidates, s.steps, planner_->scratch(1),
-                               planner_->snapshot_size()};
+    const RolloutLimits limits{
+        s.environments, s.candidates, s.steps, planner_->scratch(1), planner_->snapshot_size(),
+        request_.prune};
     if (request_.rollout != nullptr)
         rollout_ = std::make_unique<CallbackRollout>(spec, request_.rollout, request_.rollout_user, limits);
     else

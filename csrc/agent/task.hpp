@@ -22,6 +22,7 @@ struct TaskRequest {
     PlannerSettings settings;
     std::vector<unsigned char> goal;  // E observations, or empty
     std::vector<float> weights;       // (T,) or empty
+    bool prune;
     pyjepa_rollout_fn rollout;
     void* rollout_user;
 };

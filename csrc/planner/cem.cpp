@@ -11,6 +11,8 @@ class Cem final : public Planner {
   public:
     using Planner::Planner;
 
+    int keeps() const noexcept override { return settings_.elites; }
+
     void refit(int e, const float* cost) noexcept override {
         const int elites = cheapest(cost, settings_.elites);
         if (elites == 0) return;

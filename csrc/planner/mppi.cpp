@@ -17,6 +17,8 @@ class Mppi final : public Planner {
   public:
     using Planner::Planner;
 
+    int keeps() const noexcept override { return settings_.elite_refit ? settings_.elites : 0; }
+
     void refit(int e, const float* cost) noexcept override {
         const bool elite = settings_.elite_refit;
         const int count = elite ? cheapest(cost, settings_.elites) : settings_.candidates;

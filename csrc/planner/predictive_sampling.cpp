@@ -10,6 +10,8 @@ class PredictiveSampling final : public Planner {
   public:
     using Planner::Planner;
 
+    int keeps() const noexcept override { return 1; }
+
     void refit(int e, const float* cost) noexcept override {
         if (cheapest(cost, 1) == 0) return;
         sample(e, order_[0], drawn_.data());

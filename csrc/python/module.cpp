@@ -155,7 +155,7 @@ class Agent {
 
     void configure(int environments, int algorithm, int horizon, int candidates, int iterations, int elites,
                    int knots, int interpolation, float std, float min_std, float momentum, float temperature,
-                   int temperature_scale, int elite_refit, float max_std, int policy_candidates,
+                   int temperature_scale, int elite_refit, float max_std, int policy_candidates, bool prune,
                    uint64_t seed, const std::optional<py::array>& goal, const std::optional<Floats>& low,
                    const std::optional<Floats>& high, const std::optional<Floats>& weights,
                    const py::object& rollout) {
@@ -177,6 +177,7 @@ class Agent {
         task.raw.elite_refit = elite_refit;
         task.raw.max_std = max_std;
         task.raw.policy_candidates = policy_candidates;
+        task.raw.prune = prune ? 1 : 0;
         task.raw.seed = seed;
         task.goal = goal;
         task.low = low;
@@ -422,8 +423,9 @@ PYBIND11_MODULE(_engine, m) {
              py::arg("horizon"), py::arg("candidates"), py::arg("iterations"), py::arg("elites"),
              py::arg("knots"), py::arg("interpolation"), py::arg("std"), py::arg("min_std"),
              py::arg("momentum"), py::arg("temperature"), py::arg("temperature_scale"),
-             py::arg("elite_refit"), py::arg("max_std"), py::arg("policy_candidates"), py::arg("seed"),
-             py::arg("goal"), py::arg("low"), py::arg("high"), py::arg("weights"), py::arg("rollout"))
+             py::arg("elite_refit"), py::arg("max_std"), py::arg("policy_candidates"), py::arg("prune"),
+             py::arg("seed"), py::arg("goal"), py::arg("low"), py::arg("high"), py::arg("weights"),
+             py::arg("rollout"))
         .def("observe", &Agent::observe, py::arg("observation"), py::arg("steps"))
         .def("act", &Agent::act, py::arg("out").noconvert())
         .def("state", &Agent::state, py::arg("out").noconvert())

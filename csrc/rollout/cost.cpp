@@ -59,6 +59,11 @@ float Cost::intrinsic(const simd::Kernels& kernels, float* state, int latent, co
     return total;
 }
 
+bool Cost::only_rises() const noexcept {
+    return std::all_of(terms_.begin(), terms_.end(),
+                       [](const Weighted& t) { return !t.used() || t.term->non_negative(); });
+}
+
 void Cost::set_goals(const float* goals, int environments) {
     for (const Weighted& t : terms_) t.term->set_goals(goals, environments);
 }

@@ -46,6 +46,8 @@ class CostTerm {
     // Whether the term judges the action in its state rather than the state it leads to: then its stage
     // weight holds at every step.
     virtual bool judges_action() const noexcept { return false; }
+    // Whether its score is never below 0.
+    virtual bool non_negative() const noexcept { return false; }
     // Whether it stands for what follows the reached state, which is discounted once more.
     virtual bool judges_future() const noexcept { return false; }
     // Floats of scratch that score needs.
@@ -80,6 +82,8 @@ class Cost {
     // Multiply-adds * 2 for one candidate over so many steps.
     double flops(int steps) const noexcept;
     float discount() const noexcept { return discount_; }
+    // Whether a plan's cost never falls as it goes on, so that a part of it is a bound from below.
+    bool only_rises() const noexcept;
 
     // Which terms to add: those that judge the action (before the step), or the reached state (after it).
     enum class Of { action, state };

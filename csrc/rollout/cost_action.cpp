@@ -15,6 +15,7 @@ class ActionSize final : public CostTerm {
         }
     }
     bool judges_action() const noexcept override { return true; }
+    bool non_negative() const noexcept override { return true; }
 };
 
 class ActionChange final : public CostTerm {
@@ -28,6 +29,7 @@ class ActionChange final : public CostTerm {
         }
     }
     bool judges_action() const noexcept override { return true; }
+    bool non_negative() const noexcept override { return true; }
 };
 
 }  // namespace

@@ -29,6 +29,8 @@ class GoalDistance final : public CostTerm {
                  goals_.data() + static_cast<ptrdiff_t>(s.environment) * head_->out(), out);
     }
     const char* needs_goal() const noexcept override { return "goal_distance"; }
+    // 1 - cos may be rounded to a little below 0.
+    bool non_negative() const noexcept override { return metric_ != Metric::cosine; }
     size_t workspace(int rows) const noexcept override {
         return head_ ? static_cast<size_t>(rows_size(rows)) + head_->workspace(rows) : 0;
     }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 namespace pyjepa {
 namespace {
@@ -12,6 +13,11 @@ namespace {
 // W0L (Zen 5, AVX-512, GFLOP/s): 48 rows 195, 209, 219; 66 rows 175, 207, 218; 96 rows 172, 204, 210.
 // Weights that do not stay in L2 themselves are worth more rows per pass over them. On W1 (same machine;
 // fp32, bf16, int8): 48 rows 175, 313, 498; 96 rows 181, 315, 482; 144 rows 192, 339, 489.
+// Rows that must be given up before the others move together: as many as a register tile is high.
+constexpr int kWorthMoving = 6;
+// Threads share candidates out evenly, in tiles of so many rows or multiples of them.
+constexpr int kShare = 12;
+
 int choose_block(const RolloutLimits& limits, int threads, double multiply_adds) {
     const bool large = multiply_adds > 1 << 18;
     const int preferred = large ? 144 : 48, smallest = 12;
@@ -44,40 +50,64 @@ class NativeRollout::Evaluation final : public PureJob {
           previous_(static_cast<size_t>(limits.environments) * static_cast<size_t>(rollout.plan_dim_)),
           has_previous_(std::make_unique<bool[]>(static_cast<size_t>(limits.environments))),
           draws_(static_cast<size_t>(limits.environments)),
-          cost_(static_cast<size_t>(limits.environments) * static_cast<size_t>(limits.candidates)) {}
+          cost_(static_cast<size_t>(limits.environments) * static_cast<size_t>(limits.candidates)),
+          known_(static_cast<size_t>(rollout.pool_.threads()) * static_cast<size_t>(limits.candidates)) {}
 
     void prepare(const Situation& now, const Proposal& proposal, int candidates, const Deadline& deadline) {
         proposal_ = &proposal;
         proposal.snapshot(snapshot_.data());
         candidates_ = candidates;
+        keep_ = rollout_.prunes_ ? proposal.keeps() : 0;
+        tiles_ = (candidates + rollout_.block_ - 1) / rollout_.block_;
         deadline_ = deadline;
         const auto e = static_cast<ptrdiff_t>(now.environments);
         std::copy_n(now.states, e * rollout_.latent_, states_.data());
         std::copy_n(now.previous, e * rollout_.plan_dim_, previous_.data());
         std::copy_n(now.has_previous, e, has_previous_.get());
         std::copy_n(now.draws, e, draws_.data());
+        const ptrdiff_t costs = e * candidates;
+        for (ptrdiff_t i = 0; i < costs; ++i)
+            cost_[static_cast<size_t>(i)].store(std::numeric_limits<float>::infinity(),
+                                                std::memory_order_relaxed);
         now_ = {now.environments, states_.data(),      now.goals,
                 previous_.data(), has_previous_.get(), draws_.data()};
     }
-    int tiles() const noexcept { return now_.environments * tiles_each(); }
+    int tiles() const noexcept { return now_.environments * tiles_; }
     void read(float* cost) const noexcept {
         for (ptrdiff_t i = 0; i < static_cast<ptrdiff_t>(now_.environments) * candidates_; ++i)
             cost[i] = cost_[static_cast<size_t>(i)].load(std::memory_order_relaxed);
     }
 
   private:
-    int tiles_each() const noexcept { return (candidates_ + rollout_.block_ - 1) / rollout_.block_; }
+    // Where tile t of an environment begins. One thread takes full blocks; several share evenly.
+    int begin(int t) const noexcept {
+        if (rollout_.pool_.threads() == 1) return std::min(t * rollout_.block_, candidates_);
+        const long shares = (candidates_ + kShare - 1) / kShare;
+        return static_cast<int>(std::min<long>(shares * t / tiles_ * kShare, candidates_));
+    }
+    // What the dearest of the candidates that count costs at most, as far as is known: candidates dearer than
+    // that do not count. Whoever asks when, the candidates that count are the same.
+    float bound(int e, int thread) noexcept {
+        if (keep_ == 0 || keep_ > candidates_) return std::numeric_limits<float>::infinity();
+        float* const known = known_.data() + static_cast<ptrdiff_t>(thread) * candidates_;
+        const auto first = static_cast<size_t>(e) * static_cast<size_t>(candidates_);
+        for (size_t i = 0; i < static_cast<size_t>(candidates_); ++i)
+            known[i] = cost_[first + i].load(std::memory_order_relaxed);
+        std::nth_element(known, known + keep_ - 1, known + candidates_);
+        return known[keep_ - 1];
+    }
     bool over(int thread) noexcept override { return thread == 0 ? deadline_.over() : deadline_.expired(); }
     bool compute(int tile, int thread) noexcept override {
-        const int e = tile / tiles_each(), n0 = tile % tiles_each() * rollout_.block_;
-        const int rows = std::min(rollout_.block_, candidates_ - n0);
+        const int e = tile / tiles_, n0 = begin(tile % tiles_);
+        const int asked = begin(tile % tiles_ + 1) - n0;
         const Lane l = rollout_.lane(thread);
-        proposal_->fill(snapshot_.data(), e, n0, n0 + rows, l.actions, l.proposal);
-        if (!rollout_.roll(now_, e, rows, l, deadline_, nullptr, nullptr)) return false;
+        proposal_->fill(snapshot_.data(), e, n0, n0 + asked, l.actions, l.proposal);
+        const int rows = rollout_.roll(now_, e, asked, l, bound(e, thread), deadline_, nullptr, nullptr);
+        if (rows < 0) return false;
         const auto first =
             static_cast<size_t>(e) * static_cast<size_t>(candidates_) + static_cast<size_t>(n0);
         for (int r = 0; r < rows; ++r)
-            cost_[first + static_cast<size_t>(r)].store(
+            cost_[first + static_cast<size_t>(l.row[r])].store(
                 std::isfinite(l.cost[r]) ? l.cost[r] : std::numeric_limits<float>::infinity(),
                 std::memory_order_relaxed);
         return true;
@@ -86,13 +116,14 @@ class NativeRollout::Evaluation final : public PureJob {
     NativeRollout& rollout_;
     const Proposal* proposal_ = nullptr;
     AlignedFloats snapshot_;
-    int candidates_ = 0;
+    int candidates_ = 0, keep_ = 0, tiles_ = 0;
     Deadline deadline_;
     Situation now_{};
     AlignedFloats states_, previous_;
     std::unique_ptr<bool[]> has_previous_;
     std::vector<uint64_t> draws_;
-    std::vector<std::atomic<float>> cost_;  // (E, N)
+    std::vector<std::atomic<float>> cost_;  // (E, N): infinite until a candidate has been through its horizon
+    AlignedFloats known_;                   // (threads, N)
 };
 
 NativeRollout::NativeRollout(const Model& model, const Cost& cost, const Policy* policy, Pool& pool,
@@ -107,7 +138,8 @@ NativeRollout::NativeRollout(const Model& model, const Cost& cost, const Policy*
       plan_dim_(model.spec().plan_dim),
       state_ld_(simd::padded(latent_ + plan_dim_)),
       block_(std::min(choose_block(limits, pool.threads(), 0.5 * predictor_.flops()),
-                      std::max(1, limits.candidates))) {
+                      std::max(1, limits.candidates))),
+      prunes_(limits.prune && cost.only_rises()) {
     const ActionSpec& box = model.spec().actions;
     const auto sequence = static_cast<size_t>(steps_) * static_cast<size_t>(plan_dim_);
     for (size_t i = 0; i < sequence; ++i) {
@@ -121,7 +153,7 @@ NativeRollout::NativeRollout(const Model& model, const Cost& cost, const Policy*
     if (policy_ != nullptr) head_work_ = std::max(head_work_, policy_->workspace(block_));
     head_work_ = round_up(head_work_);
     lane_size_ = round_up(rows * static_cast<size_t>(steps_) * static_cast<size_t>(plan_dim_)) +
-                 round_up(rows * static_cast<size_t>(state_ld_)) + 2 * round_up(rows) + proposal_scratch_ +
+                 round_up(rows * static_cast<size_t>(state_ld_)) + 3 * round_up(rows) + proposal_scratch_ +
                  network_work_ + head_work_;
     memory_ = AlignedFloats(lane_size_ * static_cast<size_t>(pool.threads()));
     for (int i = 0; i < pool.threads(); ++i)
@@ -145,6 +177,7 @@ NativeRollout::Lane NativeRollout::lane(int thread) noexcept {
     l.state = take(rows * static_cast<size_t>(state_ld_));
     l.cost = take(rows);
     l.scratch = take(rows);
+    l.row = reinterpret_cast<int32_t*>(take(rows));
     l.proposal = take(proposal_scratch_);
     l.network = take(network_work_);
     l.heads = take(head_work_);
@@ -171,7 +204,7 @@ bool NativeRollout::trace(const Situation& now, int e, const float* plan, float*
                           float* terms) noexcept {
     const Lane l = lane(0);
     std::copy_n(plan, static_cast<ptrdiff_t>(steps_) * plan_dim_, l.actions);
-    return roll(now, e, 1, l, Deadline(), states, terms);
+    return roll(now, e, 1, l, std::numeric_limits<float>::infinity(), Deadline(), states, terms) == 1;
 }
 
 void NativeRollout::normalise(float* actions, ptrdiff_t count) const noexcept {
@@ -222,8 +255,31 @@ double NativeRollout::flops_per_proposal() const noexcept {
     return policy_ == nullptr ? 0.0 : policy_->flops() * steps_ + predictor_.flops() * (steps_ - 1);
 }
 
-bool NativeRollout::roll(const Situation& now, int e, int rows, const Lane& l, const Deadline& deadline,
-                         float* states, float* terms) noexcept {
+int NativeRollout::give_up(int rows, float bound, const Lane& l, int done) const noexcept {
+    const int out =
+        static_cast<int>(std::count_if(l.cost, l.cost + rows, [&](float c) { return c > bound; }));
+    if (out < std::min(kWorthMoving, rows)) return rows;
+    const ptrdiff_t sequence = static_cast<ptrdiff_t>(steps_) * plan_dim_,
+                    used = static_cast<ptrdiff_t>(done) * plan_dim_;
+    int to = 0;
+    for (int r = 0; r < rows; ++r) {
+        if (l.cost[r] > bound) continue;
+        if (to != r) {
+            std::copy_n(l.state + static_cast<ptrdiff_t>(r) * state_ld_, latent_,
+                        l.state + static_cast<ptrdiff_t>(to) * state_ld_);
+            // The last action taken stays: the next step may be judged by its difference from it.
+            const ptrdiff_t from = used - plan_dim_;
+            std::copy_n(l.actions + r * sequence + from, sequence - from, l.actions + to * sequence + from);
+            l.cost[to] = l.cost[r];
+            l.row[to] = l.row[r];
+        }
+        ++to;
+    }
+    return to;
+}
+
+int NativeRollout::roll(const Situation& now, int e, int rows, const Lane& l, float bound,
+                        const Deadline& deadline, float* states, float* terms) noexcept {
     const simd::Kernels& kernels = simd::kernels();
     const ptrdiff_t sequence = static_cast<ptrdiff_t>(steps_) * plan_dim_;
 
@@ -234,13 +290,14 @@ bool NativeRollout::roll(const Situation& now, int e, int rows, const Lane& l, c
     for (int r = 0; r < rows; ++r)
         std::copy_n(start, latent_, l.state + static_cast<ptrdiff_t>(r) * state_ld_);
     std::fill_n(l.cost, rows, 0.0f);
+    std::iota(l.row, l.row + rows, 0);
     if (states != nullptr) std::copy_n(start, latent_, states);
 
     const float* goal = now.goals == nullptr ? nullptr : now.goals + static_cast<ptrdiff_t>(e) * latent_;
     StepView step{kernels, e,        rows,     l.state,   state_ld_,    latent_, goal,   nullptr,
                   nullptr, sequence, sequence, plan_dim_, now.draws[e], 1.0f,    l.heads};
     for (int t = 0; t < steps_; ++t, step.discount *= cost_.discount()) {
-        if (t > 0 && deadline.expired()) return false;
+        if (t > 0 && deadline.expired()) return -1;
         step.actions = l.actions + static_cast<ptrdiff_t>(t) * plan_dim_;
         if (t > 0) {
             step.previous = step.actions - plan_dim_;
@@ -263,8 +320,11 @@ bool NativeRollout::roll(const Situation& now, int e, int rows, const Lane& l, c
             std::copy_n(l.state, latent_, states + static_cast<ptrdiff_t>(t + 1) * latent_);
         if (terms != nullptr)
             for (int i = 0; i < cost_.terms(); ++i) terms[static_cast<ptrdiff_t>(i) * steps_ + t] = each[i];
+        if (last || bound == std::numeric_limits<float>::infinity()) continue;
+        rows = step.rows = give_up(rows, bound, l, t + 1);
+        if (rows == 0) break;
     }
-    return true;
+    return rows;
 }
 
 }  // namespace pyjepa

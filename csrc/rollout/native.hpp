@@ -37,15 +37,19 @@ class NativeRollout final : public Rollout {
     // One worker's scratch.
     struct Lane {
         float *actions, *state, *cost, *scratch, *proposal, *network, *heads;
+        int32_t* row;  // which candidate of the tile each row is
     };
     class Evaluation;  // one call of evaluate, as tiles
     Lane lane(int thread) noexcept;
     Evaluation& free_evaluation() noexcept;
     // Rolls `rows` sequences of lane.actions (rows, S, D), in action units, out from environment e's state.
     void normalise(float* actions, ptrdiff_t count) const noexcept;  // (count, A), in place
-    // Returns false if the deadline passed first.
-    bool roll(const Situation& now, int e, int rows, const Lane& lane, const Deadline& deadline,
-              float* states, float* terms) noexcept;
+    // Candidates are given up once they cost more than `bound`. Returns how many are left, at lane.row with
+    // lane.cost; -1 if the deadline passed first.
+    int roll(const Situation& now, int e, int rows, const Lane& lane, float bound, const Deadline& deadline,
+             float* states, float* terms) noexcept;
+    // After `done` steps; returns how many rows are left.
+    int give_up(int rows, float bound, const Lane& lane, int done) const noexcept;
 
     const Model& model_;
     const Network& predictor_;
@@ -53,6 +57,7 @@ class NativeRollout final : public Rollout {
     const Policy* policy_;
     Pool& pool_;
     int steps_, latent_, plan_dim_, state_ld_, block_;
+    bool prunes_;
     size_t lane_size_, proposal_scratch_, network_work_, head_work_;
     std::vector<float> center_, scale_;  // (S, D): the actions' normalisation, repeated
     AlignedFloats memory_;

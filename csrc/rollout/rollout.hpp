@@ -68,6 +68,9 @@ class Proposal {
     virtual void fill(const float* snapshot, int e, int n0, int n1, float* out,
                       float* scratch) const noexcept = 0;
     virtual size_t scratch(int rows) const noexcept = 0;
+    // How many of the cheapest candidates the proposer looks at; 0: at all of them. A rollout may give the
+    // others up, at infinite cost, as soon as it knows that they are others.
+    virtual int keeps() const noexcept { return 0; }
 };
 
 // What a rollout may be asked for; everything is allocated for it when the rollout is made.
@@ -77,6 +80,7 @@ struct RolloutLimits {
     int steps;         // S
     size_t proposal_scratch_per_row;
     size_t proposal_snapshot;  // floats at most
+    bool prune;                // give up candidates that cannot be among those the proposer keeps
 };
 
 // The present, per environment. `goals` stay as they are while the rollout lives; the rest is read during the

@@ -162,7 +162,9 @@ typedef struct pyjepa_task {
     int32_t temperature_scale; /* pyjepa_temperature_scale */
     int32_t elite_refit;       /* mppi refits mean and spread to the elites; 0, 1, -1: default */
     int32_t policy_candidates; /* candidates that are rollouts of the policy; -1: default */
-    float max_std;             /* most spread that such a refit widens to; default: NaN */
+    int32_t prune; /* give up candidates as soon as they cannot be among those the planner keeps; 0: do not;
+                      the plan is the same. -1: default (do) */
+    float max_std; /* most spread that such a refit widens to; default: NaN */
 } pyjepa_task;
 
 /* The defaults, in as much of `task` as `size` = sizeof(pyjepa_task) says that the caller knows. */
