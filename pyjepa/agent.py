@@ -193,8 +193,8 @@ class Agent:
             goal=goal, environments=environments, planner=planner, horizon=horizon, candidates=candidates,
             iterations=iterations, elites=elites, knots=knots, interpolation=interpolation, std=std, min_std=min_std,
             momentum=momentum, temperature=temperature, temperature_scale=temperature_scale, elite_refit=elite_refit,
-            max_std=max_std, policy_candidates=policy_candidates, prune=prune, bounds=bounds, weights=weights, rollout=rollout,
-            seed=seed,
+            max_std=max_std, policy_candidates=policy_candidates, prune=prune, bounds=bounds, weights=weights,
+            rollout=rollout, seed=seed,
         )  # fmt: skip
         arguments, batch = resolve(self.spec, task)
         self._engine.configure(**arguments)

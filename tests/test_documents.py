@@ -9,15 +9,18 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_the_guide_runs_from_top_to_bottom(capsys, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("document", "said"), [("guide.md", "reached: True"), ("modes.md", "Mode-1 reached the goal: True")]
+)
+def test_a_guide_runs_from_top_to_bottom(document, said, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    text = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / document).read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.+?)^```$", text, re.MULTILINE | re.DOTALL)
     assert len(blocks) >= 2
     names: dict[str, object] = {}
     for block in blocks:
-        exec(compile(block, "docs/guide.md", "exec"), names)
-    assert "reached: True" in capsys.readouterr().out
+        exec(compile(block, f"docs/{document}", "exec"), names)
+    assert said in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("example", sorted(p.name for p in (ROOT / "examples").glob("*.py")))

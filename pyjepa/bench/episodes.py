@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -34,11 +34,18 @@ class Record:
 
 
 def play(
-    agent: Agent, episodes: Episodes, task: dict[str, Any], *, deadline: float | None = None, watch: Watch | None = None
+    agent: Agent,
+    episodes: Episodes,
+    task: dict[str, Any],
+    *,
+    mode: Literal[1, 2] = 2,
+    deadline: float | None = None,
+    watch: Watch | None = None,
 ) -> Iterator[Record]:
     """Plays every episode of ``episodes`` in turn with ``agent`` (configured by ``task``), one record each.
 
-    The plan's first block of actions is executed before the agent looks again. ``deadline``: seconds per plan.
+    In mode 2 it plans, ``deadline`` seconds at most, and executes the plan's first block of actions before it looks
+    again; in mode 1 it looks before every action, which is its policy's.
     """
     block = agent.model.action_block
     for i in range(len(episodes)):
@@ -49,16 +56,21 @@ def play(
         while not (world.success[0] or world.truncated[0]):
             observation = world.observation[0]
             started = time.perf_counter()
-            agent.observe(observation, steps=block)
+            agent.observe(observation, steps=block if mode == 2 else 1)
             perceived = time.perf_counter()
-            plan = agent.plan(deadline=deadline)
+            if mode == 1:
+                actions = agent.act()[None]
+            else:
+                plan = agent.plan(deadline=deadline)
+                actions = plan.actions[:block]
             decided = time.perf_counter()
             record.perceive.append(perceived - started)
-            record.plan.append(decided - perceived)
+            if mode == 2:
+                record.plan.append(decided - perceived)
+                if watch is not None:
+                    watch(world, plan)
             record.decision.append(decided - started)
-            if watch is not None:
-                watch(world, plan)
-            execute(world, plan.actions[:block])
+            execute(world, actions)
         record.success, record.steps = bool(world.success[0]), int(world.steps[0])
         record.distance = float(world.distance[0])
         yield record

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     type=click.Choice(["cem", "mppi", "predictive-sampling"]),
     help="Planning algorithm.  [default: the agent's]",
 )
+@click.option("--mode", type=click.Choice(["1", "2"]), default="2", show_default=True, help="1: act; 2: plan.")
+@click.option("--no-critic", is_flag=True, help="Plan without the critic's foresight.")
 @click.option("--horizon", type=int, metavar="H", help="Environment steps to look ahead.  [default: the agent's]")
 @click.option("--deadline", type=click.FloatRange(0, min_open=True), metavar="MS", help="Milliseconds per plan.")
 @click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="Planning threads.")
@@ -33,6 +35,8 @@ def command(
     episodes: int,
     seed: int,
     planner: str | None,
+    mode: str,
+    no_critic: bool,
     horizon: int | None,
     deadline: float | None,
     threads: int,
@@ -61,17 +65,35 @@ def command(
 
         film = Film(agent.model)
     task: dict[str, Any] = {"planner": planner, "horizon": horizon, "seed": seed}
+    if no_critic:
+        critics = [term.label for term in agent.spec.cost if term.kind == "critic"]
+        if not critics:
+            raise click.UsageError("--no-critic: this agent has none")
+        task["weights"] = dict.fromkeys(critics, 0.0)
+    if mode == "1":
+        given = [
+            name for name, value in (("--planner", planner), ("--horizon", horizon), ("--deadline", deadline)) if value
+        ]
+        if given or gif_file is not None:
+            raise click.UsageError(f"--mode 1 does not plan: {', '.join(given) or '--gif'} is for --mode 2")
     drawn = evaluation_episodes(episodes, seed=seed)
     records: list[Record] = []
     with _Scoreboard(episodes, sys.stderr if json_file == "-" else sys.stdout) as board:
         seconds = None if deadline is None else deadline / 1e3
-        for record in play(agent, drawn, task, deadline=seconds, watch=None if film is None else film.shoot):
+        watch = None if film is None else film.shoot
+        for record in play(agent, drawn, task, mode=1 if mode == "1" else 2, deadline=seconds, watch=watch):
             records.append(record)
             board.show(records)
 
     result = {
         **summary(records),
-        "settings": {**agent.settings, "seed": seed, "deadline_ms": deadline},
+        "settings": {
+            **agent.settings,
+            "seed": seed,
+            "mode": int(mode),
+            "critic": not no_critic,
+            "deadline_ms": deadline,
+        },
         "agent": {"name": agent.spec.name, "provenance": dict(agent.spec.provenance)},
         "machine": describe(),
     }

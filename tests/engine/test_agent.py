@@ -572,3 +572,20 @@ def test_instruction_sets_can_be_had_without_their_narrow_units():
 def test_unknown_precisions_are_named():
     with pytest.raises(ValueError, match="precision must be fp32, bf16 or int8, got 'fp4'"):
         pyjepa.Model.from_bytes(b"", precision="fp4")
+
+
+@pytest.mark.parametrize(
+    "task",
+    [{"planner": "cem"}, {"planner": "predictive-sampling"}, {"planner": "mppi", "elite_refit": True, "elites": 9}],
+)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_pruning_changes_no_plan(model, task, threads):
+    agents = []
+    for prune in (True, False):
+        agent = pyjepa.Agent(model, threads=threads)
+        agent.configure(goal=observations(2)[1], candidates=200, prune=prune, **task)
+        agents.append(agent)
+    for seed in range(3):
+        pruned, whole = (agent.plan(observations(1, seed=seed)[0]) for agent in agents)
+        np.testing.assert_array_equal(pruned.actions, whole.actions)
+        assert pruned.cost == whole.cost
