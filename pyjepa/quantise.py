@@ -53,10 +53,12 @@ class Predictor:
         spec, level = model.spec, model.spec.levels[0]
         if level.predictor is None:
             raise UnsupportedError("this agent file has no predictor to quantise")
-        known = {"goal_distance", "action_size", "action_change"}
         for term in spec.cost:
-            if term.kind not in known:
-                raise UnsupportedError(f"the cost term {term.kind!r} cannot be compared across precisions")
+            critic = spec.modules[spec.critic] if term.kind == "critic" and spec.critic is not None else None
+            plain = term.module is None and term.metric in ("l2", "squared_l2")
+            known = term.kind in ("action_size", "action_change") or (term.kind == "goal_distance" and plain)
+            if not known and (critic is None or critic.inputs != ("state", "goal") or critic.ensemble > 1):
+                raise UnsupportedError(f"the cost term {term.label!r} cannot be compared across precisions")
         self.model, self.name = model, level.predictor
         self.action_first = spec.modules[self.name].inputs == ("action", "state")
 
@@ -89,25 +91,36 @@ class Predictor:
     def cost(self, states: FloatArray, actions: FloatArray, goal: FloatArray) -> npt.NDArray[np.float64]:
         """(N,): the file's cost of states (N, S + 1, L) under actions (N, S, D)."""
         total = np.zeros(len(states))
+        steps = actions.shape[1]
         for term in self.model.spec.cost:
-            each = _term(term, states[:, 1:].astype(np.float64), actions.astype(np.float64), goal.astype(np.float64))
-            last = term.terminal if term.kind == "goal_distance" else term.stage
-            total += term.stage * each[:, :-1].sum(axis=1) + last * each[:, -1]
+            weights = np.full(steps, term.stage)
+            if term.kind in ("goal_distance", "critic"):
+                weights[-1] = term.terminal
+            later = 1 if term.kind == "critic" else 0
+            weights *= self.model.spec.discount ** np.arange(later, steps + later)
+            used = np.flatnonzero(weights)
+            total += self._term(term, states[:, 1:], actions, goal)[:, used] @ weights[used]
         return np.where(np.isfinite(total), total, np.inf)
 
-
-def _term(
-    term: CostTerm, states: npt.NDArray[np.float64], actions: npt.NDArray[np.float64], goal: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    """(N, S), before weights. At a plan's first step there is no change of action."""
-    if term.kind == "action_size":
-        squared = np.square(actions)
-    elif term.kind == "action_change":
-        squared = np.square(np.diff(actions, axis=1, prepend=actions[:, :1]))
-    else:
-        squared = np.square(states - goal)
-    total: npt.NDArray[np.float64] = squared.sum(axis=2)
-    return np.sqrt(total) if term.kind == "goal_distance" and term.metric == "l2" else total
+    def _term(
+        self, term: CostTerm, states: FloatArray, actions: FloatArray, goal: FloatArray
+    ) -> npt.NDArray[np.float64]:
+        """(N, S), before weights. At a plan's first step there is no change of action."""
+        if term.kind == "critic":
+            pairs = np.concatenate([states, np.broadcast_to(goal, states.shape)], axis=2)
+            values = self.model.forward(self.model.spec.critic or "", pairs.reshape(-1, pairs.shape[2]))
+            signed = -values if term.estimates == "reward" else values
+            return signed.reshape(states.shape[:2]).astype(np.float64)
+        if term.kind == "action_size":
+            difference = actions.astype(np.float64)
+        elif term.kind == "action_change":
+            difference = np.diff(actions.astype(np.float64), axis=1, prepend=actions[:, :1])
+        else:
+            difference = states.astype(np.float64) - goal
+        total: npt.NDArray[np.float64] = np.square(difference).sum(axis=2)
+        if term.kind == "goal_distance" and term.metric == "l2":
+            total = np.sqrt(total)
+        return np.minimum(total / term.reach, 1.0) if term.reach > 0 else total
 
 
 def layer_inputs(spec: Spec, tensors: Tensors) -> list[Callable[[FloatArray], FloatArray]]:

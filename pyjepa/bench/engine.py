@@ -50,7 +50,7 @@ class Planning:
 
     def begin(self, seed: int) -> None:
         """Forgets everything, and perceives the workload's observation."""
-        self._agent.configure(goal=self._workload.goal, seed=seed)
+        self._agent.configure(goal=self._workload.goal, seed=seed, prune=False)  # as peers do: every candidate whole
         self._agent.observe(self._workload.observation)
 
     def plan(self) -> FloatArray:

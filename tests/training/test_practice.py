@@ -140,6 +140,8 @@ def test_intrinsic_cost_is_what_the_engine_remembers():
         ),
         critic=None,
         policy=None,
+        policy_head="deterministic",
+        planner=dataclasses.replace(base.spec.planner, policy_candidates=0),
         modules={k: v for k, v in base.spec.modules.items() if k in ("encoder", "predictor")},
     )
     tensors = {k: v for k, v in tensors.items() if k.split(".")[0] in changed.modules}
