@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from pyjepa.agent import Precision
 from pyjepa.bench import engine, machine, peers
 from pyjepa.bench.worker import Contestant, Samples, Worker, WorkerError
 from pyjepa.bench.workloads import Workload, problem_of
@@ -55,7 +54,7 @@ def measure(
     workloads: Sequence[Workload],
     *,
     threads: Sequence[int],
-    precisions: Sequence[Precision],
+    precisions: Sequence[str],
     chosen_peers: Sequence[str],
     settings: Settings,
     progress: Progress = lambda what, done: None,
@@ -111,13 +110,14 @@ def measure(
 
 
 def _contestants(
-    workload: Workload, threads: int, precisions: Sequence[Precision], chosen: Sequence[str], deadline: float | None
+    workload: Workload, threads: int, precisions: Sequence[str], chosen: Sequence[str], deadline: float | None
 ) -> Iterator[Contestant]:
     if workload.name == "mode1":
         yield Contestant("", threads)
         return
-    for precision in precisions:
-        yield Contestant("", threads, precision, deadline=deadline)
+    for name in precisions:
+        precision, _, variant = name.partition("-")
+        yield Contestant("", threads, precision, variant=variant, deadline=deadline)  # type: ignore[arg-type]
     if not chosen:
         return
     problem = problem_of(workload)
@@ -129,7 +129,7 @@ def _contestants(
 def _measure_one(
     workload: Workload,
     threads: int,
-    precisions: Sequence[Precision],
+    precisions: Sequence[str],
     chosen: Sequence[str],
     settings: Settings,
     peaks: dict[str, float | None],

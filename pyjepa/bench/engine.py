@@ -18,6 +18,8 @@ from pyjepa.spec import Actions, Layer, Level, Mlp, Module, Observation, Spec
 
 IMPL = f"pyjepa {pyjepa.__version__}"
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8")
+STATIC = "static"
+"""The variant of int8 whose scales were found beforehand, as `pyjepa quantise` finds them."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,20 @@ class Planning:
     """An agent that plans a workload, deadline or not."""
 
     def __init__(
-        self, workload: Workload, threads: int, *, precision: Precision = "fp32", deadline: float | None = None
+        self,
+        workload: Workload,
+        threads: int,
+        *,
+        precision: Precision = "fp32",
+        static: bool = False,
+        deadline: float | None = None,
     ) -> None:
-        """``deadline``: seconds per plan. Raises `UnsupportedError` where the machine cannot plan in ``precision``."""
+        """``deadline``: seconds per plan; ``static``: with scales for int8 in the file.
+
+        Raises `UnsupportedError` where the machine cannot plan in ``precision``.
+        """
+        if static:
+            workload = workload.calibrated()
         self._workload, self._deadline = workload, deadline
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # of what is an error here

@@ -182,7 +182,10 @@ class _Stage:
         problem = problem_of(workload)
         flops = {"plan": problem.flops}
         if not given.peer:
-            planning = engine.Planning(workload, given.threads, precision=given.precision, deadline=given.deadline)
+            static = given.variant == engine.STATIC
+            planning = engine.Planning(
+                workload, given.threads, precision=given.precision, static=static, deadline=given.deadline
+            )
             self.operations = {"plan": planning.plan}
             self.fresh = lambda plans: planning.final_costs(problem, plans)
             self.elapsed = lambda: planning.elapsed

@@ -30,6 +30,8 @@ import safetensors.numpy
 
 from pyjepa import agent_file, agents
 from pyjepa.agent import Model, Precision
+from pyjepa.errors import UnsupportedError
+from pyjepa.quantise import Situation, calibrate
 from pyjepa.spec import (
     Actions,
     Activation,
@@ -61,6 +63,13 @@ class Workload:
     def model(self, precision: Precision = "fp32") -> Model:
         """The agent in the engine."""
         return Model.from_bytes(agent_file.to_bytes(self.spec, self.tensors), precision=precision)
+
+    def calibrated(self) -> Workload:
+        """The same with int8 scales for the predictor in the file, found along plans of this task."""
+        if self.goal is None:
+            raise UnsupportedError(f"{self.name} has no goal to calibrate for")
+        spec = calibrate(self.model(), self.tensors, [Situation(self.observation, self.goal)])
+        return dataclasses.replace(self, spec=spec)
 
 
 @dataclass(frozen=True)

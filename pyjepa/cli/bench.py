@@ -12,12 +12,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from pyjepa.agent import Precision
 from pyjepa.bench import engine
 from pyjepa.bench.peers import PEERS
 from pyjepa.bench.workloads import WORKLOADS
 
 DEFAULT = ("W0s", "W0", "W0L")
+PRECISIONS = (*engine.PRECISIONS, f"int8-{engine.STATIC}")
 OTHERS = ("vicreg", "sigreg")
 """Benchmarks with a command line of their own: click commands in pyjepa.cli.bench_losses, which needs torch."""
 
@@ -35,7 +35,7 @@ class _Command(click.Command):
 
     def _spread(self, args: list[str]) -> list[str]:
         """``--threads 1 2`` -> ``--threads 1 --threads 2``: values go on for as long as the option takes them."""
-        values = {"--precision": engine.PRECISIONS, "--peers": tuple(PEERS)}
+        values = {"--precision": PRECISIONS, "--peers": tuple(PEERS)}
         spread: list[str] = []
         option, first = "", False
         for argument in args:
@@ -64,10 +64,10 @@ class _Command(click.Command):
 )
 @click.option(
     "--precision",
-    type=click.Choice(engine.PRECISIONS),
+    type=click.Choice(PRECISIONS),
     multiple=True,
     default=("fp32",),
-    help="The engine's.  [default: fp32]",
+    help="The engine's; int8-static: with scales found beforehand.  [default: fp32]",
 )
 @click.option("--peers", type=click.Choice(tuple(PEERS)), multiple=True, help="Other implementations to run as well.")
 @click.option(
@@ -85,7 +85,7 @@ class _Command(click.Command):
 def command(
     workloads: tuple[str, ...],
     threads: tuple[int, ...],
-    precision: tuple[Precision, ...],
+    precision: tuple[str, ...],
     peers: tuple[str, ...],
     seconds: float,
     rounds: int,
