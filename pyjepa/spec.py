@@ -22,7 +22,8 @@ SPEC_VERSION = 1
 Norm: TypeAlias = Literal["none", "layer", "simnorm", "layer+simnorm"]
 Activation: TypeAlias = Literal["none", "relu", "gelu", "silu", "mish", "tanh"]
 InputName: TypeAlias = Literal["observation", "state", "action", "goal"]
-Algorithm: TypeAlias = Literal["cem", "mppi", "predictive-sampling"]
+Algorithm: TypeAlias = Literal["cem", "mppi", "predictive-sampling", "icem", "gradient", "hybrid"]
+Sampling: TypeAlias = Literal["gaussian", "sobol"]
 Interpolation: TypeAlias = Literal["zero", "linear", "cubic"]
 
 
@@ -184,8 +185,10 @@ class Planner:
     """Planner defaults; ``agent.configure(...)`` overrides each by name.
 
     ``horizon`` is in environment steps (a multiple of the level's action_block). ``std`` and ``min_std`` are fractions
-    of half the action range. ``knots`` 0 means one per predictor step. ``elites`` and ``momentum`` belong to cem,
-    ``temperature`` to mppi.
+    of half the action range. ``knots`` 0 means one per predictor step. ``elites``, ``min_std`` and ``momentum`` belong
+    to cem, icem and hybrid, ``temperature`` to mppi, ``keep_elites`` and ``decay`` to icem, ``learning_rate`` and
+    ``restarts`` to gradient and hybrid, ``polish`` to hybrid. ``noise_beta`` None: the algorithm's own, 0 (white) but
+    for icem. ``docs/planners.md`` says what each does.
     """
 
     algorithm: Algorithm = "cem"
@@ -199,6 +202,13 @@ class Planner:
     min_std: float = 0.05
     momentum: float = 0.0
     temperature: float = 0.5
+    sampling: Sampling = "gaussian"
+    noise_beta: float | None = None
+    keep_elites: float = 0.3
+    decay: float = 1.25
+    learning_rate: float = 0.2
+    restarts: int = 8
+    polish: int = 10
 
 
 @dataclass(frozen=True, kw_only=True)

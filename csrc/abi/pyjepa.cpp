@@ -218,6 +218,8 @@ void pyjepa_task_init(pyjepa_task* task, size_t size) {
     defaults.environments = 1;
     defaults.horizon = defaults.candidates = defaults.iterations = defaults.elites = defaults.knots = -1;
     defaults.std = defaults.min_std = defaults.momentum = defaults.temperature = std::nanf("");
+    defaults.noise_beta = defaults.keep_elites = defaults.decay = defaults.learning_rate = std::nanf("");
+    defaults.restarts = defaults.polish = -1;
     std::memcpy(static_cast<void*>(task), &defaults, size < sizeof defaults ? size : sizeof defaults);
     task->size = size;
 }
@@ -291,7 +293,7 @@ pyjepa_status pyjepa_get_settings(const pyjepa_agent* agent, pyjepa_settings* ou
         settings.horizon = task.horizon();
         settings.candidates = s.candidates;
         settings.iterations = s.iterations;
-        settings.elites = s.algorithm == pyjepa::Algorithm::cem ? s.elites : 0;
+        settings.elites = pyjepa::uses_elites(s.algorithm) ? s.elites : 0;
         settings.knots = s.knots;
         settings.interpolation = static_cast<int32_t>(s.interpolation) + 1;
         settings.threads = a.threads();
@@ -300,6 +302,17 @@ pyjepa_status pyjepa_get_settings(const pyjepa_agent* agent, pyjepa_settings* ou
         settings.momentum = s.momentum;
         settings.temperature = s.temperature;
         settings.flops = task.flops();
+        settings.sampling = static_cast<int32_t>(s.sampling) + 1;
+        settings.noise_beta = s.noise_beta;
+        if (s.algorithm == pyjepa::Algorithm::icem) {
+            settings.keep_elites = s.keep_elites;
+            settings.decay = s.decay;
+        }
+        if (pyjepa::uses_gradient(s.algorithm)) {
+            settings.restarts = s.restarts;
+            settings.learning_rate = s.learning_rate;
+        }
+        if (s.algorithm == pyjepa::Algorithm::hybrid) settings.polish = s.polish;
         give_back(out, settings);
     });
 }
@@ -343,6 +356,14 @@ pyjepa_status pyjepa_measure_peak(int32_t precision, double seconds, double* gfl
         if (found == 0.0)
             throw Error(PYJEPA_UNSUPPORTED, "this machine has no instructions for this precision");
         out = found * 1e-9;
+    });
+}
+
+pyjepa_status pyjepa_evaluate(pyjepa_agent* agent, const float* plans, size_t n, float* cost, float* gradient) {
+    return guarded([&] {
+        Agent& a = *not_null(agent, "agent").agent;
+        const Agent::Hold hold(a);
+        a.evaluate(&not_null(plans, "plans"), n, &not_null(cost, "cost"), gradient);
     });
 }
 

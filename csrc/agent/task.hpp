@@ -40,6 +40,8 @@ class Task {
     void observe(const void* observation, int steps) noexcept;
     void act(float* actions) noexcept;
     void plan(double deadline, pyjepa_plan_out& out);
+    // Plans (E, count, S, D) -> cost (E, count) and, unless nullptr, gradient (E, count, S, D). Allocates.
+    void evaluate(const float* plans, int count, float* cost, float* gradient);
     void reset(int environment) noexcept;
     bool observed() const noexcept;
     const float* states() const noexcept { return states_.data(); }
@@ -55,6 +57,8 @@ class Task {
     size_t latent() const noexcept { return static_cast<size_t>(model_.spec().latent_dim); }
     void encode(const unsigned char* observations, float* states) noexcept;
     Situation situation() const noexcept;
+    // A rollout of the user's or of the model's own.
+    std::unique_ptr<Rollout> make_rollout(const RolloutLimits& limits) const;
 
     const Model& model_;
     Pool& pool_;

@@ -14,8 +14,9 @@ enum class DType { float32, uint8 };
 enum class Norm { none, layer, simnorm, layer_simnorm };
 enum class Activation { none, relu, gelu, silu, mish, tanh };
 enum class Input { observation, state, action, goal };
-enum class Algorithm { cem, mppi, predictive_sampling };
+enum class Algorithm { cem, mppi, predictive_sampling, icem, gradient, hybrid };
 enum class Interpolation { zero, linear, cubic };
+enum class Sampling { gaussian, sobol };
 enum class CostKind { goal_distance, action_size, action_change };
 enum class Metric { l2, squared_l2 };
 
@@ -91,6 +92,13 @@ struct PlannerSpec {
     float min_std = 0.05f;
     float momentum = 0.0f;
     float temperature = 0.5f;
+    Sampling sampling = Sampling::gaussian;
+    std::optional<float> noise_beta;  // none: the algorithm's own
+    float keep_elites = 0.3f;
+    float decay = 1.25f;
+    float learning_rate = 0.2f;
+    int restarts = 8;
+    int polish = 10;
 };
 
 struct Spec {

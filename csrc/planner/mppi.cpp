@@ -34,19 +34,28 @@ class Mppi final : public Planner {
         const double scale = 1.0 / (static_cast<double>(settings_.temperature) * spread);
 
         std::fill(sum_.begin(), sum_.end(), 0.0);
-        double weights = 0.0;
+        std::fill(square_sum_.begin(), square_sum_.end(), 0.0);
+        double weights = 0.0, squared_weights = 0.0;
         float* mean = mean_.data() + offset(e);
         for (int n = 0; n < settings_.candidates; ++n) {
             if (!std::isfinite(cost[n])) continue;
             const double w = stable_exp((least - static_cast<double>(cost[n])) * scale);
             if (w < 1e-12) continue;
             weights += w;
+            squared_weights += w * w;
             sample(e, n, drawn_.data());
-            for (size_t j = 0; j < knots_size_; ++j)
-                sum_[j] += w * (static_cast<double>(drawn_[j]) - static_cast<double>(mean[j]));
+            for (size_t j = 0; j < knots_size_; ++j) {
+                const double d = static_cast<double>(drawn_[j]) - static_cast<double>(mean[j]);
+                sum_[j] += w * d;
+                square_sum_[j] += w * d * d;
+            }
         }
-        for (size_t j = 0; j < knots_size_; ++j)
-            mean[j] = static_cast<float>(static_cast<double>(mean[j]) + sum_[j] / weights);
+        for (size_t j = 0; j < knots_size_; ++j) {
+            const double move = sum_[j] / weights;
+            square_sum_[j] = square_sum_[j] / weights - move * move;
+            mean[j] = static_cast<float>(static_cast<double>(mean[j]) + move);
+        }
+        diagnose(e, weights, squared_weights, square_sum_);
     }
 };
 

@@ -54,4 +54,17 @@ void Cost::add(const StepView& step, bool last, float* total, float* each, float
     }
 }
 
+void Cost::add_gradient(const StepView& step, bool last, const StepGradient& to,
+                        float* scratch) const noexcept {
+    for (const Weighted& t : terms_) {
+        const float weight = last ? t.terminal : t.stage;
+        if (weight != 0.0f) t.term->add_gradient(step, weight, to, scratch);
+    }
+}
+
+bool Cost::differentiable(int term) const noexcept {
+    const Weighted& t = terms_[static_cast<size_t>(term)];
+    return t.term->differentiable() || (t.stage == 0.0f && t.terminal == 0.0f);
+}
+
 }  // namespace pyjepa

@@ -29,11 +29,24 @@ struct StepView {
     int plan_dim;
 };
 
+// Where the derivatives of a step's cost are added up, as StepView lays out what they belong to.
+struct StepGradient {
+    float* states;  // (rows, L)
+    ptrdiff_t state_ld;
+    float* actions;   // (rows, D) normalised
+    float* previous;  // nullptr where the step before is not part of the plan
+    ptrdiff_t action_ld;
+};
+
 class CostTerm {
   public:
     virtual ~CostTerm() = default;
     // out[r] for every row. Real-time safe.
     virtual void score(const StepView& step, float* out) const noexcept = 0;
+    // Adds weight * (derivative of each row's score) to `to`; scratch: rows floats. Only where differentiable().
+    virtual void add_gradient(const StepView& step, float weight, const StepGradient& to,
+                              float* scratch) const noexcept = 0;
+    virtual bool differentiable() const noexcept { return true; }
     virtual bool needs_goal() const noexcept { return false; }
     // Whether the term judges the action rather than the state it leads to: then its stage weight holds at
     // every step.
@@ -58,6 +71,10 @@ class Cost {
     // What one state (L,) costs by itself: the terms that judge states, weighted as at a stage.
     float intrinsic(const simd::Kernels& kernels, const float* state, int latent,
                     const float* goal) const noexcept;
+    // Adds the derivative of what add() adds to each row's total.
+    void add_gradient(const StepView& step, bool last, const StepGradient& to, float* scratch) const noexcept;
+    // Whether a term has a gradient, or needs none because it weighs nothing.
+    bool differentiable(int term) const noexcept;
 
   private:
     struct Weighted {

@@ -42,6 +42,7 @@ NativeRollout::NativeRollout(const Model& model, const Cost& cost, Pool& pool, c
                  round_up(rows * static_cast<size_t>(state_ld_)) + 2 * round_up(rows) + proposal_scratch_ +
                  network_work_;
     memory_ = AlignedFloats(lane_size_ * static_cast<size_t>(pool.threads()));
+    if (limits.descending > 0) gradient_ = std::make_unique<NativeGradient>(model, cost, pool, limits);
 }
 
 NativeRollout::Lane NativeRollout::lane(int thread) noexcept {

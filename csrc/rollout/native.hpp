@@ -4,12 +4,14 @@
 // cache: weights stream, nothing else moves, and threads meet once per call.
 #pragma once
 
+#include <memory>
 #include <vector>
 
 #include "model/dense.hpp"
 #include "model/model.hpp"
 #include "parallel/pool.hpp"
 #include "rollout/cost.hpp"
+#include "rollout/native_gradient.hpp"
 #include "rollout/rollout.hpp"
 
 namespace pyjepa {
@@ -20,6 +22,10 @@ class NativeRollout final : public Rollout {
     NativeRollout(const Model& model, const Cost& cost, Pool& pool, const RolloutLimits& limits);
     bool evaluate(const Situation& now, const Proposal& proposal, int candidates, float* cost,
                   const Deadline& deadline) override;
+    bool gradient(const Situation& now, const Proposal& proposal, int candidates, float* cost,
+                  float* gradient, const Deadline& deadline) override {
+        return gradient_->evaluate(now, proposal, candidates, cost, gradient, deadline);
+    }
     bool trace(const Situation& now, int e, const float* plan, float* states, float* terms) noexcept override;
     double flops_per_candidate() const noexcept override { return predictor_.flops() * steps_; }
 
@@ -39,6 +45,7 @@ class NativeRollout final : public Rollout {
     int steps_, latent_, plan_dim_, state_ld_, block_;
     size_t lane_size_, proposal_scratch_, network_work_;
     AlignedFloats memory_;
+    std::unique_ptr<NativeGradient> gradient_;  // where the limits ask for it
 };
 
 }  // namespace pyjepa

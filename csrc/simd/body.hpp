@@ -324,13 +324,26 @@ void squared_distance(const float* z, ptrdiff_t ld, int rows, int n, const float
     }
 }
 
+#include "simd/backward_body.hpp"
+
 }  // namespace
 
 #define PYJEPA_STRINGIFY2(x) #x
 #define PYJEPA_STRINGIFY(x) PYJEPA_STRINGIFY2(x)
 extern const Kernels table;
 const Kernels table = {
-    PYJEPA_STRINGIFY(PYJEPA_ISA), dense, layer_norm, simnorm, activate, add, squared_distance, gaussian};
+    PYJEPA_STRINGIFY(PYJEPA_ISA),
+    dense,
+    layer_norm,
+    simnorm,
+    activate,
+    add,
+    squared_distance,
+    gaussian,
+    activate_backward,
+    layer_norm_backward,
+    simnorm_backward,
+};
 #undef PYJEPA_STRINGIFY
 #undef PYJEPA_STRINGIFY2
 

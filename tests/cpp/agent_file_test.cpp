@@ -550,7 +550,7 @@ INSTANTIATE_TEST_SUITE_P(
         Fault{"CostNegative", "\"stage\": 0.5", "\"stage\": -0.5",
               "spec.cost[0].stage: a cost's weight must not be negative"},
         Fault{"Metric", "\"squared_l2\"", "\"l1\"", "spec.cost[0].metric: 'l1' is not one of"},
-        Fault{"AlgorithmUnknown", "\"mppi\"", "\"icem\"", "spec.planner.algorithm: 'icem' is not one of"},
+        Fault{"AlgorithmUnknown", "\"mppi\"", "\"annealing\"", "spec.planner.algorithm: 'annealing' is not one of"},
         Fault{"HorizonZero", "\"horizon\": 8", "\"horizon\": 0",
               "spec.planner.horizon: 0 is not between 1 and 100000"},
         Fault{"HorizonBlock", "\"horizon\": 8", "\"horizon\": 9", "9 is not a multiple of action_block 2"},
