@@ -98,7 +98,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """How a plan was found (``docs/planners.md`` says what to read from it). Arrays of a batch have a leading axis E."""
+    """How a plan was found: see ``docs/planners.md``. Arrays of a batch have a leading axis E."""
 
     best_cost: FloatArray
     """(iterations + 1,): the best cost so far, first that of the plan it started from, then after every iteration."""
@@ -320,8 +320,8 @@ class Agent:
     def gradient(self, plans: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
         """The same, and the derivative (N, S, A') of every cost with respect to its plan.
 
-        Raises `UnsupportedError` where there is none: callback rollouts, predictors with other blocks than ``mlp`` or in
-        a lower precision than fp32.
+        Raises `UnsupportedError` where there is none: callback rollouts, predictors with other blocks than ``mlp`` or
+        in a lower precision than fp32.
         """
         cost, gradient = self._evaluate(plans, gradient=True)
         assert gradient is not None

@@ -359,7 +359,8 @@ pyjepa_status pyjepa_measure_peak(int32_t precision, double seconds, double* gfl
     });
 }
 
-pyjepa_status pyjepa_evaluate(pyjepa_agent* agent, const float* plans, size_t n, float* cost, float* gradient) {
+pyjepa_status pyjepa_evaluate(pyjepa_agent* agent, const float* plans, size_t n, float* cost,
+                              float* gradient) {
     return guarded([&] {
         Agent& a = *not_null(agent, "agent").agent;
         const Agent::Hold hold(a);

@@ -72,15 +72,20 @@ TaskRequest::TaskRequest(const Model& model, const pyjepa_task& task)
     s.steps = horizon / block;
     s.plan_dim = spec.plan_dim;
     const auto given = [](auto value) {
-        if constexpr (std::is_same_v<decltype(value), float>) return !std::isnan(value);
-        else return value != -1;
+        if constexpr (std::is_same_v<decltype(value), float>)
+            return !std::isnan(value);
+        else
+            return value != -1;
     };
     const auto belongs = [&](const char* name, auto value, bool owner, const char* planners) {
-        if (given(value) && !owner) invalid(std::string(name) + (name[std::strlen(name) - 1] == 's' ? " belong to " : " belongs to ") + planners);
+        if (given(value) && !owner)
+            invalid(std::string(name) +
+                    (name[std::strlen(name) - 1] == 's' ? " belong to " : " belongs to ") + planners);
     };
     const bool elites = uses_elites(s.algorithm), descends = uses_gradient(s.algorithm);
     const char* const cems = "the planners cem, icem and hybrid";
-    belongs("candidates", task.candidates, s.algorithm != Algorithm::gradient, "planners that sample; gradient has restarts");
+    belongs("candidates", task.candidates, s.algorithm != Algorithm::gradient,
+            "planners that sample; gradient has restarts");
     belongs("elites", task.elites, elites, cems);
     belongs("min_std", task.min_std, elites, cems);
     belongs("momentum", task.momentum, elites, cems);
@@ -93,17 +98,19 @@ TaskRequest::TaskRequest(const Model& model, const pyjepa_task& task)
 
     s.restarts = in_range("restarts", given(task.restarts) ? task.restarts : p.restarts, 1, 4096);
     s.polish = in_range("polish", given(task.polish) ? task.polish : p.polish, 1, 10000);
-    s.candidates = s.algorithm == Algorithm::gradient
-                       ? s.restarts
-                       : in_range("candidates", given(task.candidates) ? task.candidates : p.candidates, 1, 1 << 20);
+    s.candidates =
+        s.algorithm == Algorithm::gradient
+            ? s.restarts
+            : in_range("candidates", given(task.candidates) ? task.candidates : p.candidates, 1, 1 << 20);
     // The file's count is of its own algorithm's iterations. A gradient takes more and cheaper ones.
-    const int iterations = s.algorithm == p.algorithm       ? p.iterations
+    const int iterations = s.algorithm == p.algorithm           ? p.iterations
                            : s.algorithm == Algorithm::gradient ? kGradientIterations
                            : s.algorithm == Algorithm::hybrid   ? kHybridSampling + s.polish
                                                                 : p.iterations;
     s.iterations = in_range("iterations", given(task.iterations) ? task.iterations : iterations, 0, 10000);
     if (s.algorithm == Algorithm::hybrid && s.iterations > 0 && s.polish > s.iterations)
-        invalid("polish (" + std::to_string(s.polish) + ") exceeds iterations (" + std::to_string(s.iterations) + ")");
+        invalid("polish (" + std::to_string(s.polish) + ") exceeds iterations (" +
+                std::to_string(s.iterations) + ")");
     s.elites = given(task.elites) ? task.elites : p.elites;
     if (elites) {
         in_range("elites", s.elites, 1, 1 << 20);
@@ -133,7 +140,8 @@ TaskRequest::TaskRequest(const Model& model, const pyjepa_task& task)
     s.keep_elites = or_default(task.keep_elites, p.keep_elites);
     s.decay = or_default(task.decay, p.decay);
     s.learning_rate = or_default(task.learning_rate, p.learning_rate);
-    s.noise_beta = or_default(task.noise_beta, p.noise_beta.value_or(s.algorithm == Algorithm::icem ? kIcemBeta : 0.0f));
+    s.noise_beta =
+        or_default(task.noise_beta, p.noise_beta.value_or(s.algorithm == Algorithm::icem ? kIcemBeta : 0.0f));
     s.sampling = task.sampling == 0 ? p.sampling : static_cast<Sampling>(task.sampling - 1);
     if (!(s.std > 0.0f && s.std <= 10.0f)) invalid("std must be in (0, 10], got " + std::to_string(s.std));
     if (!(s.min_std >= 0.0f && s.min_std <= s.std))
@@ -151,12 +159,12 @@ TaskRequest::TaskRequest(const Model& model, const pyjepa_task& task)
     if (!(s.noise_beta >= 0.0f && s.noise_beta <= 10.0f))
         invalid("noise_beta must be in [0, 10], got " + std::to_string(s.noise_beta));
     if (s.noise_beta > 0.0f && s.knots > kMostColouredKnots)
-        invalid("coloured noise takes up to " + std::to_string(kMostColouredKnots) + " knots, this plan has " +
-                std::to_string(s.knots));
+        invalid("coloured noise takes up to " + std::to_string(kMostColouredKnots) +
+                " knots, this plan has " + std::to_string(s.knots));
     if (s.sampling == Sampling::sobol && s.knots > Sobol::kMostDimensions / s.plan_dim)
         invalid("sobol sampling takes up to " + std::to_string(Sobol::kMostDimensions) +
-                " numbers, this plan has " + std::to_string(s.knots) + " knots of " + std::to_string(s.plan_dim) +
-                ": ask for fewer knots");
+                " numbers, this plan has " + std::to_string(s.knots) + " knots of " +
+                std::to_string(s.plan_dim) + ": ask for fewer knots");
     s.seed = task.seed;
 
     s.low = bounds(spec, task.action_low, spec.actions.low, "low");
@@ -248,7 +256,8 @@ int Task::horizon() const noexcept {
 double Task::flops() const noexcept {
     const PlannerSettings& s = request_.settings;
     double candidates = 0.0;  // back takes as much as forward
-    for (int i = 0; i < s.iterations; ++i) candidates += planner_->count(i) * (planner_->descends(i) ? 2.0 : 1.0);
+    for (int i = 0; i < s.iterations; ++i)
+        candidates += planner_->count(i) * (planner_->descends(i) ? 2.0 : 1.0);
     return rollout_->flops_per_candidate() * s.environments * candidates;
 }
 
@@ -355,7 +364,8 @@ void Task::plan(double deadline, pyjepa_plan_out& out) {
             std::copy_n(optimiser_->history(e), s.iterations + 1,
                         out.best_cost + static_cast<ptrdiff_t>(e) * (s.iterations + 1));
         if (out.converged != nullptr) out.converged[e] = optimiser_->converged(e);
-        if (out.effective_samples != nullptr) out.effective_samples[e] = planner_->diagnosis(e).effective_samples;
+        if (out.effective_samples != nullptr)
+            out.effective_samples[e] = planner_->diagnosis(e).effective_samples;
         if (out.elite_spread != nullptr) out.elite_spread[e] = planner_->diagnosis(e).spread;
         if (out.states == nullptr && out.cost_terms == nullptr) continue;
         rollout_->trace(

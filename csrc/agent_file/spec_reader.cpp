@@ -354,8 +354,8 @@ PlannerSpec read_planner(const Json& value, int action_block) {
     planner.sampling = object.choice<Sampling>(
         "sampling", planner.sampling, {{"gaussian", Sampling::gaussian}, {"sobol", Sampling::sobol}});
     if (const Json* beta = object.find("noise_beta"); beta && !beta->is_null()) {
-        planner.noise_beta =
-            range("noise_beta", 0.0f, [](float v) { return v >= 0 && v <= limits::noise_beta; }, "in [0, 10]");
+        planner.noise_beta = range(
+            "noise_beta", 0.0f, [](float v) { return v >= 0 && v <= limits::noise_beta; }, "in [0, 10]");
     }
     planner.keep_elites =
         range("keep_elites", planner.keep_elites, [](float v) { return v >= 0 && v <= 1; }, "in [0, 1]");

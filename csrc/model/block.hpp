@@ -28,8 +28,8 @@ class BlockGradient {
     virtual void forward(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y,
                          ptrdiff_t ldy, bool accumulate, float* tape, float* work) const noexcept = 0;
     // dx[r] = (dy[r] / dx[r])^T dy[r], from the tape of the forward pass with as many rows. Overwrites dy.
-    virtual void backward(const simd::Kernels& kernels, const float* tape, float* dy, ptrdiff_t lddy, int rows,
-                          float* dx, ptrdiff_t lddx, float* work) const noexcept = 0;
+    virtual void backward(const simd::Kernels& kernels, const float* tape, float* dy, ptrdiff_t lddy,
+                          int rows, float* dx, ptrdiff_t lddx, float* work) const noexcept = 0;
 };
 
 class Block {

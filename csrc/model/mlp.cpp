@@ -181,7 +181,8 @@ class MlpGradient final : public BlockGradient {
 
     size_t tape(int rows) const noexcept override {
         size_t floats = 0;
-        for (const Layer& l : layers_) floats += slots(*l.layer) * static_cast<size_t>(simd::padded(l.layer->out));
+        for (const Layer& l : layers_)
+            floats += slots(*l.layer) * static_cast<size_t>(simd::padded(l.layer->out));
         return floats * static_cast<size_t>(rows);
     }
     size_t workspace(int rows) const noexcept override {

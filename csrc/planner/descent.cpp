@@ -16,7 +16,8 @@ Descent::Descent(const PlannerSettings& settings, const Knots& knots, int steps)
       knots_(knots),
       steps_(steps),
       size_(static_cast<size_t>(settings.knots) * static_cast<size_t>(settings.plan_dim)) {
-    const size_t all = static_cast<size_t>(settings.environments) * static_cast<size_t>(settings.restarts) * size_;
+    const size_t all =
+        static_cast<size_t>(settings.environments) * static_cast<size_t>(settings.restarts) * size_;
     const size_t plan = static_cast<size_t>(settings.steps) * static_cast<size_t>(settings.plan_dim);
     points_ = AlignedFloats(all);
     momentum_ = AlignedFloats(all);
@@ -29,7 +30,8 @@ Descent::Descent(const PlannerSettings& settings, const Knots& knots, int steps)
     for (int i = 0; i < steps; ++i) {
         first *= kBeta1;
         second *= kBeta2;
-        rate_.push_back(static_cast<double>(settings.learning_rate) * (steps - i) / steps);  // falls towards 0
+        rate_.push_back(static_cast<double>(settings.learning_rate) * (steps - i) /
+                        steps);  // falls towards 0
         first_.push_back(1.0 / (1.0 - first));
         second_.push_back(1.0 / (1.0 - second));
     }
@@ -63,7 +65,8 @@ void Descent::step(int e, const float* cost, const float* gradient) noexcept {
             m[j] = static_cast<float>(mean);
             v[j] = static_cast<float>(square);
             const double half_range = 0.5 * (static_cast<double>(high) - static_cast<double>(low));
-            const double move = rate_[i] * half_range * mean * first_[i] / (std::sqrt(square * second_[i]) + 1e-12);
+            const double move =
+                rate_[i] * half_range * mean * first_[i] / (std::sqrt(square * second_[i]) + 1e-12);
             x[j] = std::clamp(static_cast<float>(static_cast<double>(x[j]) - move), low, high);
         }
     }

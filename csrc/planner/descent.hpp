@@ -22,7 +22,8 @@ class Descent {
 
   private:
     size_t at(int e, int i) const noexcept {
-        return (static_cast<size_t>(e) * static_cast<size_t>(settings_.restarts) + static_cast<size_t>(i)) * size_;
+        return (static_cast<size_t>(e) * static_cast<size_t>(settings_.restarts) + static_cast<size_t>(i)) *
+               size_;
     }
 
     const PlannerSettings& settings_;
@@ -33,7 +34,8 @@ class Descent {
     AlignedFloats slope_;                        // (K, D)
     AlignedFloats plan_, masked_;                // (S, D)
     std::vector<int> taken_;                     // (E,): steps
-    std::vector<double> rate_, first_, second_;  // (steps,): learning rate and corrections of the moments' bias
+    std::vector<double> rate_, first_,
+        second_;  // (steps,): learning rate and corrections of the moments' bias
 };
 
 }  // namespace pyjepa

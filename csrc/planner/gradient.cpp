@@ -1,6 +1,6 @@
-// Gradient descent through the world model. gradient: the mean and restarts drawn around it, each followed by Adam.
-// hybrid: CEM finds the valley, Adam goes down it from the best elites (Bharadhwaj et al. 2020 take turns; here all
-// sampling comes first, so that what is polished is worth it).
+// Gradient descent through the world model. gradient: the mean and restarts drawn around it, each followed by
+// Adam. hybrid: CEM finds the valley, Adam goes down it from the best elites (Bharadhwaj et al. 2020 take
+// turns; here all sampling comes first, so that what is polished is worth it).
 #include <algorithm>
 #include <cmath>
 

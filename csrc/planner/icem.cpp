@@ -1,6 +1,6 @@
-// iCEM (Pinneri et al. 2020): CEM with coloured noise (the base class draws it), elites kept from iteration to
-// iteration and, shifted, from plan to plan, and fewer candidates as the spread narrows. That paper adds the mean in
-// the last iteration; here it is a candidate in every one, as for all planners.
+// iCEM (Pinneri et al. 2020): CEM with coloured noise (the base class draws it), elites kept from iteration
+// to iteration and, shifted, from plan to plan, and fewer candidates as the spread narrows. That paper adds
+// the mean in the last iteration; here it is a candidate in every one, as for all planners.
 #include <algorithm>
 
 #include "planner/cem.hpp"
@@ -51,7 +51,8 @@ class Icem final : public Cem {
         const int last = std::min(kept_count_[static_cast<size_t>(e)], count_ - 1);
         for (int n = std::max(n0, 1); n < n1 && n <= last; ++n)
             std::copy_n(kept_.data() + (static_cast<size_t>(e) * static_cast<size_t>(most_) +
-                                        static_cast<size_t>(n - 1)) * knots_size_,
+                                        static_cast<size_t>(n - 1)) *
+                                           knots_size_,
                         knots_size_, knots + static_cast<size_t>(n - n0) * knots_size_);
     }
 

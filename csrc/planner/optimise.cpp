@@ -60,9 +60,8 @@ int Optimiser::plan(const Situation& now, const float* shift, const Deadline& de
         planner_.iterate(completed);
         const int count = planner_.count(completed);
         const bool descends = planner_.descends(completed);
-        if (!(descends
-                  ? rollout_.gradient(now, planner_, count, cost_.data(), gradient_.data(), deadline)
-                  : rollout_.evaluate(now, planner_, count, cost_.data(), deadline)))
+        if (!(descends ? rollout_.gradient(now, planner_, count, cost_.data(), gradient_.data(), deadline)
+                       : rollout_.evaluate(now, planner_, count, cost_.data(), deadline)))
             break;
         for (int e = 0; e < s.environments; ++e) {
             const float* cost = cost_.data() + static_cast<ptrdiff_t>(e) * count;
@@ -82,8 +81,9 @@ int Optimiser::plan(const Situation& now, const float* shift, const Deadline& de
     // What the last refit arrived at has not been evaluated yet.
     if (completed == s.iterations && completed > 0) evaluate_mean(now, deadline, false);
     for (int e = 0; e < s.environments; ++e)
-        std::fill(history_.begin() + static_cast<ptrdiff_t>(static_cast<size_t>(e) * history_size()) + completed,
-                  history_.begin() + static_cast<ptrdiff_t>(static_cast<size_t>(e + 1) * history_size()), cost(e));
+        std::fill(
+            history_.begin() + static_cast<ptrdiff_t>(static_cast<size_t>(e) * history_size()) + completed,
+            history_.begin() + static_cast<ptrdiff_t>(static_cast<size_t>(e + 1) * history_size()), cost(e));
     for (int e = 0; e < s.environments; ++e) planner_.set_mean(e, knots(e));
     return completed;
 }

@@ -24,9 +24,11 @@ class Optimiser {
     }
     float cost(int e) const noexcept { return best_cost_[static_cast<size_t>(e)]; }
 
-    // The incumbent's cost as it fell: (iterations + 1,), the first of the plan that was started from, the last
-    // cost(e) from the last completed iteration on.
-    const float* history(int e) const noexcept { return history_.data() + static_cast<size_t>(e) * history_size(); }
+    // The incumbent's cost as it fell: (iterations + 1,), the first of the plan that was started from, the
+    // last cost(e) from the last completed iteration on.
+    const float* history(int e) const noexcept {
+        return history_.data() + static_cast<size_t>(e) * history_size();
+    }
     // The first iteration after which the incumbent's cost was within 1 % of what it came to; 0: the start.
     int converged(int e) const noexcept;
 

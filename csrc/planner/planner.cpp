@@ -22,7 +22,8 @@ Planner::Planner(const PlannerSettings& settings)
     plans_.resize(e);
     keys_.resize(e);
     diagnosis_.resize(e);
-    if (settings_.sampling == Sampling::sobol) sobol_ = std::make_unique<Sobol>(static_cast<int>(knots_size_));
+    if (settings_.sampling == Sampling::sobol)
+        sobol_ = std::make_unique<Sobol>(static_cast<int>(knots_size_));
     if (settings_.noise_beta > 0.0f && settings_.knots > 1) {
         const std::vector<float> matrix = colour_matrix(settings_.knots, settings_.noise_beta);
         const auto k = static_cast<size_t>(settings_.knots);
@@ -94,8 +95,8 @@ void Planner::white(int e, int n0, int n1, float* noise) const noexcept {
         gaussian(key, 0, n0, n1, count, noise);
 }
 
-// Reads the white noise dimension by dimension: (D, K), so that the sum runs over whole rows of the matrix. The
-// first numbers, which Sobol points cover best, carry the lowest frequencies.
+// Reads the white noise dimension by dimension: (D, K), so that the sum runs over whole rows of the matrix.
+// The first numbers, which Sobol points cover best, carry the lowest frequencies.
 void Planner::colour(float* noise, float* coloured) const noexcept {
     const int dim = settings_.plan_dim, knots = settings_.knots;
     for (int d = 0; d < dim; ++d) {
@@ -138,8 +139,9 @@ void Planner::expand(const float* knots, float* plan) const noexcept {
 }
 
 size_t Planner::scratch(int rows) const noexcept {
-    return static_cast<size_t>(rows) * (knots_size_ + static_cast<size_t>(noise_row(static_cast<int>(knots_size_))) +
-                                        (colour_.empty() ? 0 : static_cast<size_t>(settings_.knots)));
+    return static_cast<size_t>(rows) *
+           (knots_size_ + static_cast<size_t>(noise_row(static_cast<int>(knots_size_))) +
+            (colour_.empty() ? 0 : static_cast<size_t>(settings_.knots)));
 }
 
 void Planner::fill(int e, int n0, int n1, float* out, float* scratch) const noexcept {
@@ -168,15 +170,18 @@ int Planner::cheapest(const float* cost, int count) noexcept {
     return count;
 }
 
-void Planner::diagnose(int e, double weights, double squared_weights, const std::vector<double>& variance) noexcept {
+void Planner::diagnose(int e, double weights, double squared_weights,
+                       const std::vector<double>& variance) noexcept {
     double total = 0.0;
     for (size_t j = 0; j < knots_size_; ++j) {
         const size_t d = j % static_cast<size_t>(settings_.plan_dim);
-        const double half_range = 0.5 * (static_cast<double>(settings_.high[d]) - static_cast<double>(settings_.low[d]));
+        const double half_range =
+            0.5 * (static_cast<double>(settings_.high[d]) - static_cast<double>(settings_.low[d]));
         total += std::max(0.0, variance[j]) / (half_range * half_range);
     }
-    diagnosis_[static_cast<size_t>(e)] = {static_cast<float>(weights * weights / squared_weights),
-                                          static_cast<float>(std::sqrt(total / static_cast<double>(knots_size_)))};
+    diagnosis_[static_cast<size_t>(e)] = {
+        static_cast<float>(weights * weights / squared_weights),
+        static_cast<float>(std::sqrt(total / static_cast<double>(knots_size_)))};
 }
 
 std::unique_ptr<Planner> make_planner(const PlannerSettings& settings) {

@@ -1,9 +1,9 @@
 // Planners: propose candidates, refit to their costs. One file per algorithm; the loop around them is
 // optimise.hpp.
 //
-// The phases have names, and only the first allocates: construct -> reset -> begin -> (iterate -> fill -> refit
-// or descend)* . To add one: its name in spec.hpp, spec.py and pyjepa.h, a class in a file here, its line in
-// make_planner.
+// The phases have names, and only the first allocates: construct -> reset -> begin -> (iterate -> fill ->
+// refit or descend)* . To add one: its name in spec.hpp, spec.py and pyjepa.h, a class in a file here, its
+// line in make_planner.
 #pragma once
 
 #include <memory>
@@ -91,9 +91,10 @@ class Planner : public Proposal {
     void clamp(float* values, int rows) const noexcept;  // (rows, D), to the bounds
     // values seen `shift` predictor steps later, in place.
     void shift_knots(float* values, float shift) noexcept;
-    // The diagnosis of weights given by their sum and sum of squares, and of the candidates' weighted variance in
-    // every number: average (d2[j] / half range^2).
-    void diagnose(int e, double weights, double squared_weights, const std::vector<double>& variance) noexcept;
+    // The diagnosis of weights given by their sum and sum of squares, and of the candidates' weighted
+    // variance in every number: average (d2[j] / half range^2).
+    void diagnose(int e, double weights, double squared_weights,
+                  const std::vector<double>& variance) noexcept;
 
     PlannerSettings settings_;
     Knots knots_;

@@ -97,8 +97,8 @@ uint32_t mix(uint32_t x) noexcept {
     return x ^ x >> 16;
 }
 
-// Laine and Karras' permutation: every bit is flipped by a hash of those below it. On numbers with their bits in
-// reverse that is Owen's nested scrambling.
+// Laine and Karras' permutation: every bit is flipped by a hash of those below it. On numbers with their bits
+// in reverse that is Owen's nested scrambling.
 uint32_t scramble(uint32_t x, uint32_t seed) noexcept {
     x += seed;
     x ^= x * 0x6c50b47cu;
@@ -108,8 +108,8 @@ uint32_t scramble(uint32_t x, uint32_t seed) noexcept {
     return x;
 }
 
-// The normal distribution's quantile at (v + 1) / 2, for v in (-1, 1): sqrt(2) times the inverse error function
-// (Giles 2012).
+// The normal distribution's quantile at (v + 1) / 2, for v in (-1, 1): sqrt(2) times the inverse error
+// function (Giles 2012).
 float quantile(float v) noexcept {
     const float w = -simd::log_unit((1.0f - v) * (1.0f + v));
     const float a = w - 2.5f;

@@ -43,7 +43,8 @@ class CostTerm {
     virtual ~CostTerm() = default;
     // out[r] for every row. Real-time safe.
     virtual void score(const StepView& step, float* out) const noexcept = 0;
-    // Adds weight * (derivative of each row's score) to `to`; scratch: rows floats. Only where differentiable().
+    // Adds weight * (derivative of each row's score) to `to`; scratch: rows floats. Only where
+    // differentiable().
     virtual void add_gradient(const StepView& step, float weight, const StepGradient& to,
                               float* scratch) const noexcept = 0;
     virtual bool differentiable() const noexcept { return true; }

@@ -14,7 +14,8 @@ class ActionSize final : public CostTerm {
             for (int d = 0; d < s.plan_dim; ++d) out[r] += a[d] * a[d];
         }
     }
-    void add_gradient(const StepView& s, float weight, const StepGradient& to, float*) const noexcept override {
+    void add_gradient(const StepView& s, float weight, const StepGradient& to,
+                      float*) const noexcept override {
         for (int r = 0; r < s.rows; ++r)
             for (int d = 0; d < s.plan_dim; ++d)
                 to.actions[r * to.action_ld + d] += 2.0f * weight * s.actions[r * s.action_ld + d];
@@ -32,7 +33,8 @@ class ActionChange final : public CostTerm {
             for (int d = 0; d < s.plan_dim; ++d) out[r] += (a[d] - b[d]) * (a[d] - b[d]);
         }
     }
-    void add_gradient(const StepView& s, float weight, const StepGradient& to, float*) const noexcept override {
+    void add_gradient(const StepView& s, float weight, const StepGradient& to,
+                      float*) const noexcept override {
         if (s.previous == nullptr) return;
         for (int r = 0; r < s.rows; ++r) {
             const float *a = s.actions + r * s.action_ld, *b = s.previous + r * s.previous_ld;

@@ -38,8 +38,9 @@ NativeGradient::NativeGradient(const Model& model, const Cost& cost, Pool& pool,
         throw Error(PYJEPA_UNSUPPORTED,
                     "planning by gradient needs fp32 weights: load the model in that precision");
     if (predictor_ == nullptr)
-        throw Error(PYJEPA_UNSUPPORTED,
-                    "planning by gradient: the predictor has a block without a backward pass (only mlp has one)");
+        throw Error(
+            PYJEPA_UNSUPPORTED,
+            "planning by gradient: the predictor has a block without a backward pass (only mlp has one)");
     for (int i = 0; i < cost.terms(); ++i)
         if (!cost.differentiable(i))
             throw Error(PYJEPA_UNSUPPORTED,
@@ -111,10 +112,17 @@ StepView NativeGradient::view(const Situation& now, int e, int t, int rows, cons
     const ptrdiff_t sequence = static_cast<ptrdiff_t>(steps_) * plan_dim_;
     const float* goal = now.goals == nullptr ? nullptr : now.goals + static_cast<ptrdiff_t>(e) * latent_;
     const float* actions = l.actions + static_cast<ptrdiff_t>(t) * plan_dim_;
-    StepView step{simd::kernels(), rows,    l.states + (t + 1) * static_cast<ptrdiff_t>(block_) * ld_,
-                  ld_,             latent_, goal,
-                  actions,         nullptr, sequence,
-                  sequence,        plan_dim_};
+    StepView step{simd::kernels(),
+                  rows,
+                  l.states + (t + 1) * static_cast<ptrdiff_t>(block_) * ld_,
+                  ld_,
+                  latent_,
+                  goal,
+                  actions,
+                  nullptr,
+                  sequence,
+                  sequence,
+                  plan_dim_};
     if (t > 0) {
         step.previous = actions - plan_dim_;
     } else if (now.has_previous[e]) {
@@ -144,9 +152,9 @@ void NativeGradient::forward(const Situation& now, int e, int rows, const Lane& 
             std::copy_n(l.actions + r * sequence + t * plan_dim_, plan_dim_, state + r * ld_ + latent_);
             if (residual) std::copy_n(state + r * ld_, latent_, next + r * ld_);
         }
-        predictor_->forward(simd::kernels(), state, ld_, rows, next, ld_, residual,
-                            l.tape + static_cast<ptrdiff_t>(t) * static_cast<ptrdiff_t>(predictor_->tape(block_)),
-                            l.network);
+        predictor_->forward(
+            simd::kernels(), state, ld_, rows, next, ld_, residual,
+            l.tape + static_cast<ptrdiff_t>(t) * static_cast<ptrdiff_t>(predictor_->tape(block_)), l.network);
         cost_.add(view(now, e, t, rows, l), t + 1 == steps_, l.cost, nullptr, l.scratch);
     }
 }
@@ -161,9 +169,10 @@ void NativeGradient::backward(const Situation& now, int e, int rows, const Lane&
         cost_.add_gradient(view(now, e, t, rows, l), t + 1 == steps_,
                            {l.carry, ld_, slope, t > 0 ? slope - plan_dim_ : nullptr, sequence}, l.scratch);
         std::copy_n(l.carry, static_cast<ptrdiff_t>(rows) * ld_, l.dy);
-        predictor_->backward(simd::kernels(),
-                             l.tape + static_cast<ptrdiff_t>(t) * static_cast<ptrdiff_t>(predictor_->tape(block_)),
-                             l.dy, ld_, rows, l.dx, ld_, l.network);
+        predictor_->backward(
+            simd::kernels(),
+            l.tape + static_cast<ptrdiff_t>(t) * static_cast<ptrdiff_t>(predictor_->tape(block_)), l.dy, ld_,
+            rows, l.dx, ld_, l.network);
         for (int r = 0; r < rows; ++r) {
             const float* dx = l.dx + static_cast<ptrdiff_t>(r) * ld_;
             float* carry = l.carry + static_cast<ptrdiff_t>(r) * ld_;

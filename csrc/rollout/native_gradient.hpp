@@ -1,5 +1,5 @@
-// Costs and their gradients with respect to plans, through the model's own predictor: forward with a tape, then
-// back through time. Tiles are as in native.hpp.
+// Costs and their gradients with respect to plans, through the model's own predictor: forward with a tape,
+// then back through time. Tiles are as in native.hpp.
 #pragma once
 
 #include <memory>

@@ -65,8 +65,9 @@ class Rollout {
     // user's and fails.
     virtual bool evaluate(const Situation& now, const Proposal& proposal, int candidates, float* cost,
                           const Deadline& deadline) = 0;
-    // As evaluate, and gradient (E, candidates, S, D): of each cost with respect to its plan, in action units; 0
-    // where it is not finite. Only where the limits asked for it and the rollout has been made all the same.
+    // As evaluate, and gradient (E, candidates, S, D): of each cost with respect to its plan, in action
+    // units; 0 where it is not finite. Only where the limits asked for it and the rollout has been made all
+    // the same.
     virtual bool gradient(const Situation&, const Proposal&, int, float*, float*, const Deadline&) {
         throw Error(PYJEPA_UNSUPPORTED, "this rollout has no gradient");
     }

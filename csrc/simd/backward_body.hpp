@@ -1,5 +1,5 @@
-// Derivatives, row by row: the part of body.hpp that turns dL/dy into dL/dx. Included there, so that it shares
-// the vectors and elementary functions.
+// Derivatives, row by row: the part of body.hpp that turns dL/dy into dL/dx. Included there, so that it
+// shares the vectors and elementary functions.
 
 // The derivative of apply(x, act). At the kink of ReLU 0, as in torch; there x may be the output as well.
 inline V slope(V x, Act act) {
@@ -52,7 +52,8 @@ void layer_norm_backward(const float* x, ptrdiff_t ldx, int rows, int n, const f
         const float scale = 1.0f / __builtin_sqrtf(sum(squares) * inverse + 1e-5f);
         const float level = sum(direct) * inverse, tilt = sum(along) * inverse * scale * scale;
         for_row(g, n, [&](V v, int at, int count) {
-            return scale * (v * load_part(gamma + at, count) - level - (load_part(x + at, count) - mean) * tilt);
+            return scale *
+                   (v * load_part(gamma + at, count) - level - (load_part(x + at, count) - mean) * tilt);
         });
     }
 }

@@ -6,8 +6,8 @@ planners is then given growing budgets of iterations, from scratch every time, u
 fp32 model. What counts is the time of that plan: CPU time of the planning thread, so
 that neighbours do not matter; both use one thread.
 
-*Warm* is one step later: the planner's own plan (its largest budget) has been executed for one predictor step, the model
-says where that led, and every element of that state has been disturbed by normal noise of `DISTURBANCE` times the root
+*Warm* is one step later: the planner's own plan (its largest budget) has been executed for one predictor step, the
+model says where that led, and every element of that state has been disturbed by normal noise of `DISTURBANCE` times the root
 mean square of the step's change. Then the shifted plan is where ours starts; the other plans from scratch, as it does.
 """
 
@@ -109,7 +109,7 @@ class World:
         return float(dataclasses.replace(self.problem, start=case.start, goal=case.goal).costs(plan[None])[0])
 
     def plan(self, entrant: Entrant, budget: int, case: Case) -> tuple[FloatArray, float]:
-        """A plan (S, A) and its CPU seconds. Warm: after as many plans one step earlier as make up the largest budget."""
+        """A plan (S, A) and its CPU seconds. Warm: after plans one step earlier that make up the largest budget."""
         agent = self.agent
         agent.configure(goal=case.goal, **entrant.settings(budget))
         if case.before is not None:
@@ -130,8 +130,8 @@ class World:
         started = time.thread_time()
         plan = prepared.plan()
         seconds = time.thread_time() - started
-        low, high = problem.low, problem.high
-        return self.cost(case, np.clip(plan, low, high)), seconds
+        within = np.asarray(np.clip(np.asarray(plan), problem.low, problem.high), np.float32)
+        return self.cost(case, within), seconds
 
     def disturbed(self, entrant: Entrant, case: Case, seed: int) -> Case:
         """The case one step on: the entrant's plan executed for one predictor step, and the state disturbed."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import click
@@ -16,16 +15,16 @@ WORKLOADS = ("W0L", "two-rooms")
 @click.command("quality")
 @click.argument("workloads", nargs=-1, type=click.Choice(WORKLOADS), metavar="[WORKLOAD]...")
 @click.option("--states", type=click.IntRange(1, 10_000), default=50, show_default=True, help="States to plan from.")
-@click.option("--json", "path", type=click.Path(path_type=Path), metavar="FILE", help="Write the results to FILE.")
-def quality(workloads: tuple[str, ...], states: int, path: Path | None) -> None:
+@click.option("--json", "path", type=click.Path(), metavar="FILE", help="Write the results to FILE.")
+def quality(workloads: tuple[str, ...], states: int, path: str | None) -> None:
     """Measure how long each planner takes to reach the final cost of stable-worldmodel's CEM (300 x 30).
 
     WORKLOADS: W0L, two-rooms (both by default). Same weights, one thread, CPU time, median over states; cold, and warm
     from the shifted plan of the step before. Takes minutes, and needs stable-worldmodel.
     """
+    from pyjepa.atomic import write_text
     from pyjepa.bench import quality as bench
     from pyjepa.bench.machine import describe
-    from pyjepa.cli.atomic import write_text
 
     console = Console()
     notes = Console(stderr=True)

@@ -186,7 +186,8 @@ TEST(Abi, ThreadsDoNotChangeABit) {
         }
         for (size_t i = 3; i < results.size(); ++i) EXPECT_TRUE(results[i] == results[i % 3]) << i;
         // The warm start moved on; where the first plan was a minimum, there is nowhere to go.
-        if (algorithm != PYJEPA_GRADIENT && algorithm != PYJEPA_HYBRID) EXPECT_FALSE(results[0] == results[1]);
+        if (algorithm != PYJEPA_GRADIENT && algorithm != PYJEPA_HYBRID)
+            EXPECT_FALSE(results[0] == results[1]);
     }
 }
 
@@ -266,7 +267,8 @@ TEST(Abi, GradientsAreTheSlopesOfTheCost) {
     for (size_t i = 0; i < 2 * n; ++i) {
         EXPECT_NEAR(cost[i], same[i], 1e-5 * same[i]);
         double along = 0.0;
-        for (size_t j = 0; j < size; ++j) along += double{gradient[i * size + j]} * double{direction[i * size + j]};
+        for (size_t j = 0; j < size; ++j)
+            along += double{gradient[i * size + j]} * double{direction[i * size + j]};
         const double slope = (double{above[i]} - double{below[i]}) / 6e-3;
         error += (along - slope) * (along - slope);
         total += slope * slope;

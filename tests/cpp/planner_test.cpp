@@ -81,8 +81,8 @@ TEST(SobolTest, PointsAreTorchs) {  // torch.quasirandom.SobolEngine(64), which 
     const struct {
         int n, j;
         uint32_t bits;
-    } known[] = {{1, 0, 536870912}, {2, 1, 268435456}, {3, 2, 805306368}, {57, 13, 150994944},
-                 {100, 40, 763363328}, {199, 63, 583008256}};
+    } known[] = {{1, 0, 536870912},   {2, 1, 268435456},    {3, 2, 805306368},
+                 {57, 13, 150994944}, {100, 40, 763363328}, {199, 63, 583008256}};
     for (const auto& k : known) EXPECT_EQ(sobol.point(k.n, k.j) >> 2, k.bits) << k.n << ", " << k.j;
 }
 
@@ -125,7 +125,8 @@ TEST(ColourTest, HasUnitVarianceAndTheSpectrumAskedFor) {
             const auto power = [&](int f) {
                 double total = 0.0;
                 for (int k = 0; k < knots; ++k)
-                    total += covariance[static_cast<size_t>(k)] * std::cos(2.0 * 3.141592653589793 * f * k / knots);
+                    total += covariance[static_cast<size_t>(k)] *
+                             std::cos(2.0 * 3.141592653589793 * f * k / knots);
                 return total;
             };
             for (int f = 1; 2 * f <= knots; ++f)

@@ -15,7 +15,6 @@ from pyjepa.cost import plan_cost, term_costs
 from pyjepa.spec import Actions, CostTerm, Observation, Planner, Spec
 from pyjepa.world_model import WorldModel
 
-
 PLANNERS = ("cem", "icem", "mppi", "predictive-sampling", "gradient", "hybrid")
 
 
@@ -172,7 +171,8 @@ spec = Spec(observation=Observation(shape=(3,)), actions=Actions(low=(-1.0, -1.0
             planner=Planner(horizon=6, candidates=50, iterations=3, elites=8), cost=())
 for planner, sampling in itertools.product(("cem", "icem", "mppi", "predictive-sampling"), ("gaussian", "sobol")):
     agent = pyjepa.Agent(pyjepa.Model.from_bytes(agent_file.to_bytes(spec, {})))
-    agent.configure(planner=planner, sampling=sampling, noise_beta=1.5, rollout=lambda s, g, a: ((a - 0.3) ** 2).sum((2, 3), dtype=np.float64))
+    cost = lambda s, g, a: ((a - 0.3) ** 2).sum((2, 3), dtype=np.float64)
+    agent.configure(planner=planner, sampling=sampling, noise_beta=1.5, rollout=cost)
     print(agent.plan(np.zeros(3, np.float32)).actions.tobytes().hex())
 """
     outputs = {isa: run_on(isa, code) for isa in ISAS}
@@ -333,7 +333,10 @@ def test_a_clone_calls_back_on_its_own():
         ({"candidates": 10, "elites": 11}, r"elites \(11\) exceed candidates \(10\)"),
         ({"elites": 0}, "elites"),
         ({"planner": "mppi", "elites": 5}, "elites belong to the planners cem, icem and hybrid"),
-        ({"planner": "simulated-annealing"}, "planner must be one of cem, mppi, predictive-sampling, icem, gradient, hybrid"),
+        (
+            {"planner": "simulated-annealing"},
+            "planner must be one of cem, mppi, predictive-sampling, icem, gradient, hybrid",
+        ),
         ({"interpolation": "quintic"}, "interpolation must be one of"),
         ({"knots": 7}, "knots"),
         ({"std": 0.0}, "std"),
@@ -347,7 +350,10 @@ def test_a_clone_calls_back_on_its_own():
         ({"planner": "gradient", "candidates": 5}, "gradient has restarts"),
         ({"planner": "hybrid", "iterations": 3}, r"polish \(10\) exceeds iterations \(3\)"),
         ({"sampling": "halton"}, "sampling must be one of gaussian, sobol"),
-        ({"sampling": "sobol", "horizon": 4 * 33}, "sobol sampling takes up to 64 numbers, this plan has 33 knots of 2"),
+        (
+            {"sampling": "sobol", "horizon": 4 * 33},
+            "sobol sampling takes up to 64 numbers, this plan has 33 knots of 2",
+        ),
         ({"noise_beta": 11.0}, r"noise_beta must be in \[0, 10\]"),
         ({"bounds": ((1, 1), (0, 2))}, r"bounds cross: low\[0\]"),
         ({"bounds": ((0, float("nan")), (1, 1))}, r"low\[1\] is not finite"),

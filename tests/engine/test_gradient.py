@@ -47,7 +47,9 @@ def autograd(spec, modules, seen, goal, plans):
     actions = torch.from_numpy(plans).requires_grad_()
     with torch.no_grad():
         start, target = world.encode(torch.from_numpy(np.stack([seen, goal]))).split(1)
-    cost = plan_cost(world, world.rollout(start.expand(len(plans), -1), actions), actions, target.expand(len(plans), -1))
+    cost = plan_cost(
+        world, world.rollout(start.expand(len(plans), -1), actions), actions, target.expand(len(plans), -1)
+    )
     cost.sum().backward()
     return cost.detach().numpy(), actions.grad.numpy()
 
@@ -138,7 +140,9 @@ def test_descending_beats_sampling_with_fewer_rollouts(planner):
 @pytest.mark.parametrize("interpolation", ["linear", "cubic"])
 def test_descent_through_knots_ends_where_no_direction_helps(interpolation):
     """At the plan found, the slope along every knot that is not at a bound has all but vanished."""
-    spec = dataclasses.replace(state_spec(activation="tanh"), cost=(CostTerm(kind="goal_distance", metric="squared_l2"),))
+    spec = dataclasses.replace(
+        state_spec(activation="tanh"), cost=(CostTerm(kind="goal_distance", metric="squared_l2"),)
+    )
     agent = pyjepa.Agent(engine_model(spec, networks(spec)))
     seen, goal = np.random.default_rng(5).standard_normal((2, LATENT)).astype(np.float32)
     agent.configure(
@@ -169,7 +173,9 @@ def test_what_has_no_gradient_is_named():
             agent.configure(planner=planner, rollout=lambda s, g, a: np.zeros(a.shape[:2]))
     agent.configure(goal=goal)
     agent.observe(goal)
-    with pytest.raises(pyjepa.InvalidArgumentError, match=r"plans have shape \(2, 5, 4\), expected \('N', 5, 3\)|plans"):
+    with pytest.raises(
+        pyjepa.InvalidArgumentError, match=r"plans have shape \(2, 5, 4\), expected \('N', 5, 3\)|plans"
+    ):
         agent.gradient(np.zeros((2, 5, 4)))
     with pytest.raises(pyjepa.InvalidArgumentError, match="plans are not finite"):
         agent.gradient(np.full((1, STEPS, ACTIONS), np.nan))

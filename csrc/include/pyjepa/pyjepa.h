@@ -193,11 +193,12 @@ typedef struct pyjepa_plan_out {
     int32_t iterations; /* completed */
     double elapsed;     /* seconds */
     /* Diagnostics; I iterations as configured. */
-    float* best_cost;         /* (E, I + 1): the best cost so far, from the start and after every iteration;
-                                 beyond `iterations` the last one again */
-    int32_t* converged;       /* (E,): first iteration after which it was within 1 % of the final one */
-    float* effective_samples; /* (E,): (sum w)^2 / sum w^2 of the weights of the last iteration's candidates */
-    float* elite_spread;      /* (E,): their standard deviation, in halves of the action range */
+    float* best_cost;   /* (E, I + 1): the best cost so far, from the start and after every iteration;
+                           beyond `iterations` the last one again */
+    int32_t* converged; /* (E,): first iteration after which it was within 1 % of the final one */
+    float*
+        effective_samples; /* (E,): (sum w)^2 / sum w^2 of the weights of the last iteration's candidates */
+    float* elite_spread;   /* (E,): their standard deviation, in halves of the action range */
 } pyjepa_plan_out;
 
 /* Mode-2: plans from the last observation. `deadline` in seconds from the call, <= 0: none. When it passes,
@@ -212,7 +213,7 @@ typedef struct pyjepa_settings {
     size_t size;
     int32_t environments, algorithm, horizon, candidates, iterations, elites, knots, interpolation, threads;
     float std, min_std, momentum, temperature;
-    double flops; /* multiply-adds * 2 of one plan's rollouts, 0 for callbacks */
+    double flops;                       /* multiply-adds * 2 of one plan's rollouts, 0 for callbacks */
     int32_t sampling, restarts, polish; /* 0 where the algorithm has none, as all that follow */
     float noise_beta, keep_elites, decay, learning_rate;
 } pyjepa_settings;
@@ -260,10 +261,11 @@ typedef struct pyjepa_memory_out {
 PYJEPA_API pyjepa_status pyjepa_memory_read(const pyjepa_agent* agent, const pyjepa_memory_out* out,
                                             size_t count);
 
-/* What `n` plans for every environment cost from the last observation, with the task's cost: plans (E, n, S, D)
- * within the bounds, D numbers per predictor step (A where the level holds its action, else action_block * A);
- * cost (E, n), infinity where the prediction is not finite. gradient (E, n, S, D): of each cost with respect to its
- * plan; NULL, or PYJEPA_UNSUPPORTED where the model has none. For tools and tests: it allocates. */
+/* What `n` plans for every environment cost from the last observation, with the task's cost: plans (E, n, S,
+ * D) within the bounds, D numbers per predictor step (A where the level holds its action, else action_block *
+ * A); cost (E, n), infinity where the prediction is not finite. gradient (E, n, S, D): of each cost with
+ * respect to its plan; NULL, or PYJEPA_UNSUPPORTED where the model has none. For tools and tests: it
+ * allocates. */
 PYJEPA_API pyjepa_status pyjepa_evaluate(pyjepa_agent* agent, const float* plans, size_t n, float* cost,
                                          float* gradient);
 
