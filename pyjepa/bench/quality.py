@@ -7,8 +7,9 @@ fp32 model. What counts is the time of that plan: CPU time of the planning threa
 that neighbours do not matter; both use one thread.
 
 *Warm* is one step later: the planner's own plan (its largest budget) has been executed for one predictor step, the
-model says where that led, and every element of that state has been disturbed by normal noise of `DISTURBANCE` times the root
-mean square of the step's change. Then the shifted plan is where ours starts; the other plans from scratch, as it does.
+model says where that led, and every element of that state has been disturbed by normal noise of `DISTURBANCE` times the
+root mean square of the step's change. Then the shifted plan is where ours starts; the other plans from scratch, as it
+does.
 """
 
 from __future__ import annotations

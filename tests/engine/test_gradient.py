@@ -68,9 +68,9 @@ def drawn_plans(spec, count, seed=0):
         state_spec(residual=False, last="layer+simnorm"),
         state_spec(inputs=("action", "state"), activation="gelu", last="simnorm"),
     ],
-    ids=lambda s: "-".join(
-        (s.modules["predictor"].blocks[0].layers[0].norm, s.modules["predictor"].blocks[0].layers[0].activation)
-        + (s.modules["predictor"].blocks[1].layers[1].norm, s.modules["predictor"].inputs[0])
+    ids=lambda s: (
+        f"{s.modules['predictor'].blocks[0].layers[0].norm}-{s.modules['predictor'].blocks[0].layers[0].activation}"
+        f"-{s.modules['predictor'].blocks[1].layers[1].norm}-{s.modules['predictor'].inputs[0]}"
     ),
 )
 @pytest.mark.parametrize("count", [1, 37])
@@ -173,15 +173,13 @@ def test_what_has_no_gradient_is_named():
             agent.configure(planner=planner, rollout=lambda s, g, a: np.zeros(a.shape[:2]))
     agent.configure(goal=goal)
     agent.observe(goal)
-    with pytest.raises(
-        pyjepa.InvalidArgumentError, match=r"plans have shape \(2, 5, 4\), expected \('N', 5, 3\)|plans"
-    ):
+    with pytest.raises(pyjepa.InvalidArgumentError, match=r"plans have shape \(2, 5, 4\), expected \(2, 5, 3\)"):
         agent.gradient(np.zeros((2, 5, 4)))
     with pytest.raises(pyjepa.InvalidArgumentError, match="plans are not finite"):
         agent.gradient(np.full((1, STEPS, ACTIONS), np.nan))
 
 
-def test_convolutions_in_a_predictor_are_named():
+def test_only_the_predictor_needs_a_gradient():
     picture = Spec(
         observation=Observation(shape=(1, 4, 4)),
         actions=Actions(low=(-1.0,), high=(1.0,)),
@@ -199,6 +197,6 @@ def test_convolutions_in_a_predictor_are_named():
         **{f"predictor.{k}": v.detach().numpy() for k, v in predictor.state_dict().items()},
     }
     agent = pyjepa.Agent(pyjepa.Model.from_bytes(agent_file.to_bytes(picture, tensors)))
-    agent.configure(goal=np.zeros((1, 4, 4), np.float32), planner="gradient")  # only the predictor matters
+    agent.configure(goal=np.zeros((1, 4, 4), np.float32), planner="gradient")
     agent.observe(np.ones((1, 4, 4), np.float32))
     assert np.isfinite(agent.plan().cost)
