@@ -18,7 +18,7 @@ import dataclasses
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from pyjepa import agent_file
 from pyjepa.agent import Agent, Model
 from pyjepa.bench.peers import FloatArray
 from pyjepa.bench.workloads import WORKLOADS, Problem, Workload
+from pyjepa.configurator import ALGORITHMS
 from pyjepa.spec import Observation, Planner, Spec
 
 PEER = Planner(algorithm="cem", candidates=300, iterations=30, elites=30, std=1.0)
@@ -179,9 +180,8 @@ def cases(name: str, workload: Workload, count: int) -> list[Case]:
 def measure(
     name: str,
     states: int = 50,
+    planners: Sequence[str] = ALGORITHMS,
     *,
-    cold: tuple[Entrant, ...] = COLD,
-    warm: tuple[Entrant, ...] = WARM,
     report: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> list[dict[str, Any]]:
     """One row for each planner, cold and warm; ``report`` gets each as it is done."""
@@ -201,9 +201,9 @@ def measure(
             rows.append(_row(name, start, entrant, peers, found))
             report(rows[-1])
 
-        for entrant in cold:
+        for entrant in (e for e in COLD if e.name in planners):
             enter("cold", entrant, starts, peers)
-        for entrant in warm:
+        for entrant in (e for e in WARM if e.name in planners):
             later = [world.disturbed(entrant, case, seed) for seed, case in enumerate(starts)]
             enter("warm", entrant, later, [world.peer(case) for case in later])
     finally:
