@@ -21,6 +21,7 @@ from pyjepa import _engine
 from pyjepa.configurator import (
     ALGORITHMS,
     INTERPOLATIONS,
+    SAMPLINGS,
     TEMPERATURE_SCALES,
     FloatArray,
     Rollout,
@@ -99,6 +100,20 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Diagnostics:
+    """How a plan was found: see ``docs/planners.md``. Arrays of a batch have a leading axis E."""
+
+    best_cost: FloatArray
+    """(iterations + 1,): the best cost so far, first that of the plan it started from, then after every iteration."""
+    converged: int | npt.NDArray[np.int32]
+    """The first iteration after which the best cost was within 1 % of the final one; 0: the start already was."""
+    effective_samples: float | FloatArray
+    """(Σw)² / Σw² over the weights w that the last iteration gave its candidates: how many it learned from."""
+    elite_spread: float | FloatArray
+    """The standard deviation of those candidates, in halves of the action range: how far they agree."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """What Mode-2 decided. Arrays of a batch have a leading axis E."""
 
@@ -114,6 +129,7 @@ class Plan:
     """Planner iterations completed: the configured number, unless a deadline passed."""
     elapsed: float
     """Seconds spent planning."""
+    diagnostics: Diagnostics
 
 
 class Agent:
@@ -155,6 +171,13 @@ class Agent:
         max_std: float | None = None,
         policy_candidates: int | None = None,
         prune: bool = True,
+        sampling: str | None = None,
+        noise_beta: float | None = None,
+        keep_elites: float | None = None,
+        decay: float | None = None,
+        learning_rate: float | None = None,
+        restarts: int | None = None,
+        polish: int | None = None,
         bounds: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
         weights: Mapping[str, float] | None = None,
         rollout: Rollout | None = None,
@@ -165,36 +188,47 @@ class Agent:
         Args:
             goal: an observation (obs...) to reach, or one per environment (E, obs...), which makes a batch.
             environments: batch size E where the goal does not tell.
-            planner: ``cem``, ``mppi`` or ``predictive-sampling``.
+            planner: ``cem``, ``icem``, ``mppi``, ``predictive-sampling``, ``gradient`` or ``hybrid``; the last two need
+                the model's own rollouts, in fp32, through ``mlp`` blocks.
             horizon: environment steps, a multiple of the model's action_block.
             candidates: action sequences evaluated per iteration.
-            iterations: planner iterations at most.
-            elites: candidates that CEM, or MPPI with ``elite_refit``, refits to.
+            iterations: planner iterations at most. Default: the file's; where that plans by another algorithm, 30 for
+                ``gradient``, and for ``hybrid`` 3 more than ``polish``.
+            elites: candidates that CEM, iCEM and hybrid, or MPPI with ``elite_refit``, refit to.
             knots: values along the horizon that the planner searches over (0: one per predictor step).
             interpolation: between knots: ``zero``, ``linear`` or ``cubic``.
             std: first spread of the candidates, as a fraction of half the action range.
             min_std: least spread that a refit to elites narrows to, likewise.
-            momentum: share of the old mean and spread that CEM keeps.
+            momentum: share of the old mean and spread that CEM, iCEM and hybrid keep.
             temperature: MPPI's, in standard deviations of the candidates' costs.
             temperature_scale: ``std``, or ``absolute``: the temperature is in units of cost.
             elite_refit: MPPI weighs the elites only, and refits the spread to them too (TD-MPC2).
             max_std: most spread that such a refit widens to, as a fraction of half the action range.
             policy_candidates: candidates that are rollouts of the policy through the model, made once a plan.
             prune: give up candidates as soon as they cannot be among those the planner keeps; the plan is the same.
+            sampling: ``gaussian`` or ``sobol`` (evenly spread points; up to 64 numbers per plan).
+            noise_beta: colour of the noise: its power along the knots falls as 1 / f^beta. 0: white.
+            keep_elites: share of its elites that iCEM carries into the next iteration and, shifted, the next plan.
+            decay: factor by which iCEM's candidates shrink every iteration, never below twice the elites.
+            learning_rate: Adam's, in halves of the action range; falls to nothing over the plan.
+            restarts: plans that ``gradient`` and ``hybrid`` follow downhill side by side.
+            polish: iterations of ``hybrid``, the last ones, that go downhill instead of sampling.
             bounds: (low, high), each (A,) or a number, instead of the file's.
             weights: factors u_i on the cost terms, by name (their kind, unless the agent file names them).
             rollout: a function ``(states (E, L), goals (E, L) or None, actions (E, N, H, A)) -> costs (E, N)`` that
                 replaces the model's own prediction and cost. N differs from call to call.
             seed: of the planner's noise.
 
-        Raises `InvalidArgumentError` for values that cannot be, naming them; the previous task then stays.
+        Raises `InvalidArgumentError` for values that cannot be, naming them, and `UnsupportedError` where a gradient is
+        asked of what has none; the previous task then stays.
         """
         task = Task(
             goal=goal, environments=environments, planner=planner, horizon=horizon, candidates=candidates,
             iterations=iterations, elites=elites, knots=knots, interpolation=interpolation, std=std, min_std=min_std,
             momentum=momentum, temperature=temperature, temperature_scale=temperature_scale, elite_refit=elite_refit,
-            max_std=max_std, policy_candidates=policy_candidates, prune=prune, bounds=bounds, weights=weights,
-            rollout=rollout, seed=seed,
+            max_std=max_std, policy_candidates=policy_candidates, prune=prune, sampling=sampling, noise_beta=noise_beta,
+            keep_elites=keep_elites, decay=decay, learning_rate=learning_rate, restarts=restarts, polish=polish,
+            bounds=bounds, weights=weights, rollout=rollout, seed=seed,
         )  # fmt: skip
         arguments, batch = resolve(self.spec, task)
         self._engine.configure(**arguments)
@@ -212,6 +246,7 @@ class Agent:
             "algorithm": ALGORITHMS,
             "interpolation": INTERPOLATIONS,
             "temperature_scale": TEMPERATURE_SCALES,
+            "sampling": SAMPLINGS,
         }
         return {key: names[key][value - 1] if key in names else value for key, value in settings.items()}
 
@@ -275,15 +310,59 @@ class Agent:
         cost_terms = np.empty(self._shape(len(terms), steps), np.float32) if self._native else None
         # The engine takes 0 as "no deadline"; a deadline of 0 has passed already.
         seconds = 0.0 if deadline is None or math.isinf(deadline) else max(deadline, 1e-12)
-        iterations, elapsed = self._engine.plan(seconds, actions, cost, states, cost_terms)
+        best_cost = np.empty(self._shape(settings["iterations"] + 1), np.float32)
+        converged = np.empty(self._shape(1), np.int32)
+        effective_samples, elite_spread = (np.empty(self._shape(1), np.float32) for _ in range(2))
+        iterations, elapsed = self._engine.plan(
+            seconds, actions, cost, states, cost_terms, best_cost, converged, effective_samples, elite_spread
+        )
+        alone = self._batch is None
         return Plan(
             actions=actions,
-            cost=float(cost[0]) if self._batch is None else cost[:, 0],
+            cost=float(cost[0]) if alone else cost[:, 0],
             cost_terms={} if cost_terms is None else {name: cost_terms[..., i, :] for i, name in enumerate(terms)},
             states=states,
             iterations=iterations,
             elapsed=elapsed,
+            diagnostics=Diagnostics(
+                best_cost=best_cost[..., : iterations + 1],
+                converged=int(converged[0]) if alone else converged[:, 0],
+                effective_samples=float(effective_samples[0]) if alone else effective_samples[:, 0],
+                elite_spread=float(elite_spread[0]) if alone else elite_spread[:, 0],
+            ),
         )
+
+    def evaluate(self, plans: npt.ArrayLike) -> FloatArray:
+        """What plans (N, S, A') cost from the last observation, under the task's cost: (N,), infinite where the
+        prediction is not finite. A' is A where the level holds its action, else action_block * A. For tools: allocates.
+        """
+        return self._evaluate(plans, gradient=False)[0]
+
+    def gradient(self, plans: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
+        """The same, and the derivative (N, S, A') of every cost with respect to its plan.
+
+        Raises `UnsupportedError` where there is none: callback rollouts, predictors with other blocks than ``mlp`` or
+        in a lower precision than fp32.
+        """
+        cost, gradient = self._evaluate(plans, gradient=True)
+        assert gradient is not None
+        return cost, gradient
+
+    def _evaluate(self, plans: npt.ArrayLike, *, gradient: bool) -> tuple[FloatArray, FloatArray | None]:
+        settings, level = self._configured(), self.spec.levels[0]
+        array = np.ascontiguousarray(plans, np.float32)
+        batched = array[None] if self._batch is None and array.ndim == 3 else array
+        width = len(self.spec.actions.low) * (1 if level.hold else level.action_block)
+        steps = settings["horizon"] // self.model.action_block
+        expected = (settings["environments"], batched.shape[1] if batched.ndim == 4 else "N", steps, width)
+        if batched.shape != expected:
+            raise InvalidArgumentError(f"plans have shape {array.shape}, expected {self._shape(*expected[1:])}")
+        if not np.isfinite(array).all():
+            raise InvalidArgumentError("plans are not finite")
+        cost, slope = self._engine.evaluate(batched, gradient)
+        if self._batch is not None:
+            return cost, slope
+        return cost[0], None if slope is None else slope[0]
 
     def reset(self, *, env: int | None = None) -> None:
         """A new episode, for all environments or for one of a batch: forgets state, warm start and plan count."""
@@ -317,7 +396,7 @@ class Agent:
             raise NotReadyError("the agent has no task yet: call configure first")
         return self._settings
 
-    def _shape(self, *shape: int) -> tuple[int, ...]:
+    def _shape(self, *shape: Any) -> tuple[Any, ...]:
         return shape if self._batch is None else (self._batch, *shape)
 
     @staticmethod

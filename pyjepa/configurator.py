@@ -22,7 +22,8 @@ FloatArray: TypeAlias = npt.NDArray[np.float32]
 Rollout: TypeAlias = Callable[[FloatArray, FloatArray | None, FloatArray], npt.ArrayLike]
 """A rollout of the user's: ``states`` (E, L), ``goals`` (E, L) or None, ``actions`` (E, N, H, A) -> costs (E, N)."""
 
-ALGORITHMS = ("cem", "mppi", "predictive-sampling")
+ALGORITHMS = ("cem", "mppi", "predictive-sampling", "icem", "gradient", "hybrid")
+SAMPLINGS = ("gaussian", "sobol")
 INTERPOLATIONS = ("zero", "linear", "cubic")
 TEMPERATURE_SCALES = ("std", "absolute")
 
@@ -49,6 +50,13 @@ class Task:
     max_std: float | None = None
     policy_candidates: int | None = None
     prune: bool = True
+    sampling: str | None = None
+    noise_beta: float | None = None
+    keep_elites: float | None = None
+    decay: float | None = None
+    learning_rate: float | None = None
+    restarts: int | None = None
+    polish: int | None = None
     bounds: tuple[npt.ArrayLike, npt.ArrayLike] | None = None
     weights: Mapping[str, float] | None = None
     rollout: Rollout | None = None
@@ -111,6 +119,13 @@ def resolve(spec: Spec, task: Task) -> tuple[dict[str, Any], int | None]:
         "max_std": _number("max_std", task.max_std),
         "policy_candidates": _integer("policy_candidates", task.policy_candidates),
         "prune": bool(task.prune),
+        "sampling": 0 if task.sampling is None else 1 + _index("sampling", task.sampling, SAMPLINGS),
+        "noise_beta": _number("noise_beta", task.noise_beta),
+        "keep_elites": _number("keep_elites", task.keep_elites),
+        "decay": _number("decay", task.decay),
+        "learning_rate": _number("learning_rate", task.learning_rate),
+        "restarts": _integer("restarts", task.restarts),
+        "polish": _integer("polish", task.polish),
         "seed": _seed(task.seed),
         "goal": goal,
         "low": low,

@@ -22,7 +22,8 @@ SPEC_VERSION = 1
 Norm: TypeAlias = Literal["none", "layer", "simnorm", "layer+simnorm"]
 Activation: TypeAlias = Literal["none", "relu", "gelu", "silu", "mish", "tanh"]
 InputName: TypeAlias = Literal["observation", "state", "action", "goal"]
-Algorithm: TypeAlias = Literal["cem", "mppi", "predictive-sampling"]
+Algorithm: TypeAlias = Literal["cem", "mppi", "predictive-sampling", "icem", "gradient", "hybrid"]
+Sampling: TypeAlias = Literal["gaussian", "sobol"]
 Interpolation: TypeAlias = Literal["zero", "linear", "cubic"]
 CostKind: TypeAlias = Literal[
     "goal_distance", "action_size", "action_change", "reward", "hazard", "box", "half_space", "critic"
@@ -257,10 +258,13 @@ class Planner:
     """Planner defaults; ``agent.configure(...)`` overrides each by name.
 
     ``horizon`` is in environment steps (a multiple of the level's action_block). ``std`` and ``min_std`` are fractions
-    of half the action range. ``knots`` 0 means one per predictor step. ``elites`` and ``momentum`` belong to cem,
-    ``temperature`` to mppi: in standard deviations of the costs, or with ``temperature_scale`` absolute in units of
-    cost. With ``elite_refit`` (TD-MPC2) mppi weighs only the ``elites`` and refits the spread to them as well, within
-    [``min_std``, ``max_std``]. ``policy_candidates`` of the candidates are rollouts of the policy, made once a plan.
+    of half the action range. ``knots`` 0 means one per predictor step. ``elites``, ``min_std`` and ``momentum`` belong
+    to cem, icem and hybrid, ``keep_elites`` and ``decay`` to icem, ``learning_rate`` and ``restarts`` to gradient and
+    hybrid, ``polish`` to hybrid. ``temperature`` belongs to mppi: in standard deviations of the costs, or with
+    ``temperature_scale`` absolute in units of cost. With ``elite_refit`` (TD-MPC2) mppi weighs only the ``elites`` and
+    refits the spread to them as well, within [``min_std``, ``max_std``]. ``policy_candidates`` of the candidates are
+    rollouts of the policy, made once a plan. ``noise_beta`` None: the algorithm's own, 0 (white) but for icem.
+    ``docs/planners.md`` says what each does.
     """
 
     algorithm: Algorithm = "cem"
@@ -278,6 +282,13 @@ class Planner:
     elite_refit: bool = False
     max_std: float = 10.0
     policy_candidates: int = 0
+    sampling: Sampling = "gaussian"
+    noise_beta: float | None = None
+    keep_elites: float = 0.3
+    decay: float = 1.25
+    learning_rate: float = 0.2
+    restarts: int = 8
+    polish: int = 10
 
 
 @dataclass(frozen=True, kw_only=True)

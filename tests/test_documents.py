@@ -23,6 +23,13 @@ def test_a_guide_runs_from_top_to_bottom(document, said, capsys, tmp_path, monke
     assert said in capsys.readouterr().out
 
 
+def test_the_planners_page_runs(capsys):
+    text = (ROOT / "docs" / "planners.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```python\n(.+?)^```$", text, re.MULTILINE | re.DOTALL)
+    exec(compile(block, "docs/planners.md", "exec"), {})
+    assert capsys.readouterr().out.strip()
+
+
 @pytest.mark.parametrize("example", sorted(p.name for p in (ROOT / "examples").glob("*.py")))
 def test_examples_run(example, capsys):
     runpy.run_path(str(ROOT / "examples" / example), run_name="__main__")

@@ -226,6 +226,8 @@ void pyjepa_task_init(pyjepa_task* task, size_t size) {
     defaults.elite_refit = defaults.policy_candidates = defaults.prune = -1;
     defaults.std = defaults.min_std = defaults.momentum = defaults.temperature = defaults.max_std =
         std::nanf("");
+    defaults.noise_beta = defaults.keep_elites = defaults.decay = defaults.learning_rate = std::nanf("");
+    defaults.restarts = defaults.polish = -1;
     std::memcpy(static_cast<void*>(task), &defaults, size < sizeof defaults ? size : sizeof defaults);
     task->size = size;
 }
@@ -306,7 +308,7 @@ pyjepa_status pyjepa_get_settings(const pyjepa_agent* agent, pyjepa_settings* ou
         settings.horizon = task.horizon();
         settings.candidates = s.candidates;
         settings.iterations = s.iterations;
-        settings.elites = s.algorithm == pyjepa::Algorithm::cem || s.elite_refit ? s.elites : 0;
+        settings.elites = pyjepa::uses_elites(s.algorithm) || s.elite_refit ? s.elites : 0;
         settings.knots = s.knots;
         settings.interpolation = static_cast<int32_t>(s.interpolation) + 1;
         settings.threads = a.threads();
@@ -320,6 +322,17 @@ pyjepa_status pyjepa_get_settings(const pyjepa_agent* agent, pyjepa_settings* ou
         settings.elite_refit = s.elite_refit;
         settings.policy_candidates = s.policy_candidates;
         settings.max_std = s.max_std;
+        settings.sampling = static_cast<int32_t>(s.sampling) + 1;
+        settings.noise_beta = s.noise_beta;
+        if (s.algorithm == pyjepa::Algorithm::icem) {
+            settings.keep_elites = s.keep_elites;
+            settings.decay = s.decay;
+        }
+        if (pyjepa::uses_gradient(s.algorithm)) {
+            settings.restarts = s.restarts;
+            settings.learning_rate = s.learning_rate;
+        }
+        if (s.algorithm == pyjepa::Algorithm::hybrid) settings.polish = s.polish;
         give_back(out, settings);
     });
 }
@@ -363,6 +376,15 @@ pyjepa_status pyjepa_measure_peak(int32_t precision, double seconds, double* gfl
         if (found == 0.0)
             throw Error(PYJEPA_UNSUPPORTED, "this machine has no instructions for this precision");
         out = found * 1e-9;
+    });
+}
+
+pyjepa_status pyjepa_evaluate(pyjepa_agent* agent, const float* plans, size_t n, float* cost,
+                              float* gradient) {
+    return guarded([&] {
+        Agent& a = *not_null(agent, "agent").agent;
+        const Agent::Hold hold(a);
+        a.evaluate(&not_null(plans, "plans"), n, &not_null(cost, "cost"), gradient);
     });
 }
 

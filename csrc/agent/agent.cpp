@@ -111,6 +111,14 @@ bool Agent::plan(double deadline, Interrupt& interrupt, pyjepa_plan_out& out) {
     return observed_task().plan(deadline, interrupt, out);
 }
 
+void Agent::evaluate(const float* plans, size_t count, float* cost, float* gradient) {
+    Task& task = observed_task();
+    if (count < 1 || count > 1 << 20)
+        throw Error(PYJEPA_INVALID_ARGUMENT,
+                    "between 1 and 1048576 plans can be evaluated, got " + std::to_string(count));
+    task.evaluate(plans, static_cast<int>(count), cost, gradient);
+}
+
 void Agent::reset(int environment) {
     if (environment < -1 || environment >= task().environments())
         throw Error(PYJEPA_INVALID_ARGUMENT, "environment must be between 0 and " +

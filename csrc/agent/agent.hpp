@@ -22,6 +22,7 @@ class Agent {
     void observe(const void* observation, size_t bytes, int steps);
     void act(float* actions, size_t count);
     bool plan(double deadline, Interrupt& interrupt, pyjepa_plan_out& out);  // as Task::plan
+    void evaluate(const float* plans, size_t count, float* cost, float* gradient);
     void reset(int environment);
     void states(float* out, size_t count) const;
     // Keeps the newest `capacity` states it observes from now on; 0: none. Throws std::bad_alloc.

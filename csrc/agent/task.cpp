@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "error.hpp"
 #include "rollout/callback.hpp"
@@ -50,6 +51,9 @@ std::optional<Policy> policy_of(const Model& model, const Network* network, cons
     return std::make_optional<Policy>(model, *network, s.low, s.high);
 }
 
+constexpr int kGradientIterations = 30, kHybridSampling = 3;
+constexpr float kIcemBeta = 1.0f;
+
 }  // namespace
 
 TaskRequest::TaskRequest(const Model& model, const pyjepa_task& task)
@@ -61,7 +65,8 @@ TaskRequest::TaskRequest(const Model& model, const pyjepa_task& task)
     const int block = spec.level.action_block;
     PlannerSettings& s = settings;
 
-    in_range("algorithm", task.algorithm, PYJEPA_ALGORITHM_DEFAULT, PYJEPA_PREDICTIVE_SAMPLING);
+    in_range("algorithm", task.algorithm, PYJEPA_ALGORITHM_DEFAULT, PYJEPA_HYBRID);
+    in_range("sampling", task.sampling, PYJEPA_SAMPLING_DEFAULT, PYJEPA_SOBOL);
     in_range("interpolation", task.interpolation, PYJEPA_INTERPOLATION_DEFAULT, PYJEPA_CUBIC);
     s.algorithm = task.algorithm == 0 ? p.algorithm : static_cast<Algorithm>(task.algorithm - 1);
     s.interpolation =
@@ -73,27 +78,66 @@ TaskRequest::TaskRequest(const Model& model, const pyjepa_task& task)
                 std::to_string(block));
     s.steps = horizon / block;
     s.plan_dim = spec.plan_dim;
-    s.candidates = in_range("candidates", task.candidates == -1 ? p.candidates : task.candidates, 1, 1 << 20);
-    s.iterations = in_range("iterations", task.iterations == -1 ? p.iterations : task.iterations, 0, 10000);
-    s.elites = task.elites == -1 ? p.elites : task.elites;
+    const auto given = [](auto value) {
+        if constexpr (std::is_same_v<decltype(value), float>)
+            return !std::isnan(value);
+        else
+            return value != -1;
+    };
+    const auto belongs = [&](const char* name, bool is_given, bool owner, const char* planners) {
+        const bool plural = name[std::strlen(name) - 1] == 's';
+        if (is_given && !owner)
+            invalid(std::string(name) + (plural ? " belong to " : " belongs to ") + planners);
+    };
+    const bool mppi = s.algorithm == Algorithm::mppi, icem = s.algorithm == Algorithm::icem;
+    const bool cems = uses_elites(s.algorithm), descends = uses_gradient(s.algorithm);
     in_range("elite_refit", task.elite_refit, -1, 1);
-    if (task.elite_refit == 1 && s.algorithm != Algorithm::mppi)
-        invalid("elite_refit belongs to the planner mppi");
-    s.elite_refit =
-        s.algorithm == Algorithm::mppi && (task.elite_refit == -1 ? p.elite_refit : task.elite_refit == 1);
-    const bool has_elites = s.algorithm == Algorithm::cem || s.elite_refit;
-    const std::string elite_planners = "the planner cem, and to mppi with elite_refit";
-    if (has_elites) {
+    belongs("elite_refit", task.elite_refit == 1, mppi, "the planner mppi");
+    s.elite_refit = mppi && (task.elite_refit == -1 ? p.elite_refit : task.elite_refit == 1);
+    const bool elites = cems || s.elite_refit;
+    const char* const elite_planners = "the planners cem, icem and hybrid, and to mppi with elite_refit";
+    belongs("candidates", given(task.candidates), s.algorithm != Algorithm::gradient,
+            "planners that sample; gradient has restarts");
+    belongs("elites", given(task.elites), elites, elite_planners);
+    belongs("min_std", given(task.min_std), elites, elite_planners);
+    belongs("max_std", given(task.max_std), s.elite_refit, "the planner mppi with elite_refit");
+    belongs("momentum", given(task.momentum), cems, "the planners cem, icem and hybrid");
+    belongs("temperature", given(task.temperature), mppi, "the planner mppi");
+    belongs("temperature_scale", task.temperature_scale != 0, mppi, "the planner mppi");
+    belongs("keep_elites", given(task.keep_elites), icem, "the planner icem");
+    belongs("decay", given(task.decay), icem, "the planner icem");
+    belongs("learning_rate", given(task.learning_rate), descends, "the planners gradient and hybrid");
+    belongs("restarts", given(task.restarts), descends, "the planners gradient and hybrid");
+    belongs("polish", given(task.polish), s.algorithm == Algorithm::hybrid, "the planner hybrid");
+
+    s.restarts = in_range("restarts", given(task.restarts) ? task.restarts : p.restarts, 1, 4096);
+    s.polish = in_range("polish", given(task.polish) ? task.polish : p.polish, 1, 10000);
+    s.candidates =
+        s.algorithm == Algorithm::gradient
+            ? s.restarts
+            : in_range("candidates", given(task.candidates) ? task.candidates : p.candidates, 1, 1 << 20);
+    // The file's count is of its own algorithm's iterations. A gradient takes more and cheaper ones.
+    const int iterations = s.algorithm == p.algorithm           ? p.iterations
+                           : s.algorithm == Algorithm::gradient ? kGradientIterations
+                           : s.algorithm == Algorithm::hybrid   ? kHybridSampling + s.polish
+                                                                : p.iterations;
+    s.iterations = in_range("iterations", given(task.iterations) ? task.iterations : iterations, 0, 10000);
+    if (s.algorithm == Algorithm::hybrid && s.iterations > 0 && s.polish > s.iterations)
+        invalid("polish (" + std::to_string(s.polish) + ") exceeds iterations (" +
+                std::to_string(s.iterations) + ")");
+    s.elites = given(task.elites) ? task.elites : p.elites;
+    if (elites) {
         in_range("elites", s.elites, 1, 1 << 20);
         if (s.elites > s.candidates)
             invalid("elites (" + std::to_string(s.elites) + ") exceed candidates (" +
                     std::to_string(s.candidates) + ")");
-    } else if (task.elites != -1) {
-        invalid("elites belong to " + elite_planners);
     }
     // What a batch of candidates holds together; also keeps every product of sizes far from overflow.
     constexpr double most = 1ull << 32;
     const double numbers = static_cast<double>(s.environments) * s.candidates * horizon * spec.action_dim;
+    if (static_cast<double>(s.environments) * s.iterations > 1 << 27)
+        invalid("environments (" + std::to_string(s.environments) + ") * iterations (" +
+                std::to_string(s.iterations) + ") is too much for one plan");
     if (numbers > most || static_cast<double>(s.environments) * s.candidates > 1 << 27)
         invalid("environments (" + std::to_string(s.environments) + ") * candidates (" +
                 std::to_string(s.candidates) + ") * horizon (" + std::to_string(horizon) +
@@ -129,15 +173,12 @@ TaskRequest::TaskRequest(const Model& model, const pyjepa_task& task)
     s.temperature_scale = task.temperature_scale == 0
                               ? p.temperature_scale
                               : static_cast<TemperatureScale>(task.temperature_scale - 1);
-    const auto belongs = [&](const char* name, bool given, bool fits, const std::string& owner) {
-        if (given && !fits) invalid(std::string(name) + " belongs to " + owner);
-    };
-    const bool mppi = s.algorithm == Algorithm::mppi;
-    belongs("min_std", !std::isnan(task.min_std), has_elites, elite_planners);
-    belongs("max_std", !std::isnan(task.max_std), s.elite_refit, "the planner mppi with elite_refit");
-    belongs("momentum", !std::isnan(task.momentum), s.algorithm == Algorithm::cem, "the planner cem");
-    belongs("temperature", !std::isnan(task.temperature), mppi, "the planner mppi");
-    belongs("temperature_scale", task.temperature_scale != 0, mppi, "the planner mppi");
+    s.keep_elites = or_default(task.keep_elites, p.keep_elites);
+    s.decay = or_default(task.decay, p.decay);
+    s.learning_rate = or_default(task.learning_rate, p.learning_rate);
+    s.noise_beta =
+        or_default(task.noise_beta, p.noise_beta.value_or(s.algorithm == Algorithm::icem ? kIcemBeta : 0.0f));
+    s.sampling = task.sampling == 0 ? p.sampling : static_cast<Sampling>(task.sampling - 1);
     if (!(s.std > 0.0f && s.std <= 10.0f)) invalid("std must be in (0, 10], got " + std::to_string(s.std));
     if (!(s.min_std >= 0.0f && s.min_std <= s.std))
         invalid("min_std must be in [0, std], got " + std::to_string(s.min_std));
@@ -150,6 +191,21 @@ TaskRequest::TaskRequest(const Model& model, const pyjepa_task& task)
         invalid("momentum must be in [0, 1), got " + std::to_string(s.momentum));
     if (!(s.temperature > 0.0f && std::isfinite(s.temperature)))
         invalid("temperature must be positive, got " + std::to_string(s.temperature));
+    if (!(s.keep_elites >= 0.0f && s.keep_elites <= 1.0f))
+        invalid("keep_elites must be in [0, 1], got " + std::to_string(s.keep_elites));
+    if (!(s.decay >= 1.0f && std::isfinite(s.decay)))
+        invalid("decay must be at least 1, got " + std::to_string(s.decay));
+    if (!(s.learning_rate > 0.0f && s.learning_rate <= 10.0f))
+        invalid("learning_rate must be in (0, 10], got " + std::to_string(s.learning_rate));
+    if (!(s.noise_beta >= 0.0f && s.noise_beta <= 10.0f))
+        invalid("noise_beta must be in [0, 10], got " + std::to_string(s.noise_beta));
+    if (s.noise_beta > 0.0f && s.knots > kMostColouredKnots)
+        invalid("coloured noise takes up to " + std::to_string(kMostColouredKnots) +
+                " knots, this plan has " + std::to_string(s.knots));
+    if (s.sampling == Sampling::sobol && s.knots > Sobol::kMostDimensions / s.plan_dim)
+        invalid("sobol sampling takes up to " + std::to_string(Sobol::kMostDimensions) +
+                " numbers, this plan has " + std::to_string(s.knots) + " knots of " +
+                std::to_string(s.plan_dim) + ": ask for fewer knots");
     s.seed = task.seed;
 
     s.low = bounds(spec, task.action_low, spec.actions.low, "low");
@@ -206,13 +262,9 @@ Task::Task(const Model& model, Pool& pool, TaskRequest request)
 
     planner_ = make_planner(s);
     const RolloutLimits limits{
-        s.environments, s.candidates, s.steps, planner_->scratch(1), planner_->snapshot_size(),
-        request_.prune};
-    if (request_.rollout != nullptr)
-        rollout_ = std::make_unique<CallbackRollout>(spec, request_.rollout, request_.rollout_user, limits);
-    else
-        rollout_ =
-            std::make_unique<NativeRollout>(model, cost_, planning_ ? &*planning_ : nullptr, pool, limits);
+        s.environments,         s.candidates,  s.steps, planner_->scratch(1), planner_->snapshot_size(),
+        planner_->descending(), request_.prune};
+    rollout_ = make_rollout(limits);
     optimiser_ = std::make_unique<Optimiser>(*planner_, *rollout_);
 
     states_ = AlignedFloats(e * latent);
@@ -237,13 +289,26 @@ Task::Task(const Model& model, Pool& pool, TaskRequest request)
     }
 }
 
+std::unique_ptr<Rollout> Task::make_rollout(const RolloutLimits& limits) {
+    if (request_.rollout == nullptr)
+        return std::make_unique<NativeRollout>(model_, cost_, planning_ ? &*planning_ : nullptr, pool_,
+                                               limits);
+    if (limits.descending > 0)
+        throw Error(PYJEPA_UNSUPPORTED,
+                    "a callback rollout has no gradient: plan with an algorithm that samples");
+    return std::make_unique<CallbackRollout>(model_.spec(), request_.rollout, request_.rollout_user, limits);
+}
+
 int Task::horizon() const noexcept {
     return request_.settings.steps * model_.spec().level.action_block;
 }
 
 double Task::flops() const noexcept {
     const PlannerSettings& s = request_.settings;
-    return s.environments * (rollout_->flops_per_candidate() * s.candidates * s.iterations +
+    double candidates = 0.0;  // back takes as much as forward
+    for (int i = 0; i < s.iterations; ++i)
+        candidates += planner_->count(i) * (planner_->descends(i) ? 2.0 : 1.0);
+    return s.environments * (rollout_->flops_per_candidate() * candidates +
                              rollout_->flops_per_proposal() * s.policy_candidates);
 }
 
@@ -343,6 +408,13 @@ bool Task::plan(double deadline, Interrupt& interrupt, pyjepa_plan_out& out) {
             expand_to_actions(spec, plan, s.steps,
                               out.actions + static_cast<ptrdiff_t>(e) * horizon() * spec.action_dim);
         if (out.cost != nullptr) out.cost[e] = optimiser_->cost(e);
+        if (out.best_cost != nullptr)
+            std::copy_n(optimiser_->history(e), s.iterations + 1,
+                        out.best_cost + static_cast<ptrdiff_t>(e) * (s.iterations + 1));
+        if (out.converged != nullptr) out.converged[e] = optimiser_->converged(e);
+        if (out.effective_samples != nullptr)
+            out.effective_samples[e] = planner_->diagnosis(e).effective_samples;
+        if (out.elite_spread != nullptr) out.elite_spread[e] = planner_->diagnosis(e).spread;
         if (out.states == nullptr && out.cost_terms == nullptr) continue;
         rollout_->trace(
             situation(), e, plan,
@@ -357,6 +429,33 @@ bool Task::plan(double deadline, Interrupt& interrupt, pyjepa_plan_out& out) {
     ending_ = ending_ == 0.0 ? ending : std::min(ending_, ending);
     out.elapsed = std::chrono::duration<double>(ended - started).count();
     return interrupt.stopped();
+}
+
+void Task::evaluate(const float* plans, int count, float* cost, float* gradient) {
+    class Given final : public Proposal {
+      public:
+        Given(const float* all, ptrdiff_t per_environment, ptrdiff_t size)
+            : plans_(all), per_environment_(per_environment), size_(size) {}
+        void snapshot(float*) const noexcept override {}
+        size_t snapshot_size() const noexcept override { return 0; }
+        void fill(const float*, int e, int n0, int n1, float* out, float*) const noexcept override {
+            std::copy_n(plans_ + e * per_environment_ + n0 * size_, (n1 - n0) * size_, out);
+        }
+        size_t scratch(int) const noexcept override { return 0; }
+
+      private:
+        const float* plans_;
+        ptrdiff_t per_environment_, size_;
+    };
+    const PlannerSettings& s = request_.settings;
+    const ptrdiff_t size = static_cast<ptrdiff_t>(s.steps) * s.plan_dim;
+    const Given given(plans, count * size, size);
+    const auto rollout =
+        make_rollout({s.environments, count, s.steps, 0, 0, gradient == nullptr ? 0 : count});
+    if (gradient == nullptr)
+        rollout->evaluate(situation(), given, count, cost, Deadline());
+    else
+        rollout->gradient(situation(), given, count, cost, gradient, Deadline());
 }
 
 void Task::reset(int environment) noexcept {

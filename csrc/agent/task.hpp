@@ -45,6 +45,8 @@ class Task {
     void act(float* actions) noexcept;
     // Returns whether it ended because `interrupt` said so; `out` is filled in either case.
     bool plan(double deadline, Interrupt& interrupt, pyjepa_plan_out& out);
+    // Plans (E, count, S, D) -> cost (E, count) and, unless nullptr, gradient (E, count, S, D). Allocates.
+    void evaluate(const float* plans, int count, float* cost, float* gradient);
     void reset(int environment) noexcept;
     bool observed() const noexcept;
     const float* states() const noexcept { return states_.data(); }
@@ -60,6 +62,8 @@ class Task {
     size_t latent() const noexcept { return static_cast<size_t>(model_.spec().latent_dim); }
     void encode(const unsigned char* observations, float* states) noexcept;
     Situation situation() const noexcept;
+    // A rollout of the user's or of the model's own.
+    std::unique_ptr<Rollout> make_rollout(const RolloutLimits& limits);
 
     const Model& model_;
     Pool& pool_;

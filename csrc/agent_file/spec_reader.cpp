@@ -395,8 +395,8 @@ std::vector<CostSpec> read_cost(const Json& value) {
     std::set<std::string> names;  // those given: kinds may repeat, names tell apart
     for (const Json& entry : as_list(value, "spec.cost", 0, limits::cost_terms)) {
         const JsonObject term(entry, item("spec.cost", cost.size()),
-                              {"kind", "stage", "terminal", "metric", "reach", "name", "module", "sigmoid", "low",
-                               "high", "normal", "offset", "hard", "estimates", "members", "reduce"});
+                              {"kind", "stage", "terminal", "metric", "reach", "name", "module", "sigmoid",
+                               "low", "high", "normal", "offset", "hard", "estimates", "members", "reduce"});
         cost.push_back(read_cost_term(term));
         const Json* name = term.find("name");
         if (name == nullptr) continue;
@@ -411,15 +411,22 @@ std::vector<CostSpec> read_cost(const Json& value) {
 }
 
 PlannerSpec read_planner(const Json& value, int action_block) {
-    const JsonObject object(value, "spec.planner",
-                            {"algorithm", "horizon", "candidates", "iterations", "elites", "knots",
-                             "interpolation", "std", "min_std", "momentum", "temperature",
-                             "temperature_scale", "elite_refit", "max_std", "policy_candidates"});
+    const JsonObject object(value, "spec.planner", {"algorithm",     "horizon",       "candidates",
+                                                    "iterations",    "elites",        "knots",
+                                                    "interpolation", "std",           "min_std",
+                                                    "momentum",      "temperature",   "temperature_scale",
+                                                    "elite_refit",   "max_std",       "policy_candidates",
+                                                    "sampling",      "noise_beta",    "keep_elites",
+                                                    "decay",         "learning_rate", "restarts",
+                                                    "polish"});
     PlannerSpec planner;
     planner.algorithm = object.choice<Algorithm>("algorithm", planner.algorithm,
                                                  {{"cem", Algorithm::cem},
                                                   {"mppi", Algorithm::mppi},
-                                                  {"predictive-sampling", Algorithm::predictive_sampling}});
+                                                  {"predictive-sampling", Algorithm::predictive_sampling},
+                                                  {"icem", Algorithm::icem},
+                                                  {"gradient", Algorithm::gradient},
+                                                  {"hybrid", Algorithm::hybrid}});
     planner.horizon = object.integer("horizon", planner.horizon, 1, limits::horizon);
     planner.candidates = object.integer("candidates", planner.candidates, 1, limits::candidates);
     planner.iterations = object.integer("iterations", planner.iterations, 1, limits::iterations);
@@ -448,6 +455,24 @@ PlannerSpec read_planner(const Json& value, int action_block) {
         range("max_std", planner.max_std, [](float v) { return v > 0 && v <= limits::std; }, "in (0, 10]");
     planner.policy_candidates =
         object.integer("policy_candidates", planner.policy_candidates, 0, planner.candidates - 1);
+    planner.sampling = object.choice<Sampling>(
+        "sampling", planner.sampling, {{"gaussian", Sampling::gaussian}, {"sobol", Sampling::sobol}});
+    if (const Json* beta = object.find("noise_beta"); beta && !beta->is_null()) {
+        planner.noise_beta = range(
+            "noise_beta", 0.0f, [](float v) { return v >= 0 && v <= limits::noise_beta; }, "in [0, 10]");
+    }
+    planner.keep_elites =
+        range("keep_elites", planner.keep_elites, [](float v) { return v >= 0 && v <= 1; }, "in [0, 1]");
+    planner.decay = range("decay", planner.decay, [](float v) { return v >= 1; }, "at least 1");
+    planner.learning_rate = range(
+        "learning_rate", planner.learning_rate, [](float v) { return v > 0 && v <= limits::learning_rate; },
+        "in (0, 10]");
+    planner.restarts = object.integer("restarts", planner.restarts, 1, limits::restarts);
+    planner.polish = object.integer("polish", planner.polish, 1, limits::iterations);
+    if (planner.algorithm == Algorithm::hybrid && planner.polish > planner.iterations) {
+        invalid(object.where("polish"), std::to_string(planner.polish) + " is more than the " +
+                                            std::to_string(planner.iterations) + " iterations");
+    }
 
     // Here rather than with the other defaults of the planner: a default, too, must fit the file's
     // action_block.

@@ -17,6 +17,22 @@
 
 namespace pyjepa {
 
+// A block's derivative with respect to its input: made once, where a planner asks for it, and holding what
+// that takes (transposed weights). Real-time safe as Block::forward is.
+class BlockGradient {
+  public:
+    virtual ~BlockGradient() = default;
+    // Floats that forward leaves on its tape for backward, and floats of scratch for either.
+    virtual size_t tape(int rows) const noexcept = 0;
+    virtual size_t workspace(int rows) const noexcept = 0;
+    // As Block::forward; y must not be x.
+    virtual void forward(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y,
+                         ptrdiff_t ldy, bool accumulate, float* tape, float* work) const noexcept = 0;
+    // dx[r] = (dy[r] / dx[r])^T dy[r], from the tape of the forward pass with as many rows. Overwrites dy.
+    virtual void backward(const simd::Kernels& kernels, const float* tape, float* dy, ptrdiff_t lddy,
+                          int rows, float* dx, ptrdiff_t lddx, float* work) const noexcept = 0;
+};
+
 class Block {
   public:
     virtual ~Block() = default;
@@ -29,6 +45,9 @@ class Block {
     virtual bool in_place() const noexcept { return false; }
     // Multiply-adds * 2 for one input.
     virtual double flops() const noexcept = 0;
+    // nullptr for what has no backward pass: convolutions, and weights of lower precision. The block outlives
+    // it.
+    virtual std::unique_ptr<BlockGradient> differentiate() const { return nullptr; }
 };
 
 // How a block finds its parameters: `weights("linear0.weight")`.

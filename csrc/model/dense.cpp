@@ -67,6 +67,14 @@ PackedDense::PackedDense(std::span<const float> weight, std::span<const float> b
     });
 }
 
+PackedDense PackedDense::transposed() const {
+    std::vector<float> weight(static_cast<size_t>(in_) * static_cast<size_t>(out_));  // (in, out)
+    for_each_weight(in_, out_, in_, 1, {}, in_place, [&](size_t at, int o, int i) {
+        weight[static_cast<size_t>(i) * static_cast<size_t>(out_) + static_cast<size_t>(o)] = panels_[at];
+    });
+    return {weight, std::vector<float>(static_cast<size_t>(in_)), out_, in_};
+}
+
 PackedDenseBf16::PackedDenseBf16(std::span<const float> weight, std::span<const float> bias, int in, int out,
                                  std::span<const int> order)
     : panels_(panels_size((in + 1) / 2, 2, out)), bias_(padded_copy(bias)), in_(in), out_(out) {

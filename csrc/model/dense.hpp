@@ -46,6 +46,8 @@ class PackedDense {
     PackedDense(std::span<const float> weight, std::span<const float> bias, int in, int out,
                 std::span<const int> order = {});
     simd::Dense view() const noexcept { return {panels_.data(), bias_.data(), in_, out_}; }
+    // x W instead of x W^T, without bias: what carries a derivative from the outputs to the inputs.
+    PackedDense transposed() const;
     int in() const noexcept { return in_; }
     int out() const noexcept { return out_; }
 

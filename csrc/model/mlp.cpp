@@ -105,6 +105,8 @@ class Mlp final : public Block {
         return total;
     }
 
+    std::unique_ptr<BlockGradient> differentiate() const override;
+
   private:
     // Inputs in fewer bits: two buffers of bf16 or bytes that take turns; for bytes each row's scale, zero
     // and largest elements, where they are not known in advance. All buffers begin at multiples of 64 bytes.
@@ -214,6 +216,108 @@ class Mlp final : public Block {
     Precision precision_;
     int widest_;  // of all inputs and outputs
 };
+
+// The backward pass: what each layer was given and gave is on the tape, the weights are transposed.
+class MlpGradient final : public BlockGradient {
+  public:
+    MlpGradient(const std::vector<MlpLayer>& layers, int group) : group_(group) {
+        layers_.reserve(layers.size());
+        for (const MlpLayer& layer : layers) {
+            const PackedDense& dense = std::get<PackedDense>(layer.dense);
+            layers_.push_back({&layer, dense.view(), dense.transposed()});
+            widest_ = std::max({widest_, simd::padded(layer.in), simd::padded(layer.out)});
+        }
+    }
+
+    size_t tape(int rows) const noexcept override {
+        size_t floats = 0;
+        for (const Layer& l : layers_)
+            floats += slots(*l.layer) * static_cast<size_t>(simd::padded(l.layer->out));
+        return floats * static_cast<size_t>(rows);
+    }
+    size_t workspace(int rows) const noexcept override {
+        return 2 * static_cast<size_t>(widest_) * static_cast<size_t>(rows);
+    }
+
+    void forward(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y,
+                 ptrdiff_t ldy, bool accumulate, float* tape, float* work) const noexcept override {
+        float* const buffers[2] = {work, work + static_cast<ptrdiff_t>(widest_) * rows};
+        for (size_t j = 0; j < layers_.size(); ++j) {
+            const MlpLayer& layer = *layers_[j].layer;
+            const ptrdiff_t ld = simd::padded(layer.out), size = ld * rows;
+            const bool last = j + 1 == layers_.size();
+            float* before = tape;  // what enters the activation
+            if (layer.norm == Norm::none && layer.act <= simd::Act::relu) {
+                kernels.dense(layers_[j].forward, x, ldx, rows, before, ld, layer.act, false);
+                tape += size;
+                x = before;
+                ldx = ld;
+            } else {
+                kernels.dense(layers_[j].forward, x, ldx, rows, before, ld, simd::Act::none, false);
+                if (has_layer_norm(layer.norm)) {
+                    before += size;
+                    std::copy_n(tape, size, before);
+                    kernels.layer_norm(before, ld, rows, layer.out, layer.gamma.data(), layer.beta.data(),
+                                       simd::Act::none);
+                }
+                if (has_simnorm(layer.norm)) kernels.simnorm(before, ld, rows, layer.out, group_);
+                tape += size * static_cast<ptrdiff_t>(slots(layer));
+                x = before;
+                ldx = ld;
+                if (layer.act != simd::Act::none) {
+                    std::copy_n(before, size, buffers[j % 2]);
+                    kernels.activate(buffers[j % 2], ld, rows, layer.out, layer.act);
+                    x = buffers[j % 2];
+                }
+            }
+            if (!last) continue;
+            if (accumulate)
+                kernels.add(x, ldx, rows, layer.out, y, ldy);
+            else
+                for (int r = 0; r < rows; ++r) std::copy_n(x + r * ldx, layer.out, y + r * ldy);
+        }
+    }
+
+    void backward(const simd::Kernels& kernels, const float* tape, float* dy, ptrdiff_t lddy, int rows,
+                  float* dx, ptrdiff_t lddx, float* work) const noexcept override {
+        float* const buffers[2] = {work, work + static_cast<ptrdiff_t>(widest_) * rows};
+        tape += this->tape(rows);
+        for (size_t j = layers_.size(); j-- > 0;) {
+            const MlpLayer& layer = *layers_[j].layer;
+            const ptrdiff_t ld = simd::padded(layer.out), size = ld * rows;
+            const float* const before = tape - size;
+            tape -= size * static_cast<ptrdiff_t>(slots(layer));
+            if (layer.act != simd::Act::none)
+                kernels.activate_backward(before, ld, rows, layer.out, layer.act, dy, lddy);
+            if (has_simnorm(layer.norm))
+                kernels.simnorm_backward(before, ld, rows, layer.out, group_, dy, lddy);
+            if (has_layer_norm(layer.norm))
+                kernels.layer_norm_backward(tape, ld, rows, layer.out, layer.gamma.data(), dy, lddy);
+            float* const to = j == 0 ? dx : buffers[j % 2];
+            const ptrdiff_t ldto = j == 0 ? lddx : widest_;
+            kernels.dense(layers_[j].transposed.view(), dy, lddy, rows, to, ldto, simd::Act::none, false);
+            dy = to;
+            lddy = ldto;
+        }
+    }
+
+  private:
+    struct Layer {
+        const MlpLayer* layer;
+        simd::Dense forward;
+        PackedDense transposed;
+    };
+    // Of a layer on the tape: with a LayerNorm what entered it, and always what entered the activation.
+    static size_t slots(const MlpLayer& layer) noexcept { return has_layer_norm(layer.norm) ? 2 : 1; }
+
+    std::vector<Layer> layers_;
+    int group_, widest_ = 0;
+};
+
+std::unique_ptr<BlockGradient> Mlp::differentiate() const {
+    if (precision_ != Precision::fp32) return nullptr;
+    return std::make_unique<MlpGradient>(layers_, group_);
+}
 
 }  // namespace
 

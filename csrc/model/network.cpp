@@ -98,4 +98,60 @@ double Network::flops() const noexcept {
     return total;
 }
 
+std::unique_ptr<NetworkGradient> Network::differentiate() const {
+    std::vector<std::unique_ptr<BlockGradient>> blocks;
+    for (const auto& b : blocks_) {
+        blocks.push_back(b->differentiate());
+        if (blocks.back() == nullptr) return nullptr;
+    }
+    return std::make_unique<NetworkGradient>(std::move(blocks), sizes_);
+}
+
+NetworkGradient::NetworkGradient(std::vector<std::unique_ptr<BlockGradient>> blocks, std::vector<int> sizes)
+    : blocks_(std::move(blocks)) {
+    for (const int size : sizes) widest_ = std::max(widest_, simd::padded(size));
+}
+
+size_t NetworkGradient::tape(int rows) const noexcept {
+    size_t floats = 0;
+    for (const auto& b : blocks_) floats += b->tape(rows);
+    return floats;
+}
+
+size_t NetworkGradient::workspace(int rows) const noexcept {
+    size_t block = 0;
+    for (const auto& b : blocks_) block = std::max(block, b->workspace(rows));
+    return block + 2 * static_cast<size_t>(widest_) * static_cast<size_t>(rows);
+}
+
+void NetworkGradient::forward(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y,
+                              ptrdiff_t ldy, bool accumulate, float* tape, float* work) const noexcept {
+    float* const buffers[2] = {work, work + static_cast<ptrdiff_t>(widest_) * rows};
+    float* const block_work = work + 2 * static_cast<ptrdiff_t>(widest_) * rows;
+    for (size_t i = 0; i < blocks_.size(); ++i) {
+        const bool last = i + 1 == blocks_.size();
+        float* const to = last ? y : buffers[i % 2];
+        const ptrdiff_t ld = last ? ldy : widest_;
+        blocks_[i]->forward(kernels, x, ldx, rows, to, ld, last && accumulate, tape, block_work);
+        tape += blocks_[i]->tape(rows);
+        x = to;
+        ldx = ld;
+    }
+}
+
+void NetworkGradient::backward(const simd::Kernels& kernels, const float* tape, float* dy, ptrdiff_t lddy,
+                               int rows, float* dx, ptrdiff_t lddx, float* work) const noexcept {
+    float* const buffers[2] = {work, work + static_cast<ptrdiff_t>(widest_) * rows};
+    float* const block_work = work + 2 * static_cast<ptrdiff_t>(widest_) * rows;
+    tape += this->tape(rows);
+    for (size_t i = blocks_.size(); i-- > 0;) {
+        tape -= blocks_[i]->tape(rows);
+        float* const to = i == 0 ? dx : buffers[i % 2];
+        const ptrdiff_t ld = i == 0 ? lddx : widest_;
+        blocks_[i]->backward(kernels, tape, dy, lddy, rows, to, ld, block_work);
+        dy = to;
+        lddy = ld;
+    }
+}
+
 }  // namespace pyjepa

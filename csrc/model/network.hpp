@@ -11,6 +11,22 @@
 
 namespace pyjepa {
 
+// A network's derivative with respect to its inputs; see BlockGradient.
+class NetworkGradient {
+  public:
+    explicit NetworkGradient(std::vector<std::unique_ptr<BlockGradient>> blocks, std::vector<int> sizes);
+    size_t tape(int rows) const noexcept;
+    size_t workspace(int rows) const noexcept;
+    void forward(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y,
+                 ptrdiff_t ldy, bool accumulate, float* tape, float* work) const noexcept;
+    void backward(const simd::Kernels& kernels, const float* tape, float* dy, ptrdiff_t lddy, int rows,
+                  float* dx, ptrdiff_t lddx, float* work) const noexcept;
+
+  private:
+    std::vector<std::unique_ptr<BlockGradient>> blocks_;
+    int widest_ = 0;
+};
+
 class Network {
   public:
     // `input_order`: see PackedDense; for networks whose inputs the engine keeps in another order than the
@@ -28,6 +44,8 @@ class Network {
     void forward(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y,
                  ptrdiff_t ldy, bool accumulate, float* work) const noexcept;
     double flops() const noexcept;
+    // Its derivative; nullptr if one of its blocks has none. The network outlives it.
+    std::unique_ptr<NetworkGradient> differentiate() const;
 
   private:
     std::vector<std::unique_ptr<Block>> blocks_;

@@ -14,8 +14,9 @@ enum class DType { float32, uint8 };
 enum class Norm { none, layer, simnorm, layer_simnorm };
 enum class Activation { none, relu, gelu, silu, mish, tanh };
 enum class Input { observation, state, action, goal };
-enum class Algorithm { cem, mppi, predictive_sampling };
+enum class Algorithm { cem, mppi, predictive_sampling, icem, gradient, hybrid };
 enum class Interpolation { zero, linear, cubic };
+enum class Sampling { gaussian, sobol };
 enum class CostKind { goal_distance, action_size, action_change, reward, hazard, box, half_space, critic };
 enum class Metric { l2, squared_l2, l1, cosine };
 enum class Reduce { mean, min, max };
@@ -123,6 +124,13 @@ struct PlannerSpec {
     bool elite_refit = false;
     float max_std = 10.0f;
     int policy_candidates = 0;
+    Sampling sampling = Sampling::gaussian;
+    std::optional<float> noise_beta;  // none: the algorithm's own
+    float keep_elites = 0.3f;
+    float decay = 1.25f;
+    float learning_rate = 0.2f;
+    int restarts = 8;
+    int polish = 10;
 };
 
 struct Spec {

@@ -50,6 +50,16 @@ void Knots::expand(const float* knots, int dim, float* out) const noexcept {
     }
 }
 
+void Knots::pull_back(const float* plan, int dim, float* knots) const noexcept {
+    std::fill_n(knots, static_cast<ptrdiff_t>(knots_) * dim, 0.0f);
+    for (const Stencil& s : expand_) {
+        for (int i = 0; i < 4; ++i)
+            if (s.weight[i] != 0.0f)
+                for (int d = 0; d < dim; ++d) knots[s.at[i] * dim + d] += s.weight[i] * plan[d];
+        plan += dim;
+    }
+}
+
 void Knots::shift(const float* knots, int dim, float by, float* out) const noexcept {
     for (int k = 0; k < knots_; ++k, out += dim) {
         const bool held = interpolation_ == Interpolation::zero || knots_ == 1;

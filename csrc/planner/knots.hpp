@@ -17,6 +17,8 @@ class Knots {
     int steps() const noexcept { return steps_; }
     // knots (K, D) -> out (S, D).
     void expand(const float* knots, int dim, float* out) const noexcept;
+    // The transpose of expand: derivatives with respect to a plan (S, D) -> to its knots (K, D).
+    void pull_back(const float* plan, int dim, float* knots) const noexcept;
     // The knots of the same curve seen `by` steps later; past its end it stays at its last value. out must
     // not be knots.
     void shift(const float* knots, int dim, float by, float* out) const noexcept;

@@ -47,7 +47,7 @@ class Mppi final : public Planner {
 
         std::fill(sum_.begin(), sum_.end(), 0.0);
         std::fill(square_sum_.begin(), square_sum_.end(), 0.0);
-        double weights = 0.0;
+        double weights = 0.0, squared_weights = 0.0;
         float* mean = mean_.data() + offset(e);
         for (int i = 0; i < count; ++i) {
             const int n = taking_part(i);
@@ -55,6 +55,7 @@ class Mppi final : public Planner {
             const double w = stable_exp((least - static_cast<double>(cost[n])) * (1.0 / scale));
             if (w < 1e-12) continue;
             weights += w;
+            squared_weights += w * w;
             sample(e, n, drawn_.data());
             for (size_t j = 0; j < knots_size_; ++j) {
                 const double d = static_cast<double>(drawn_[j]) - static_cast<double>(mean[j]);
@@ -65,12 +66,14 @@ class Mppi final : public Planner {
         float* std = std_.data() + offset(e);
         for (size_t j = 0; j < knots_size_; ++j) {
             const double move = sum_[j] / weights;
+            square_sum_[j] = std::max(0.0, square_sum_[j] / weights - move * move);
             mean[j] = static_cast<float>(static_cast<double>(mean[j]) + move);
             if (!elite) continue;
             const size_t d = j % static_cast<size_t>(settings_.plan_dim);
-            const double spread = std::sqrt(std::max(0.0, square_sum_[j] / weights - move * move));
+            const double spread = std::sqrt(square_sum_[j]);
             std[j] = std::min(std::max(static_cast<float>(spread), least_std_[d]), most_std_[d]);
         }
+        diagnose(e, weights, squared_weights, square_sum_);
     }
 };
 

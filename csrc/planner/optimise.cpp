@@ -1,6 +1,7 @@
 #include "planner/optimise.hpp"
 
 #include <algorithm>
+#include <cmath>
 
 namespace pyjepa {
 
@@ -18,10 +19,15 @@ void Optimiser::Mean::fill(const float* snapshot, int e, int n0, int n1, float* 
 
 Optimiser::Optimiser(Planner& planner, Rollout& rollout)
     : planner_(planner), rollout_(rollout), mean_(planner) {
-    const auto e = static_cast<size_t>(planner.settings().environments);
-    cost_ = AlignedFloats(e * static_cast<size_t>(planner.settings().candidates));
+    const PlannerSettings& s = planner.settings();
+    const auto e = static_cast<size_t>(s.environments);
+    const int descending = planner.descending();
+    cost_ = AlignedFloats(e * static_cast<size_t>(std::max(s.candidates, descending)));
+    gradient_ = AlignedFloats(e * static_cast<size_t>(descending) * static_cast<size_t>(s.steps) *
+                              static_cast<size_t>(s.plan_dim));
     best_ = AlignedFloats(e * planner.knots_size());
     best_cost_.resize(e);
+    history_.resize(e * history_size());
 }
 
 bool Optimiser::evaluate_mean(const Situation& now, const Deadline& deadline, bool first) {
@@ -40,29 +46,56 @@ int Optimiser::plan(const Situation& now, const float* shift, const Deadline& de
     for (int e = 0; e < s.environments; ++e) planner_.begin(e, shift[e]);
     evaluate_mean(now, Deadline(), true);  // even with no time left: what is returned has been evaluated
 
+    const auto record = [&](int iteration) {
+        for (int e = 0; e < s.environments; ++e)
+            history_[static_cast<size_t>(e) * history_size() + static_cast<size_t>(iteration)] = cost(e);
+    };
+    record(0);
+    const ptrdiff_t plan = static_cast<ptrdiff_t>(s.steps) * s.plan_dim;
+    bool on_time = true;
     if (s.policy_candidates > 0) {
         planner_.draw_proposals();
-        if (!rollout_.propose(now, s.policy_candidates, planner_.proposals(), deadline)) return 0;
+        on_time = rollout_.propose(now, s.policy_candidates, planner_.proposals(), deadline);
     }
     int completed = 0;
-    for (; completed < s.iterations; ++completed) {
+    for (; on_time && completed < s.iterations; ++completed) {
         planner_.iterate(completed);
-        if (!rollout_.evaluate(now, planner_, s.candidates, cost_.data(), deadline)) break;
+        const int count = planner_.count(completed);
+        const bool descends = planner_.descends(completed);
+        if (!(descends ? rollout_.gradient(now, planner_, count, cost_.data(), gradient_.data(), deadline)
+                       : rollout_.evaluate(now, planner_, count, cost_.data(), deadline)))
+            break;
         for (int e = 0; e < s.environments; ++e) {
-            const float* cost = cost_.data() + static_cast<ptrdiff_t>(e) * s.candidates;
-            const auto best = std::min_element(cost, cost + s.candidates) - cost;  // the first of equals
+            const float* cost = cost_.data() + static_cast<ptrdiff_t>(e) * count;
+            const auto best = std::min_element(cost, cost + count) - cost;  // the first of equals
             const auto i = static_cast<size_t>(e);
             if (cost[best] < best_cost_[i]) {
                 best_cost_[i] = cost[best];
                 planner_.sample(e, static_cast<int>(best), best_.data() + i * planner_.knots_size());
             }
-            planner_.refit(e, cost);
+            if (descends)
+                planner_.descend(e, cost, gradient_.data() + e * count * plan);
+            else
+                planner_.refit(e, cost);
         }
+        record(completed + 1);
     }
     // What the last refit arrived at has not been evaluated yet.
     if (completed == s.iterations && completed > 0) evaluate_mean(now, deadline, false);
+    for (int e = 0; e < s.environments; ++e)
+        std::fill(
+            history_.begin() + static_cast<ptrdiff_t>(static_cast<size_t>(e) * history_size()) + completed,
+            history_.begin() + static_cast<ptrdiff_t>(static_cast<size_t>(e + 1) * history_size()), cost(e));
     for (int e = 0; e < s.environments; ++e) planner_.set_mean(e, knots(e));
     return completed;
+}
+
+int Optimiser::converged(int e) const noexcept {
+    const float* costs = history(e);
+    const float within = cost(e) + 0.01f * std::abs(cost(e));
+    int iteration = 0;
+    while (iteration + 1 < static_cast<int>(history_size()) && costs[iteration] > within) ++iteration;
+    return iteration;
 }
 
 }  // namespace pyjepa

@@ -24,6 +24,14 @@ class Optimiser {
     }
     float cost(int e) const noexcept { return best_cost_[static_cast<size_t>(e)]; }
 
+    // The incumbent's cost as it fell: (iterations + 1,), the first of the plan that was started from, the
+    // last cost(e) from the last completed iteration on.
+    const float* history(int e) const noexcept {
+        return history_.data() + static_cast<size_t>(e) * history_size();
+    }
+    // The first iteration after which the incumbent's cost was within 1 % of what it came to; 0: the start.
+    int converged(int e) const noexcept;
+
   private:
     // The planner's mean as a proposal of one candidate.
     class Mean final : public Proposal {
@@ -37,14 +45,17 @@ class Optimiser {
       private:
         const Planner& planner_;
     };
+    size_t history_size() const noexcept { return static_cast<size_t>(planner_.settings().iterations) + 1; }
     bool evaluate_mean(const Situation& now, const Deadline& deadline, bool first);
 
     Planner& planner_;
     Rollout& rollout_;
     Mean mean_;
     AlignedFloats cost_;            // (E, N)
+    AlignedFloats gradient_;        // (E, P, S, D), where the planner descends with P candidates
     AlignedFloats best_;            // (E, K, D)
     std::vector<float> best_cost_;  // (E,)
+    std::vector<float> history_;    // (E, iterations + 1)
 };
 
 }  // namespace pyjepa

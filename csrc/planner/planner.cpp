@@ -5,6 +5,8 @@
 #include <cstring>
 #include <numeric>
 
+#include "planner/colour.hpp"
+
 namespace pyjepa {
 
 Planner::Planner(const PlannerSettings& settings)
@@ -15,20 +17,30 @@ Planner::Planner(const PlannerSettings& settings)
     std_ = AlignedFloats(e * knots_size_);
     drawn_ = AlignedFloats(knots_size_);
     shifted_ = AlignedFloats(knots_size_);
-    sample_noise_ = AlignedFloats(static_cast<size_t>(noise_row(static_cast<int>(knots_size_))));
     proposals_ = AlignedFloats(e * static_cast<size_t>(settings_.policy_candidates) * knots_size_);
     sum_.resize(knots_size_);
     square_sum_.resize(knots_size_);
-    order_.resize(static_cast<size_t>(settings_.candidates));
+    order_.resize(static_cast<size_t>(std::max(settings_.candidates, settings_.restarts)));
     plans_.resize(e);
     keys_.resize(e);
+    diagnosis_.resize(e);
+    if (settings_.sampling == Sampling::sobol)
+        sobol_ = std::make_unique<Sobol>(static_cast<int>(knots_size_));
+    if (settings_.noise_beta > 0.0f && settings_.knots > 1) {
+        const std::vector<float> matrix = colour_matrix(settings_.knots, settings_.noise_beta);
+        const auto k = static_cast<size_t>(settings_.knots);
+        colour_.resize(k * k);
+        for (size_t i = 0; i < k; ++i)
+            for (size_t j = 0; j < k; ++j) colour_[j * k + i] = matrix[i * k + j];
+    }
+    sample_noise_ = AlignedFloats(scratch(1));
     for (size_t d = 0; d < dim; ++d) {
         const float half_range = 0.5f * (settings_.high[d] - settings_.low[d]);
         first_std_.push_back(settings_.std * half_range);
         least_std_.push_back(settings_.min_std * half_range);
         most_std_.push_back(settings_.max_std * half_range);
     }
-    for (int i = 0; i < settings_.environments; ++i) reset(i);
+    for (int i = 0; i < settings_.environments; ++i) Planner::reset(i);
 }
 
 void Planner::reset(int e) noexcept {
@@ -42,18 +54,42 @@ void Planner::reset(int e) noexcept {
 
 void Planner::begin(int e, float shift) noexcept {
     ++plans_[static_cast<size_t>(e)];
-    float* mean = mean_.data() + offset(e);
-    if (shift > 0.0f) {
-        knots_.shift(mean, settings_.plan_dim, shift, shifted_.data());
-        std::copy_n(shifted_.data(), knots_size_, mean);
-    }
+    diagnosis_[static_cast<size_t>(e)] = {};
+    shift_knots(mean_.data() + offset(e), shift);
     float* std = std_.data() + offset(e);
     for (size_t i = 0; i < knots_size_; ++i) std[i] = first_std_[i % static_cast<size_t>(settings_.plan_dim)];
 }
 
+void Planner::shift_knots(float* values, float shift) noexcept {
+    if (!(shift > 0.0f)) return;
+    knots_.shift(values, settings_.plan_dim, shift, shifted_.data());
+    std::copy_n(shifted_.data(), knots_size_, values);
+}
+
 void Planner::iterate(int iteration) noexcept {
+    count_ = count(iteration);
     for (size_t e = 0; e < keys_.size(); ++e)
         keys_[e] = noise_key(settings_.seed, plans_[e], 0, static_cast<uint32_t>(iteration));
+}
+
+int Planner::count(int) const noexcept {
+    return settings_.candidates;
+}
+
+bool Planner::descends(int) const noexcept {
+    return false;
+}
+
+int Planner::descending() const noexcept {
+    const int last = settings_.iterations - 1;  // none descends before one that does not
+    return last >= 0 && descends(last) ? count(last) : 0;
+}
+
+void Planner::descend(int, const float*, const float*) noexcept {}
+
+void Planner::reserve_own(size_t size) {
+    own_size_ = size;
+    own_ = AlignedFloats(static_cast<size_t>(settings_.environments) * size);
 }
 
 void Planner::draw_proposals() noexcept {
@@ -69,22 +105,46 @@ void Planner::draw_proposals() noexcept {
     }
 }
 
-// Knots (n1 - n0, K, D). Environments share their noise: a batch plans exactly as its members would alone,
-// and what one environment draws never depends on who else is in the batch.
-void Planner::draw(NoiseKey key, const float* mean, const float* std, const float* proposals, int n0, int n1,
-                   float* knots, float* noise) const noexcept {
+// Environments share their noise: a batch plans exactly as its members would alone, and what one environment
+// draws never depends on who else is in the batch.
+void Planner::white(NoiseKey key, int n0, int n1, float* noise) const noexcept {
+    const int count = static_cast<int>(knots_size_);
+    if (sobol_ != nullptr)
+        sobol_->normals(key, n0, n1, noise_row(count), noise);
+    else
+        gaussian(key, 0, n0, n1, count, noise);
+}
+
+// Reads the white noise dimension by dimension: (D, K), so that the sum runs over whole rows of the matrix.
+// The first numbers, which Sobol points cover best, carry the lowest frequencies.
+void Planner::colour(float* noise, float* coloured) const noexcept {
+    const int dim = settings_.plan_dim, knots = settings_.knots;
+    for (int d = 0; d < dim; ++d) {
+        std::fill_n(coloured, knots, 0.0f);
+        for (int j = 0; j < knots; ++j) {
+            const float w = noise[j * dim + d];
+            const float* column = colour_.data() + static_cast<ptrdiff_t>(j) * knots;
+            for (int k = 0; k < knots; ++k) coloured[k] += column[k] * w;
+        }
+        for (int k = 0; k < knots; ++k) noise[k * dim + d] = coloured[k];
+    }
+}
+
+void Planner::draw(const Source& from, int n0, int n1, float* knots, float* noise) const noexcept {
     const int count = static_cast<int>(knots_size_), row = noise_row(count);
-    gaussian(key, 0, n0, n1, count, noise);
+    white(from.key, n0, n1, noise);
+    float* const coloured = noise + static_cast<ptrdiff_t>(n1 - n0) * row;
     for (int n = n0; n < n1; ++n, noise += row, knots += count) {
         if (n == 0) {
-            std::copy_n(mean, count, knots);
+            std::copy_n(from.mean, count, knots);
             continue;
         }
         if (n <= settings_.policy_candidates) {
-            std::copy_n(proposals + static_cast<size_t>(n - 1) * knots_size_, count, knots);
+            std::copy_n(from.proposals + static_cast<size_t>(n - 1) * knots_size_, count, knots);
             continue;
         }
-        for (int i = 0; i < count; ++i) knots[i] = mean[i] + std[i] * noise[i];
+        if (!colour_.empty()) colour(noise, coloured);
+        for (int i = 0; i < count; ++i) knots[i] = from.mean[i] + from.std[i] * noise[i];
         clamp(knots, settings_.knots);
     }
 }
@@ -103,37 +163,45 @@ void Planner::expand(const float* knots, float* plan) const noexcept {
 
 size_t Planner::scratch(int rows) const noexcept {
     return static_cast<size_t>(rows) *
-           (knots_size_ + static_cast<size_t>(noise_row(static_cast<int>(knots_size_))));
+           (knots_size_ + static_cast<size_t>(noise_row(static_cast<int>(knots_size_))) +
+            (colour_.empty() ? 0 : static_cast<size_t>(settings_.knots)));
 }
 
 size_t Planner::snapshot_size() const noexcept {
-    return mean_.size() + std_.size() + proposals_.size() + keys_.size() * (sizeof(NoiseKey) / sizeof(float));
+    return mean_.size() + std_.size() + proposals_.size() + own_.size() +
+           keys_.size() * (sizeof(NoiseKey) / sizeof(float));
 }
 
 void Planner::snapshot(float* out) const noexcept {
-    out = std::copy_n(mean_.data(), mean_.size(), out);
-    out = std::copy_n(std_.data(), std_.size(), out);
-    out = std::copy_n(proposals_.data(), proposals_.size(), out);
+    for (const AlignedFloats* part : {&mean_, &std_, &proposals_, &own_})
+        out = std::copy_n(part->data(), part->size(), out);
     std::memcpy(out, keys_.data(), keys_.size() * sizeof(NoiseKey));
 }
 
 void Planner::fill(const float* snapshot, int e, int n0, int n1, float* out, float* scratch) const noexcept {
-    const float *mean = snapshot, *std = mean + mean_.size(), *proposals = std + std_.size(),
-                *keys = proposals + proposals_.size();
-    NoiseKey key;
-    std::memcpy(&key, reinterpret_cast<const char*>(keys) + static_cast<size_t>(e) * sizeof key, sizeof key);
+    const float *means = snapshot, *stds = means + mean_.size(), *proposals = stds + std_.size(),
+                *owns = proposals + proposals_.size(), *keys = owns + own_.size();
+    const auto i = static_cast<size_t>(e);
+    Source from{{},
+                means + offset(e),
+                stds + offset(e),
+                proposals + offset(e) * static_cast<size_t>(settings_.policy_candidates),
+                owns + i * own_size_};
+    std::memcpy(&from.key, reinterpret_cast<const char*>(keys) + i * sizeof from.key, sizeof from.key);
     float* knots = scratch;
     float* noise = scratch + static_cast<size_t>(n1 - n0) * knots_size_;
-    draw(key, mean + offset(e), std + offset(e),
-         proposals + offset(e) * static_cast<size_t>(settings_.policy_candidates), n0, n1, knots, noise);
+    draw(from, n0, n1, knots, noise);
     const ptrdiff_t plan = static_cast<ptrdiff_t>(settings_.steps) * settings_.plan_dim;
     for (int n = n0; n < n1; ++n, knots += knots_size_, out += plan) expand(knots, out);
 }
 
+Planner::Source Planner::source(int e) const noexcept {
+    return {keys_[static_cast<size_t>(e)], mean(e), std_.data() + offset(e),
+            proposals_.data() + offset(e) * static_cast<size_t>(settings_.policy_candidates), own(e)};
+}
+
 void Planner::sample(int e, int n, float* knots) noexcept {
-    draw(keys_[static_cast<size_t>(e)], mean(e), std_.data() + offset(e),
-         proposals_.data() + offset(e) * static_cast<size_t>(settings_.policy_candidates), n, n + 1, knots,
-         sample_noise_.data());
+    draw(source(e), n, n + 1, knots, sample_noise_.data());
 }
 
 void Planner::set_mean(int e, const float* knots) noexcept {
@@ -141,11 +209,27 @@ void Planner::set_mean(int e, const float* knots) noexcept {
 }
 
 int Planner::cheapest(const float* cost, int count) noexcept {
-    std::iota(order_.begin(), order_.end(), 0);
+    const auto end = order_.begin() + count_;
+    count = std::min(count, count_);
+    std::iota(order_.begin(), end, 0);
     const auto cheaper = [cost](int a, int b) { return cost[a] < cost[b] || (cost[a] == cost[b] && a < b); };
-    std::partial_sort(order_.begin(), order_.begin() + count, order_.end(), cheaper);
+    std::partial_sort(order_.begin(), order_.begin() + count, end, cheaper);
     while (count > 0 && !std::isfinite(cost[order_[static_cast<size_t>(count - 1)]])) --count;
     return count;
+}
+
+void Planner::diagnose(int e, double weights, double squared_weights,
+                       const std::vector<double>& variance) noexcept {
+    double total = 0.0;
+    for (size_t j = 0; j < knots_size_; ++j) {
+        const size_t d = j % static_cast<size_t>(settings_.plan_dim);
+        const double half_range =
+            0.5 * (static_cast<double>(settings_.high[d]) - static_cast<double>(settings_.low[d]));
+        total += std::max(0.0, variance[j]) / (half_range * half_range);
+    }
+    diagnosis_[static_cast<size_t>(e)] = {
+        static_cast<float>(weights * weights / squared_weights),
+        static_cast<float>(std::sqrt(total / static_cast<double>(knots_size_)))};
 }
 
 std::unique_ptr<Planner> make_planner(const PlannerSettings& settings) {
@@ -156,6 +240,12 @@ std::unique_ptr<Planner> make_planner(const PlannerSettings& settings) {
             return make_mppi(settings);
         case Algorithm::predictive_sampling:
             return make_predictive_sampling(settings);
+        case Algorithm::icem:
+            return make_icem(settings);
+        case Algorithm::gradient:
+            return make_gradient(settings);
+        case Algorithm::hybrid:
+            return make_hybrid(settings);
     }
     return nullptr;
 }

@@ -16,6 +16,8 @@ class PredictiveSampling final : public Planner {
         if (cheapest(cost, 1) == 0) return;
         sample(e, order_[0], drawn_.data());
         set_mean(e, drawn_.data());
+        std::fill(square_sum_.begin(), square_sum_.end(), 0.0);
+        diagnose(e, 1.0, 1.0, square_sum_);  // the best alone counts
     }
 };
 

@@ -17,6 +17,7 @@ namespace py = pybind11;
 namespace {
 
 using Floats = py::array_t<float, py::array::c_style>;
+using Integers = py::array_t<int32_t, py::array::c_style>;
 
 [[noreturn]] void raise(const char* name, const std::string& message) {
     const py::object type = py::module_::import("pyjepa.errors").attr(name);
@@ -158,7 +159,8 @@ class Agent {
                    int temperature_scale, int elite_refit, float max_std, int policy_candidates, bool prune,
                    uint64_t seed, const std::optional<py::array>& goal, const std::optional<Floats>& low,
                    const std::optional<Floats>& high, const std::optional<Floats>& weights,
-                   const py::object& rollout) {
+                   const py::object& rollout, int sampling, float noise_beta, float keep_elites, float decay,
+                   float learning_rate, int restarts, int polish) {
         Task task;
         pyjepa_task_init(&task.raw, sizeof task.raw);
         task.raw.environments = environments;
@@ -179,6 +181,13 @@ class Agent {
         task.raw.policy_candidates = policy_candidates;
         task.raw.prune = prune ? 1 : 0;
         task.raw.seed = seed;
+        task.raw.sampling = sampling;
+        task.raw.noise_beta = noise_beta;
+        task.raw.keep_elites = keep_elites;
+        task.raw.decay = decay;
+        task.raw.learning_rate = learning_rate;
+        task.raw.restarts = restarts;
+        task.raw.polish = polish;
         task.goal = goal;
         task.low = low;
         task.high = high;
@@ -205,7 +214,8 @@ class Agent {
 
     // Writes into the arrays given; returns (iterations, elapsed).
     std::pair<int, double> plan(double deadline, Floats& actions, Floats& cost, std::optional<Floats>& states,
-                                std::optional<Floats>& cost_terms) {
+                                std::optional<Floats>& cost_terms, Floats& best_cost, Integers& converged,
+                                Floats& effective_samples, Floats& elite_spread) {
         pyjepa_plan_out out{};
         out.size = sizeof out;
         out.actions = actions.mutable_data();
@@ -214,6 +224,10 @@ class Agent {
         out.cost_terms = cost_terms ? cost_terms->mutable_data() : nullptr;
         std::optional<py::error_already_set> signal;
         const bool main = runs_signal_handlers();
+        out.best_cost = best_cost.mutable_data();
+        out.converged = converged.mutable_data();
+        out.effective_samples = effective_samples.mutable_data();
+        out.elite_spread = elite_spread.mutable_data();
         pyjepa_status status;
         {
             const py::gil_scoped_release release;
@@ -221,22 +235,7 @@ class Agent {
                                              &signal);
         }
         if (status == PYJEPA_CANCELLED && signal) throw std::move(*signal);
-        if (status == PYJEPA_CALLBACK && callback_error_) {
-            py::error_already_set error = std::move(*callback_error_);
-            callback_error_.reset();
-            if (!error.matches(PyExc_Exception))
-                throw error;  // KeyboardInterrupt, SystemExit: no rollout's failure
-            const py::object type = py::module_::import("pyjepa.errors").attr("RolloutError");
-            error.restore();
-            py::raise_from(type.ptr(), "the rollout callback raised an exception");
-            throw py::error_already_set();
-        }
-        if (status == PYJEPA_CALLBACK && !callback_message_.empty()) {
-            const std::string message = std::move(callback_message_);
-            callback_message_.clear();
-            raise("RolloutError", message);
-        }
-        check(status);
+        check_plan(status);
         return {out.iterations, out.elapsed};
     }
 
@@ -268,6 +267,25 @@ class Agent {
         return found;
     }
 
+    // plans (E, n, S, D) -> costs (E, n), and the gradient if asked for.
+    std::pair<Floats, std::optional<Floats>> evaluate(const Floats& plans, bool gradient) {
+        if (plans.ndim() != 4) raise("InvalidArgumentError", "plans must have shape (E, n, S, D)");
+        Floats cost({plans.shape(0), plans.shape(1)});
+        std::optional<Floats> slope;
+        if (gradient) slope = Floats({plans.shape(0), plans.shape(1), plans.shape(2), plans.shape(3)});
+        const auto n = static_cast<size_t>(plans.shape(1));
+        const float* from = plans.data();
+        float* to = cost.mutable_data();
+        float* slopes = slope ? slope->mutable_data() : nullptr;
+        pyjepa_status status;
+        {
+            const py::gil_scoped_release release;
+            status = pyjepa_evaluate(handle_, from, n, to, slopes);
+        }
+        check_plan(status);
+        return {cost, slope};
+    }
+
     void reset(int environment) { check(pyjepa_reset(handle_, environment)); }
 
     py::dict settings() const {
@@ -292,6 +310,13 @@ class Agent {
         out["elite_refit"] = s.elite_refit != 0;
         out["max_std"] = s.max_std;
         out["policy_candidates"] = s.policy_candidates;
+        out["sampling"] = s.sampling;
+        out["noise_beta"] = s.noise_beta;
+        out["keep_elites"] = s.keep_elites;
+        out["decay"] = s.decay;
+        out["learning_rate"] = s.learning_rate;
+        out["restarts"] = s.restarts;
+        out["polish"] = s.polish;
         out["flops"] = s.flops;
         out["tile"] = s.tile;
         return out;
@@ -306,6 +331,26 @@ class Agent {
     };
 
     Agent() = default;
+
+    // Of a call that may have called back: the callback's own exception, if that is what went wrong.
+    void check_plan(pyjepa_status status) {
+        if (status == PYJEPA_CALLBACK && callback_error_) {
+            py::error_already_set error = std::move(*callback_error_);
+            callback_error_.reset();
+            if (!error.matches(PyExc_Exception))
+                throw error;  // KeyboardInterrupt, SystemExit: no rollout's failure
+            const py::object type = py::module_::import("pyjepa.errors").attr("RolloutError");
+            error.restore();
+            py::raise_from(type.ptr(), "the rollout callback raised an exception");
+            throw py::error_already_set();
+        }
+        if (status == PYJEPA_CALLBACK && !callback_message_.empty()) {
+            const std::string message = std::move(callback_message_);
+            callback_message_.clear();
+            raise("RolloutError", message);
+        }
+        check(status);
+    }
 
     // The agent keeps its previous task, and the callback that belongs to it, until the new one is in force.
     void configure_task(Task task) {
@@ -425,12 +470,16 @@ PYBIND11_MODULE(_engine, m) {
              py::arg("momentum"), py::arg("temperature"), py::arg("temperature_scale"),
              py::arg("elite_refit"), py::arg("max_std"), py::arg("policy_candidates"), py::arg("prune"),
              py::arg("seed"), py::arg("goal"), py::arg("low"), py::arg("high"), py::arg("weights"),
-             py::arg("rollout"))
+             py::arg("rollout"), py::arg("sampling"), py::arg("noise_beta"), py::arg("keep_elites"),
+             py::arg("decay"), py::arg("learning_rate"), py::arg("restarts"), py::arg("polish"))
         .def("observe", &Agent::observe, py::arg("observation"), py::arg("steps"))
         .def("act", &Agent::act, py::arg("out").noconvert())
         .def("state", &Agent::state, py::arg("out").noconvert())
         .def("plan", &Agent::plan, py::arg("deadline"), py::arg("actions").noconvert(),
-             py::arg("cost").noconvert(), py::arg("states").noconvert(), py::arg("cost_terms").noconvert())
+             py::arg("cost").noconvert(), py::arg("states").noconvert(), py::arg("cost_terms").noconvert(),
+             py::arg("best_cost").noconvert(), py::arg("converged").noconvert(),
+             py::arg("effective_samples").noconvert(), py::arg("elite_spread").noconvert())
+        .def("evaluate", &Agent::evaluate, py::arg("plans"), py::arg("gradient"))
         .def("reset", &Agent::reset, py::arg("environment"))
         .def("remember", &Agent::remember, py::arg("capacity"))
         .def("memory", &Agent::memory, py::arg("latent"))

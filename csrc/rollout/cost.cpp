@@ -95,4 +95,25 @@ void Cost::add(Of what, const StepView& step, bool last, float* total, float* ea
     }
 }
 
+int Cost::differentiate() {
+    for (size_t i = 0; i < terms_.size(); ++i)
+        if (terms_[i].used() && !terms_[i].term->differentiate()) return static_cast<int>(i);
+    return -1;
+}
+
+void Cost::add_gradient(Of what, const StepView& step, bool last, const StepGradient& to) const noexcept {
+    for (const Weighted& t : terms_) {
+        if (t.term->judges_action() != (what == Of::action)) continue;
+        const float weight = (last ? t.terminal : t.stage) * step.discount;
+        if (weight != 0.0f) t.term->add_gradient(step, weight, to);
+    }
+}
+
+size_t Cost::gradient_workspace(int rows) const noexcept {
+    size_t most = 0;
+    for (const Weighted& t : terms_)
+        if (t.used()) most = std::max(most, t.term->gradient_workspace(rows));
+    return most;
+}
+
 }  // namespace pyjepa

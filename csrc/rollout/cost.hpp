@@ -36,11 +36,26 @@ struct StepView {
     float* work;     // Cost::workspace(rows) floats
 };
 
+// Where the derivatives of a step's cost are added up, as StepView lays out what they belong to.
+struct StepGradient {
+    float* states;  // (rows, L): of the states that the term judges
+    ptrdiff_t state_ld;
+    float* actions;   // (rows, D) normalised
+    float* previous;  // nullptr where the step before is not part of the plan
+    ptrdiff_t action_ld;
+};
+
 class CostTerm {
   public:
     virtual ~CostTerm() = default;
     // out[r] for every row. Real-time safe.
     virtual void score(const StepView& step, float* out) const noexcept = 0;
+    // Its derivative, for planners that follow it: whether there is one, with all allocated for
+    // add_gradient(). May be called again.
+    virtual bool differentiate() { return false; }
+    // Adds weight * (derivative of each row's score) to `to`. step.work: gradient_workspace(rows) floats.
+    virtual void add_gradient(const StepView&, float, const StepGradient&) const noexcept {}
+    virtual size_t gradient_workspace(int) const noexcept { return 0; }
     // Its name, if it needs a goal.
     virtual const char* needs_goal() const noexcept { return nullptr; }
     // Whether the term judges the action in its state rather than the state it leads to: then its stage
@@ -95,6 +110,11 @@ class Cost {
     // stage. work: workspace(1) floats.
     float intrinsic(const simd::Kernels& kernels, float* state, int latent, const float* goal,
                     int environment, float* work) const noexcept;
+    // Makes add_gradient() ready; returns the first term in use that has no derivative, or -1. Allocates.
+    int differentiate();
+    // Adds the derivative of what add() adds to each row's total. step.work: gradient_workspace(rows) floats.
+    void add_gradient(Of what, const StepView& step, bool last, const StepGradient& to) const noexcept;
+    size_t gradient_workspace(int rows) const noexcept;
 
   private:
     struct Weighted {

@@ -14,6 +14,12 @@ class ActionSize final : public CostTerm {
             for (int d = 0; d < s.plan_dim; ++d) out[r] += a[d] * a[d];
         }
     }
+    bool differentiate() override { return true; }
+    void add_gradient(const StepView& s, float weight, const StepGradient& to) const noexcept override {
+        for (int r = 0; r < s.rows; ++r)
+            for (int d = 0; d < s.plan_dim; ++d)
+                to.actions[r * to.action_ld + d] += 2.0f * weight * s.actions[r * s.action_ld + d];
+    }
     bool judges_action() const noexcept override { return true; }
     bool non_negative() const noexcept override { return true; }
 };
@@ -26,6 +32,18 @@ class ActionChange final : public CostTerm {
             if (s.previous == nullptr) continue;
             const float *a = s.actions + r * s.action_ld, *b = s.previous + r * s.previous_ld;
             for (int d = 0; d < s.plan_dim; ++d) out[r] += (a[d] - b[d]) * (a[d] - b[d]);
+        }
+    }
+    bool differentiate() override { return true; }
+    void add_gradient(const StepView& s, float weight, const StepGradient& to) const noexcept override {
+        if (s.previous == nullptr) return;
+        for (int r = 0; r < s.rows; ++r) {
+            const float *a = s.actions + r * s.action_ld, *b = s.previous + r * s.previous_ld;
+            for (int d = 0; d < s.plan_dim; ++d) {
+                const float slope = 2.0f * weight * (a[d] - b[d]);
+                to.actions[r * to.action_ld + d] += slope;
+                if (to.previous != nullptr) to.previous[r * to.action_ld + d] -= slope;
+            }
         }
     }
     bool judges_action() const noexcept override { return true; }

@@ -33,6 +33,16 @@ class Critic final : public CostTerm {
     const char* needs_goal() const noexcept override {
         return head_.reads_goal() || (policy_ != nullptr && policy_->reads_goal()) ? "critic" : nullptr;
     }
+    bool differentiate() override { return policy_ == nullptr && head_.differentiate(); }
+    void add_gradient(const StepView& s, float weight, const StepGradient& to) const noexcept override {
+        float *const slopes = s.work, *const work = slopes + s.rows;
+        head_.record(s.kernels, s.states, s.state_ld, s.rows, s.goal, slopes, work);
+        for (int r = 0; r < s.rows; ++r) slopes[r] = weight * sign_;
+        head_.pull_back(s.kernels, slopes, s.rows, to.states, to.state_ld, to.actions, to.action_ld, work);
+    }
+    size_t gradient_workspace(int rows) const noexcept override {
+        return static_cast<size_t>(rows) + head_.gradient_workspace(rows);
+    }
     bool judges_future() const noexcept override { return true; }
     size_t workspace(int rows) const noexcept override {
         return std::max(head_.workspace(rows), policy_ != nullptr ? policy_->workspace(rows) : 0);

@@ -44,22 +44,24 @@ void Head::choose(uint64_t draw, int n, int count, int* chosen) noexcept {
     }
 }
 
+const float* Head::gather(const float* inputs, ptrdiff_t& ld, int rows, const float* goal,
+                          float* to) const noexcept {
+    const float* x = reads_state_ ? inputs : inputs + latent_;
+    if (!reads_goal_) return x;
+    const int in = networks_.front().in(), before = in - latent_;  // of state and action
+    const ptrdiff_t width = simd::padded(in);
+    for (int r = 0; r < rows; ++r) {
+        if (reads_state_ || reads_action_) std::copy_n(x + r * ld, before, to + r * width);
+        std::copy_n(goal, latent_, to + r * width + before);
+    }
+    ld = width;
+    return to;
+}
+
 void Head::forward(const simd::Kernels& kernels, const float* inputs, ptrdiff_t ld, int rows,
                    const float* goal, uint64_t draw, float* out, float* work) const noexcept {
-    const Network& first = networks_.front();
-    const float* x = reads_state_ ? inputs : inputs + latent_;
-    if (reads_goal_) {
-        const int before = first.in() - latent_;  // of state and action
-        const ptrdiff_t width = simd::padded(first.in());
-        for (int r = 0; r < rows; ++r) {
-            float* to = work + r * width;
-            if (reads_state_ || reads_action_) std::copy_n(x + r * ld, before, to);
-            std::copy_n(goal, latent_, to + before);
-        }
-        x = work;
-        ld = width;
-        work += width * rows;
-    }
+    const float* x = gather(inputs, ld, rows, goal, work);
+    if (reads_goal_) work += ld * rows;
     int chosen[limits::ensemble];
     choose(draw, static_cast<int>(networks_.size()), members_, chosen);
     float* const other = work;
@@ -76,6 +78,39 @@ void Head::forward(const simd::Kernels& kernels, const float* inputs, ptrdiff_t 
     }
     if (reduce_ == Reduce::mean && members_ > 1)
         for (ptrdiff_t i = 0; i < size; ++i) out[i] /= static_cast<float>(members_);
+}
+
+bool Head::differentiate() {
+    if (networks_.size() == 1 && gradient_ == nullptr) gradient_ = networks_.front().differentiate();
+    return gradient_ != nullptr;
+}
+
+size_t Head::gradient_workspace(int rows) const noexcept {
+    if (gradient_ == nullptr) return 0;
+    return static_cast<size_t>(rows) * static_cast<size_t>(simd::padded(networks_.front().in())) +
+           gradient_->tape(rows) + gradient_->workspace(rows);
+}
+
+// work: rows of inputs, later of their derivatives; the tape; the networks' scratch.
+void Head::record(const simd::Kernels& kernels, const float* inputs, ptrdiff_t ld, int rows,
+                  const float* goal, float* out, float* work) const noexcept {
+    const float* x = gather(inputs, ld, rows, goal, work);
+    float* const tape = work + static_cast<ptrdiff_t>(rows) * simd::padded(networks_.front().in());
+    gradient_->forward(kernels, x, ld, rows, out, out_, false, tape, tape + gradient_->tape(rows));
+}
+
+void Head::pull_back(const simd::Kernels& kernels, float* dy, int rows, float* states, ptrdiff_t state_ld,
+                     float* actions, ptrdiff_t action_ld, float* work) const noexcept {
+    const ptrdiff_t width = simd::padded(networks_.front().in());
+    float* const tape = work + width * rows;
+    gradient_->backward(kernels, tape, dy, out_, rows, work, width, tape + gradient_->tape(rows));
+    const int before = reads_state_ ? latent_ : 0;
+    for (int r = 0; r < rows; ++r) {
+        const float* dx = work + r * width;
+        for (int j = 0; j < before; ++j) states[r * state_ld + j] += dx[j];
+        if (!reads_action_) continue;
+        for (int d = 0; d < plan_dim_; ++d) actions[r * action_ld + d] += dx[before + d];
+    }
 }
 
 }  // namespace pyjepa

@@ -126,7 +126,7 @@ class NativeRollout::Evaluation final : public PureJob {
     AlignedFloats known_;                   // (threads, N)
 };
 
-NativeRollout::NativeRollout(const Model& model, const Cost& cost, const Policy* policy, Pool& pool,
+NativeRollout::NativeRollout(const Model& model, Cost& cost, const Policy* policy, Pool& pool,
                              const RolloutLimits& limits)
     : model_(model),
       predictor_(*model.predictor()),
@@ -158,6 +158,7 @@ NativeRollout::NativeRollout(const Model& model, const Cost& cost, const Policy*
     memory_ = AlignedFloats(lane_size_ * static_cast<size_t>(pool.threads()));
     for (int i = 0; i < pool.threads(); ++i)
         evaluations_.push_back(std::make_unique<Evaluation>(*this, limits));
+    if (limits.descending > 0) gradient_ = std::make_unique<NativeGradient>(model, cost, pool, limits);
 }
 
 NativeRollout::~NativeRollout() {

@@ -13,18 +13,24 @@
 #include "model/policy.hpp"
 #include "parallel/pool.hpp"
 #include "rollout/cost.hpp"
+#include "rollout/native_gradient.hpp"
 #include "rollout/rollout.hpp"
 
 namespace pyjepa {
 
 class NativeRollout final : public Rollout {
   public:
-    // model, cost, policy (nullptr: there is none) and pool outlive the rollout.
-    NativeRollout(const Model& model, const Cost& cost, const Policy* policy, Pool& pool,
+    // model, cost, policy (nullptr: there is none) and pool outlive the rollout. Throws as NativeGradient,
+    // where the limits ask for that.
+    NativeRollout(const Model& model, Cost& cost, const Policy* policy, Pool& pool,
                   const RolloutLimits& limits);
     ~NativeRollout() override;
     bool evaluate(const Situation& now, const Proposal& proposal, int candidates, float* cost,
                   const Deadline& deadline) override;
+    bool gradient(const Situation& now, const Proposal& proposal, int candidates, float* cost,
+                  float* gradient, const Deadline& deadline) override {
+        return gradient_->evaluate(now, proposal, candidates, cost, gradient, deadline);
+    }
     bool trace(const Situation& now, int e, const float* plan, float* states, float* terms) noexcept override;
     bool propose(const Situation& now, int count, float* plans, const Deadline& deadline) override;
     double flops_per_proposal() const noexcept override;
@@ -62,6 +68,7 @@ class NativeRollout final : public Rollout {
     std::vector<float> center_, scale_;  // (S, D): the actions' normalisation, repeated
     AlignedFloats memory_;
     std::vector<std::unique_ptr<Evaluation>> evaluations_;  // as many as threads
+    std::unique_ptr<NativeGradient> gradient_;              // where the limits ask for it
 };
 
 }  // namespace pyjepa

@@ -8,6 +8,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "error.hpp"
+
 namespace pyjepa {
 
 // Asks now and then whether to go on: the first time after kPeriod, so that a plan in real time asks nobody.
@@ -80,7 +82,8 @@ struct RolloutLimits {
     int steps;         // S
     size_t proposal_scratch_per_row;
     size_t proposal_snapshot;  // floats at most
-    bool prune;                // give up candidates that cannot be among those the proposer keeps
+    int descending = 0;        // candidates of gradient() at most; 0: it is not asked for
+    bool prune = false;        // give up candidates that cannot be among those the proposer keeps
 };
 
 // The present, per environment. `goals` stay as they are while the rollout lives; the rest is read during the
@@ -102,6 +105,12 @@ class Rollout {
     // user's and fails.
     virtual bool evaluate(const Situation& now, const Proposal& proposal, int candidates, float* cost,
                           const Deadline& deadline) = 0;
+    // As evaluate, and gradient (E, candidates, S, D): of each cost with respect to its plan, in action
+    // units; 0 where it is not finite. Only where the limits asked for it and the rollout has been made all
+    // the same.
+    virtual bool gradient(const Situation&, const Proposal&, int, float*, float*, const Deadline&) {
+        throw Error(PYJEPA_UNSUPPORTED, "this rollout has no gradient");
+    }
     // What a plan (S, D) of environment e leads to: states (S + 1, L) and cost terms (T, S), either may be
     // nullptr. Returns false where the rollout cannot tell.
     virtual bool trace(const Situation& now, int e, const float* plan, float* states,

@@ -435,22 +435,29 @@ void two_hot(const float* x, ptrdiff_t ldx, int rows, int n, float low, float st
     }
 }
 
+#include "simd/backward_body.hpp"
+
 }  // namespace
 
 #define PYJEPA_STRINGIFY2(x) #x
 #define PYJEPA_STRINGIFY(x) PYJEPA_STRINGIFY2(x)
 extern const Kernels table;
-const Kernels table = {PYJEPA_STRINGIFY(PYJEPA_ISA),
-                       dense,
-                       layer_norm,
-                       simnorm,
-                       activate,
-                       add,
-                       squared_distance,
-                       absolute_distance,
-                       cosine_distance,
-                       two_hot,
-                       gaussian};
+const Kernels table = {
+    PYJEPA_STRINGIFY(PYJEPA_ISA),
+    dense,
+    layer_norm,
+    simnorm,
+    activate,
+    add,
+    squared_distance,
+    absolute_distance,
+    cosine_distance,
+    two_hot,
+    gaussian,
+    activate_backward,
+    layer_norm_backward,
+    simnorm_backward,
+};
 #undef PYJEPA_STRINGIFY
 #undef PYJEPA_STRINGIFY2
 

@@ -51,6 +51,17 @@ struct Kernels {
     // Normals for candidates n0 .. n1 - 1, `count` each rounded up to groups of four: out (n1 - n0, 4
     // ceil(count / 4)). The same bits on every instruction set.
     void (*gaussian)(uint32_t k0, uint32_t k1, uint32_t stream, int n0, int n1, int count, float* out);
+
+    // ---- derivatives: g, dL/d output, becomes dL/d input, in place
+    // x: what activate() was given; for ReLU its output will do.
+    void (*activate_backward)(const float* x, ptrdiff_t ldx, int rows, int n, Act act, float* g,
+                              ptrdiff_t ldg);
+    // x: what layer_norm() was given.
+    void (*layer_norm_backward)(const float* x, ptrdiff_t ldx, int rows, int n, const float* gamma, float* g,
+                                ptrdiff_t ldg);
+    // y: what simnorm() made of its input.
+    void (*simnorm_backward)(const float* y, ptrdiff_t ldy, int rows, int n, int group, float* g,
+                             ptrdiff_t ldg);
 };
 
 // ---- lower precisions: weights in bf16 or int8, sums in fp32 or int32, everything else in fp32 ----

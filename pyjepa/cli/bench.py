@@ -18,8 +18,8 @@ from pyjepa.bench.workloads import WORKLOADS
 
 DEFAULT = ("W0s", "W0", "W0L")
 PRECISIONS = (*engine.PRECISIONS, f"int8-{engine.STATIC}")
-OTHERS = ("vicreg", "sigreg")
-"""Benchmarks with a command line of their own: click commands in pyjepa.cli.bench_losses, which needs torch."""
+OTHERS = {"vicreg": "bench_losses", "sigreg": "bench_losses", "quality": "bench_quality"}
+"""Benchmarks with a command line of their own: click commands of that name in a module of pyjepa.cli."""
 
 
 class _Command(click.Command):
@@ -29,7 +29,7 @@ class _Command(click.Command):
 
     def make_context(self, info_name: Any, args: list[str], parent: Any = None, **extra: Any) -> click.Context:
         if args and args[0] in OTHERS:
-            other: click.Command = getattr(importlib.import_module("pyjepa.cli.bench_losses"), args[0])
+            other: click.Command = getattr(importlib.import_module(f"pyjepa.cli.{OTHERS[args[0]]}"), args[0])
             return other.make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
         return super().make_context(info_name, self._spread(list(args)), parent, **extra)
 

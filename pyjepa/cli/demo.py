@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of episodes and planner.")
 @click.option(
     "--planner",
-    type=click.Choice(["cem", "mppi", "predictive-sampling"]),
+    type=click.Choice(["cem", "icem", "mppi", "predictive-sampling", "gradient", "hybrid"]),
     help="Planning algorithm.  [default: the agent's]",
 )
 @click.option("--mode", type=click.Choice(["1", "2"]), default="2", show_default=True, help="1: act; 2: plan.")

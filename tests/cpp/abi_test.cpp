@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <random>
 #include <string>
 #include <thread>
 #include <vector>
@@ -75,6 +76,24 @@ std::vector<unsigned char> pixels(int environments, unsigned seed) {
     return out;
 }
 
+constexpr int every_algorithm[] = {PYJEPA_CEM,  PYJEPA_MPPI,     PYJEPA_PREDICTIVE_SAMPLING,
+                                   PYJEPA_ICEM, PYJEPA_GRADIENT, PYJEPA_HYBRID};
+
+// Every algorithm with either agent; that with heads has no gradient.
+struct Case {
+    const char* spec;
+    int algorithm;
+};
+std::vector<Case> every_case() {
+    std::vector<Case> cases;
+    for (const int algorithm : every_algorithm) {
+        cases.push_back({pixel_spec, algorithm});
+        if (algorithm != PYJEPA_GRADIENT && algorithm != PYJEPA_HYBRID)
+            cases.push_back({heads_spec, algorithm});
+    }
+    return cases;
+}
+
 struct Result {
     std::vector<float> actions, states, cost, terms;
     int iterations;
@@ -116,84 +135,123 @@ TEST(Abi, NothingIsAllocatedAfterConfigure) {
     const long before_probe = allocations.load();
     std::free(std::malloc(100));
     ASSERT_GT(allocations.load(), before_probe) << "the counter does not count";
-    for (const char* const spec : {pixel_spec, heads_spec})
-        for (const int threads : {1, 3})
-            for (const int algorithm : {PYJEPA_CEM, PYJEPA_MPPI, PYJEPA_PREDICTIVE_SAMPLING}) {
-                Loaded l(spec, threads);
-                const auto goal = pixels(2, 1), seen = pixels(2, 2);
-                const pyjepa_task task = task_with(goal, 2, algorithm);
-                ASSERT_EQ(pyjepa_configure(l.agent, &task), PYJEPA_OK) << pyjepa_last_error();
-                ASSERT_EQ(pyjepa_remember(l.agent, 7), PYJEPA_OK);
-                std::vector<float> actions(2 * 24 * 2), states(2 * 7 * 24), cost(2), terms(2 * 3 * 6), act(4);
-                pyjepa_plan_out out{};
-                out.size = sizeof out;
-                out.actions = actions.data();
-                out.states = states.data();
-                out.cost = cost.data();
-                out.cost_terms = terms.data();
-                const long before = allocations.load();
-                int failures = 0;
-                for (int i = 0; i < 5; ++i) {
-                    failures += pyjepa_observe(l.agent, seen.data(), seen.size(), -1) != PYJEPA_OK;
-                    failures += pyjepa_plan(l.agent, i == 3 ? 1e-4 : 0.0, &out) != PYJEPA_OK;
-                    failures += pyjepa_act(l.agent, act.data(), act.size()) != PYJEPA_OK;
-                    failures += pyjepa_state(l.agent, states.data(), 2 * 24) != PYJEPA_OK;
-                    if (i == 2) failures += pyjepa_reset(l.agent, 1) != PYJEPA_OK;
-                }
-                EXPECT_EQ(allocations.load() - before, 0)
-                    << "threads " << threads << ", algorithm " << algorithm;
-                EXPECT_EQ(failures, 0);
+    for (const Case& c : every_case())
+        for (const int threads : {1, 3}) {
+            const std::string what =
+                "threads " + std::to_string(threads) + ", algorithm " + std::to_string(c.algorithm);
+            Loaded l(c.spec, threads);
+            const auto goal = pixels(2, 1), seen = pixels(2, 2);
+            pyjepa_task task = task_with(goal, 2, c.algorithm);
+            task.sampling = threads == 1 ? PYJEPA_GAUSSIAN : PYJEPA_SOBOL;
+            task.noise_beta = 1.5f;
+            ASSERT_EQ(pyjepa_configure(l.agent, &task), PYJEPA_OK) << pyjepa_last_error();
+            ASSERT_EQ(pyjepa_remember(l.agent, 7), PYJEPA_OK);
+            pyjepa_settings settings{};
+            settings.size = sizeof settings;
+            ASSERT_EQ(pyjepa_get_settings(l.agent, &settings), PYJEPA_OK);
+            std::vector<float> actions(2 * 24 * 2), states(2 * 7 * 24), cost(2), terms(2 * 3 * 6), act(4);
+            std::vector<float> best(2 * static_cast<size_t>(settings.iterations + 1)), samples(2), spread(2);
+            std::vector<int32_t> converged(2);
+            pyjepa_plan_out out{};
+            out.size = sizeof out;
+            out.actions = actions.data();
+            out.states = states.data();
+            out.cost = cost.data();
+            out.cost_terms = terms.data();
+            out.best_cost = best.data();
+            out.converged = converged.data();
+            out.effective_samples = samples.data();
+            out.elite_spread = spread.data();
+            const long before = allocations.load();
+            int failures = 0;
+            for (int i = 0; i < 5; ++i) {
+                failures += pyjepa_observe(l.agent, seen.data(), seen.size(), -1) != PYJEPA_OK;
+                failures += pyjepa_plan(l.agent, i == 3 ? 1e-4 : 0.0, &out) != PYJEPA_OK;
+                failures += pyjepa_act(l.agent, act.data(), act.size()) != PYJEPA_OK;
+                failures += pyjepa_state(l.agent, states.data(), 2 * 24) != PYJEPA_OK;
+                if (i == 2) failures += pyjepa_reset(l.agent, 1) != PYJEPA_OK;
             }
+            EXPECT_EQ(allocations.load() - before, 0) << what;
+            EXPECT_EQ(failures, 0) << what;
+            for (size_t e = 0; e < 2; ++e) {
+                const float* history = best.data() + e * static_cast<size_t>(settings.iterations + 1);
+                const float within = cost[e] + 0.01f * std::abs(cost[e]);
+                for (int i = 0; i < settings.iterations; ++i) EXPECT_GE(history[i], history[i + 1]);
+                EXPECT_EQ(history[settings.iterations], cost[e]);
+                EXPECT_GE(converged[e], 0);
+                EXPECT_LE(converged[e], settings.iterations);
+                EXPECT_LE(history[converged[e]], within);
+                if (converged[e] > 0) {
+                    EXPECT_GT(history[converged[e] - 1], within);
+                }
+                EXPECT_GE(samples[e], 1.0f) << what;
+                EXPECT_LE(samples[e], 100.0f) << what;
+                // Restarts may all have ended in the same corner.
+                if (c.algorithm == PYJEPA_PREDICTIVE_SAMPLING) {
+                    EXPECT_EQ(spread[e], 0.0f);
+                } else if (c.algorithm != PYJEPA_GRADIENT && c.algorithm != PYJEPA_HYBRID) {
+                    EXPECT_GT(spread[e], 0.0f) << what;
+                }
+            }
+        }
 }
 
 TEST(Abi, ThreadsDoNotChangeABit) {
     const auto goal = pixels(1, 1), seen = pixels(1, 2);
-    for (const char* const spec : {pixel_spec, heads_spec})
-        for (const int algorithm : {PYJEPA_CEM, PYJEPA_MPPI, PYJEPA_PREDICTIVE_SAMPLING}) {
-            std::vector<Result> results;
-            for (const int threads : {1, 2, 3, 5}) {
-                Loaded l(spec, threads);
-                const pyjepa_task task = task_with(goal, 1, algorithm);
-                ASSERT_EQ(pyjepa_configure(l.agent, &task), PYJEPA_OK) << pyjepa_last_error();
-                for (int i = 0; i < 3; ++i) {
-                    ASSERT_EQ(pyjepa_observe(l.agent, seen.data(), seen.size(), -1), PYJEPA_OK);
-                    results.push_back(plan(l.agent, 1));
-                }
+    for (const Case& c : every_case()) {
+        std::vector<Result> results;
+        for (const int threads : {1, 2, 3, 5}) {
+            Loaded l(c.spec, threads);
+            pyjepa_task task = task_with(goal, 1, c.algorithm);
+            task.sampling = c.algorithm % 2 == 0 ? PYJEPA_SOBOL : PYJEPA_GAUSSIAN;
+            ASSERT_EQ(pyjepa_configure(l.agent, &task), PYJEPA_OK) << pyjepa_last_error();
+            for (int i = 0; i < 3; ++i) {
+                ASSERT_EQ(pyjepa_observe(l.agent, seen.data(), seen.size(), -1), PYJEPA_OK);
+                results.push_back(plan(l.agent, 1));
             }
-            for (size_t i = 3; i < results.size(); ++i) EXPECT_TRUE(results[i] == results[i % 3]) << i;
-            EXPECT_FALSE(results[0] == results[1]);  // the warm start moved on
         }
+        for (size_t i = 3; i < results.size(); ++i) EXPECT_TRUE(results[i] == results[i % 3]) << i;
+        // The warm start moved on; where the first plan was a minimum, there is nowhere to go.
+        if (c.algorithm != PYJEPA_GRADIENT && c.algorithm != PYJEPA_HYBRID) {
+            EXPECT_FALSE(results[0] == results[1]);
+        }
+    }
 }
 
 TEST(Abi, ManyMoreThreadsThanProcessorsDoNotChangeABit) {
     // Threads are preempted in the middle of tiles all the time, and what they read is changed, replaced and
     // freed meanwhile.
     const auto goal = pixels(2, 1), seen = pixels(2, 2);
-    const pyjepa_task task = task_with(goal, 2, PYJEPA_CEM);
-    std::vector<Result> expected;
-    for (const int threads : {1, 16})
-        for (int round = 0; round < (threads == 1 ? 1 : 3); ++round) {
-            Loaded l(pixel_spec, threads);
-            for (int configured = 0; configured < 2; ++configured) {
-                ASSERT_EQ(pyjepa_configure(l.agent, &task), PYJEPA_OK) << pyjepa_last_error();
-                for (size_t i = 0; i < 10; ++i) {
-                    ASSERT_EQ(pyjepa_observe(l.agent, seen.data(), seen.size(), -1), PYJEPA_OK);
-                    const Result r = plan(l.agent, 2);
-                    if (threads == 1 && configured == 0) expected.push_back(r);
-                    ASSERT_TRUE(r == expected[i]) << "threads " << threads << ", plan " << i;
-                    if (i != 5) continue;
-                    ASSERT_EQ(pyjepa_reset(l.agent, 0), PYJEPA_OK);
-                    if (threads > 1 && configured == 0) break;
+    for (const int algorithm : {PYJEPA_CEM, PYJEPA_ICEM, PYJEPA_HYBRID}) {
+        const pyjepa_task task = task_with(goal, 2, algorithm);
+        std::vector<Result> expected;
+        for (const int threads : {1, 16})
+            for (int round = 0; round < (threads == 1 ? 1 : 3); ++round) {
+                Loaded l(pixel_spec, threads);
+                for (int configured = 0; configured < 2; ++configured) {
+                    ASSERT_EQ(pyjepa_configure(l.agent, &task), PYJEPA_OK) << pyjepa_last_error();
+                    for (size_t i = 0; i < 10; ++i) {
+                        ASSERT_EQ(pyjepa_observe(l.agent, seen.data(), seen.size(), -1), PYJEPA_OK);
+                        const Result r = plan(l.agent, 2);
+                        if (threads == 1 && configured == 0) expected.push_back(r);
+                        ASSERT_TRUE(r == expected[i]) << "threads " << threads << ", plan " << i;
+                        if (i != 5) continue;
+                        ASSERT_EQ(pyjepa_reset(l.agent, 0), PYJEPA_OK);
+                        if (threads > 1 && configured == 0) break;
+                    }
                 }
             }
-        }
+    }
 }
 
-TEST(Abi, ABatchPlansAsItsMembersAlone) {
+class Batch : public ::testing::TestWithParam<int> {};
+INSTANTIATE_TEST_SUITE_P(EveryPlanner, Batch, ::testing::ValuesIn(every_algorithm));
+
+TEST_P(Batch, PlansAsItsMembersAlone) {
     const auto goals = pixels(3, 1), seen = pixels(3, 2);
     const size_t one = goals.size() / 3;
     Loaded batch(pixel_spec, 2);
-    const pyjepa_task task = task_with(goals, 3, PYJEPA_CEM);
+    const pyjepa_task task = task_with(goals, 3, GetParam());
     ASSERT_EQ(pyjepa_configure(batch.agent, &task), PYJEPA_OK);
     std::vector<Result> together;
     for (int i = 0; i < 2; ++i) {
@@ -204,7 +262,7 @@ TEST(Abi, ABatchPlansAsItsMembersAlone) {
         Loaded single(pixel_spec);
         const std::vector<unsigned char> goal(goals.begin() + static_cast<ptrdiff_t>(e * one),
                                               goals.begin() + static_cast<ptrdiff_t>((e + 1) * one));
-        const pyjepa_task own = task_with(goal, 1, PYJEPA_CEM);
+        const pyjepa_task own = task_with(goal, 1, GetParam());
         ASSERT_EQ(pyjepa_configure(single.agent, &own), PYJEPA_OK);
         for (const Result& all : together) {
             ASSERT_EQ(pyjepa_observe(single.agent, seen.data() + e * one, one, -1), PYJEPA_OK);
@@ -233,6 +291,45 @@ TEST(Abi, TheCostIsTheSumOfItsTerms) {
         EXPECT_EQ(r.terms[12] > 0.0f, i > 0);  // action_change at step 0: only against an action before
         ASSERT_EQ(pyjepa_observe(l.agent, seen.data(), seen.size(), -1), PYJEPA_OK);
     }
+}
+
+TEST(Abi, GradientsAreTheSlopesOfTheCost) {
+    Loaded l(pixel_spec, 2);
+    const auto goal = pixels(2, 1), seen = pixels(2, 2);
+    const pyjepa_task task = task_with(goal, 2, PYJEPA_CEM);
+    ASSERT_EQ(pyjepa_configure(l.agent, &task), PYJEPA_OK);
+    ASSERT_EQ(pyjepa_observe(l.agent, seen.data(), seen.size(), -1), PYJEPA_OK);
+    constexpr size_t size = 6 * 2, n = 31;
+    std::mt19937 generator(4);
+    std::uniform_real_distribution<float> uniform(-2.9f, 2.9f);
+    std::normal_distribution<float> normal;
+    std::vector<float> plans(2 * n * size), gradient(plans.size()), cost(2 * n), same(2 * n);
+    for (float& p : plans) p = uniform(generator);
+    ASSERT_EQ(pyjepa_evaluate(l.agent, plans.data(), n, cost.data(), gradient.data()), PYJEPA_OK)
+        << pyjepa_last_error();
+    ASSERT_EQ(pyjepa_evaluate(l.agent, plans.data(), n, same.data(), nullptr), PYJEPA_OK);
+    std::vector<float> direction(plans.size()), up(plans), down(plans), above(2 * n), below(2 * n);
+    for (size_t i = 0; i < plans.size(); ++i) {
+        direction[i] = normal(generator);
+        up[i] += 3e-3f * direction[i];
+        down[i] -= 3e-3f * direction[i];
+    }
+    ASSERT_EQ(pyjepa_evaluate(l.agent, up.data(), n, above.data(), nullptr), PYJEPA_OK);
+    ASSERT_EQ(pyjepa_evaluate(l.agent, down.data(), n, below.data(), nullptr), PYJEPA_OK);
+    double error = 0.0, total = 0.0;
+    for (size_t i = 0; i < 2 * n; ++i) {
+        EXPECT_NEAR(cost[i], same[i], 1e-5 * same[i]);
+        double along = 0.0;
+        for (size_t j = 0; j < size; ++j)
+            along += double{gradient[i * size + j]} * double{direction[i * size + j]};
+        const double slope = (double{above[i]} - double{below[i]}) / 6e-3;
+        error += (along - slope) * (along - slope);
+        total += slope * slope;
+    }
+    EXPECT_GT(total, 1.0);
+    EXPECT_LT(std::sqrt(error / total), 0.01);  // ReLUs that switch between the two
+    EXPECT_EQ(pyjepa_evaluate(l.agent, plans.data(), 0, cost.data(), nullptr), PYJEPA_INVALID_ARGUMENT);
+    EXPECT_EQ(pyjepa_evaluate(l.agent, nullptr, 1, cost.data(), nullptr), PYJEPA_INVALID_ARGUMENT);
 }
 
 TEST(Abi, AfterAResetTheEpisodeRepeatsItself) {
@@ -496,8 +593,28 @@ TEST(Abi, ErrorsNameWhatIsWrong) {
     expect("horizon", [](pyjepa_task& t) { t.horizon = 0; });
     expect("multiple of the model's action_block 4", [](pyjepa_task& t) { t.horizon = 10; });
     expect("elites (65) exceed candidates (64)", [](pyjepa_task& t) { t.candidates = 64, t.elites = 65; });
-    expect("elites belong to the planner cem",
+    expect("elites belong to the planners cem, icem and hybrid",
            [](pyjepa_task& t) { t.algorithm = PYJEPA_MPPI, t.elites = 3; });
+    expect("decay belongs to the planner icem", [](pyjepa_task& t) { t.decay = 1.5f; });
+    expect("decay must be at least 1", [](pyjepa_task& t) { t.algorithm = PYJEPA_ICEM, t.decay = 0.9f; });
+    expect("keep_elites must be in [0, 1]",
+           [](pyjepa_task& t) { t.algorithm = PYJEPA_ICEM, t.keep_elites = 1.1f; });
+    expect("learning_rate belongs to the planners gradient and hybrid",
+           [](pyjepa_task& t) { t.learning_rate = 0.1f; });
+    expect("learning_rate must be in (0, 10]",
+           [](pyjepa_task& t) { t.algorithm = PYJEPA_GRADIENT, t.learning_rate = 0.0f; });
+    expect("restarts must be between 1 and 4096",
+           [](pyjepa_task& t) { t.algorithm = PYJEPA_GRADIENT, t.restarts = 0; });
+    expect("candidates belong to planners that sample",
+           [](pyjepa_task& t) { t.algorithm = PYJEPA_GRADIENT, t.candidates = 64; });
+    expect("polish (10) exceeds iterations (4)",
+           [](pyjepa_task& t) { t.algorithm = PYJEPA_HYBRID, t.iterations = 4; });
+    expect("noise_beta must be in [0, 10]", [](pyjepa_task& t) { t.noise_beta = -1.0f; });
+    expect("sampling must be between 0 and 2", [](pyjepa_task& t) { t.sampling = 3; });
+    expect("sobol sampling takes up to 64 numbers, this plan has 40 knots of 2",
+           [](pyjepa_task& t) { t.sampling = PYJEPA_SOBOL, t.horizon = 160; });
+    expect("coloured noise takes up to 1024 knots",
+           [](pyjepa_task& t) { t.noise_beta = 1.0f, t.horizon = 8000, t.candidates = 64; });
     expect("candidates", [](pyjepa_task& t) { t.candidates = 0; });
     expect("environments", [](pyjepa_task& t) { t.environments = 0; });
     expect("too much for one plan", [](pyjepa_task& t) { t.environments = 60000, t.candidates = 1 << 20; });

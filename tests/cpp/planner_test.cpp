@@ -4,10 +4,13 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <random>
 
+#include "planner/colour.hpp"
 #include "planner/knots.hpp"
 #include "planner/optimise.hpp"
 #include "planner/sampling.hpp"
+#include "planner/sobol.hpp"
 
 namespace pyjepa {
 namespace {
@@ -71,6 +74,81 @@ TEST(Sampling, ExponentialAgreesWithTheLibrary) {
     for (double x = 0.0; x > -745.0; x -= 0.37)
         EXPECT_NEAR(stable_exp(x), std::exp(x), 1e-14 * std::exp(x) + 1e-307);
     EXPECT_EQ(stable_exp(-1e9), 0.0);
+}
+
+TEST(SobolTest, PointsAreTorchs) {  // torch.quasirandom.SobolEngine(64), which keeps 30 of the 32 bits
+    const Sobol sobol(Sobol::kMostDimensions);
+    const struct {
+        int n, j;
+        uint32_t bits;
+    } known[] = {{1, 0, 536870912},   {2, 1, 268435456},    {3, 2, 805306368},
+                 {57, 13, 150994944}, {100, 40, 763363328}, {199, 63, 583008256}};
+    for (const auto& k : known) EXPECT_EQ(sobol.point(k.n, k.j) >> 2, k.bits) << k.n << ", " << k.j;
+}
+
+TEST(SobolTest, ScrambledNormalsFillEveryDimensionEvenly) {
+    constexpr int dims = Sobol::kMostDimensions, n = 256;
+    const Sobol sobol(dims);
+    std::vector<float> out(static_cast<size_t>(n * dims)), other(out.size()), one(static_cast<size_t>(dims));
+    sobol.normals(noise_key(1, 2, 0, 3), 0, n, dims, out.data());
+    sobol.normals(noise_key(1, 2, 0, 4), 0, n, dims, other.data());
+    EXPECT_NE(out, other);
+    for (int j = 0; j < dims; ++j) {  // each of 256 slices of equal probability holds one point
+        std::vector<int> slices(n);
+        for (int i = 0; i < n; ++i) {
+            const double x = out[static_cast<size_t>(i * dims + j)];
+            ++slices[static_cast<size_t>(0.5 * std::erfc(-x / std::sqrt(2.0)) * n)];
+        }
+        EXPECT_EQ(std::count(slices.begin(), slices.end(), 1), n) << j;
+    }
+    for (const int i : {0, 1, 77, 255}) {  // a draw depends on its name alone
+        sobol.normals(noise_key(1, 2, 0, 3), i, i + 1, dims, one.data());
+        for (int j = 0; j < dims; ++j)
+            ASSERT_EQ(one[static_cast<size_t>(j)], out[static_cast<size_t>(i * dims + j)]);
+    }
+}
+
+TEST(ColourTest, HasUnitVarianceAndTheSpectrumAskedFor) {
+    for (const int knots : {2, 3, 8, 11, 40})
+        for (const float beta : {0.0f, 1.0f, 2.5f}) {
+            const std::vector<float> c = colour_matrix(knots, beta);
+            const auto at = [&](int k, int j) { return double{c[static_cast<size_t>(k * knots + j)]}; };
+            // The covariance C C^T by the distance between two knots.
+            std::vector<double> covariance(static_cast<size_t>(knots));
+            for (int k = 0; k < knots; ++k) {
+                for (int j = 0; j < knots; ++j) covariance[static_cast<size_t>(k)] += at(0, j) * at(k, j);
+                double variance = 0.0;
+                for (int j = 0; j < knots; ++j) variance += at(k, j) * at(k, j);
+                EXPECT_NEAR(variance, 1.0, 1e-6);
+            }
+            // Its Fourier transform is the power at each frequency.
+            const auto power = [&](int f) {
+                double total = 0.0;
+                for (int k = 0; k < knots; ++k)
+                    total += covariance[static_cast<size_t>(k)] *
+                             std::cos(2.0 * 3.141592653589793 * f * k / knots);
+                return total;
+            };
+            for (int f = 1; 2 * f <= knots; ++f)
+                EXPECT_NEAR(power(f) / power(1), std::pow(f, -double{beta}), 2e-5) << knots << ", " << beta;
+            EXPECT_NEAR(power(0) / power(1), 1.0, 2e-5);
+        }
+}
+
+TEST(KnotsTest, PullingBackIsTheTransposeOfExpanding) {
+    std::mt19937 generator(1);
+    std::normal_distribution<float> normal;
+    for (const auto kind : {Interpolation::zero, Interpolation::linear, Interpolation::cubic})
+        for (const int count : {1, 4, 9}) {
+            const Knots knots(9, count, kind);
+            std::vector<float> in(static_cast<size_t>(count) * 2), pulled(in.size()), out(18), plan(18);
+            for (float& x : in) x = normal(generator);
+            for (float& x : plan) x = normal(generator);
+            knots.expand(in.data(), 2, out.data());
+            knots.pull_back(plan.data(), 2, pulled.data());
+            EXPECT_NEAR(std::inner_product(out.begin(), out.end(), plan.begin(), 0.0),
+                        std::inner_product(in.begin(), in.end(), pulled.begin(), 0.0), 1e-5);
+        }
 }
 
 TEST(KnotsTest, ZeroOrderHolds) {
@@ -142,6 +220,14 @@ class Quadratic final : public Rollout {
         ++calls;
         return true;
     }
+    bool gradient(const Situation& now, const Proposal& proposal, int candidates, float* cost, float* slope,
+                  const Deadline& deadline) override {
+        if (!evaluate(now, proposal, candidates, cost, deadline)) return false;
+        const size_t size = static_cast<size_t>(settings_.steps * settings_.plan_dim);
+        for (size_t i = 0; i < static_cast<size_t>(candidates) * size; ++i)
+            slope[i] = std::isfinite(cost[i / size]) ? 2.0f * (plans_[i] - target) : 0.0f;
+        return true;
+    }
     bool trace(const Situation&, int, const float*, float*, float*) noexcept override { return false; }
     double flops_per_candidate() const noexcept override { return 0.0; }
 
@@ -155,8 +241,9 @@ class Quadratic final : public Rollout {
 };
 
 PlannerSettings settings(Algorithm algorithm) {
-    return {algorithm,           1,    4,     2,    200,  12, 20,       4,
-            Interpolation::zero, 0.5f, 0.02f, 0.1f, 0.1f, 5,  {-1, -1}, {1, 1}};
+    const int candidates = algorithm == Algorithm::gradient ? 8 : 200;
+    return {algorithm,           1,    4,     2,    candidates, 12, 20,       4,
+            Interpolation::zero, 0.5f, 0.02f, 0.1f, 0.1f,       5,  {-1, -1}, {1, 1}};
 }
 
 class PlannerTest : public ::testing::TestWithParam<Algorithm> {};
@@ -167,7 +254,7 @@ TEST_P(PlannerTest, FindsTheMinimumAndWarmStartsThere) {
     Quadratic rollout(s);
     Optimiser optimiser(*planner, rollout);
     const bool no = false;
-    const Situation now{1, nullptr, nullptr, nullptr, &no};
+    const Situation now{1, nullptr, nullptr, nullptr, &no, nullptr};
     const float no_shift = 0.0f;
     EXPECT_EQ(optimiser.plan(now, &no_shift, Deadline()), s.iterations);
     const float cold = optimiser.cost(0);
@@ -184,7 +271,7 @@ TEST_P(PlannerTest, RespectsBoundsEvenWhenTheMinimumLiesBeyond) {
     Optimiser optimiser(*planner, rollout);
     const bool no = false;
     const float no_shift = 0.0f;
-    optimiser.plan({1, nullptr, nullptr, nullptr, &no}, &no_shift, Deadline());
+    optimiser.plan({1, nullptr, nullptr, nullptr, &no, nullptr}, &no_shift, Deadline());
     float plan[8];
     planner->expand(optimiser.knots(0), plan);
     for (const float a : plan) {
@@ -201,7 +288,7 @@ TEST_P(PlannerTest, IgnoresCandidatesThatDiverge) {
     Optimiser optimiser(*planner, rollout);
     const bool no = false;
     const float no_shift = 0.0f;
-    optimiser.plan({1, nullptr, nullptr, nullptr, &no}, &no_shift, Deadline());
+    optimiser.plan({1, nullptr, nullptr, nullptr, &no, nullptr}, &no_shift, Deadline());
     EXPECT_TRUE(std::isfinite(optimiser.cost(0)));
     EXPECT_LT(optimiser.cost(0), 8 * 0.36f * 0.4f);
 }
@@ -213,18 +300,123 @@ TEST_P(PlannerTest, APassedDeadlineStillReturnsAnEvaluatedPlan) {
     Optimiser optimiser(*planner, rollout);
     const bool no = false;
     const float no_shift = 0.0f;
-    EXPECT_EQ(optimiser.plan({1, nullptr, nullptr, nullptr, &no}, &no_shift, Deadline(1e-12)), 0);
+    EXPECT_EQ(optimiser.plan({1, nullptr, nullptr, nullptr, &no, nullptr}, &no_shift, Deadline(1e-12)), 0);
     EXPECT_FLOAT_EQ(optimiser.cost(0), 8 * 0.36f);
     EXPECT_EQ(rollout.calls, 1);
 }
 
+TEST_P(PlannerTest, ColourAndSobolFindTheMinimumToo) {
+    for (const Sampling sampling : {Sampling::gaussian, Sampling::sobol})
+        for (const float beta : {0.0f, 2.0f}) {
+            PlannerSettings s = settings(GetParam());
+            s.sampling = sampling;
+            s.noise_beta = beta;
+            const auto planner = make_planner(s);
+            Quadratic rollout(s);
+            Optimiser optimiser(*planner, rollout);
+            const bool no = false;
+            const float no_shift = 0.0f;
+            optimiser.plan({1, nullptr, nullptr, nullptr, &no, nullptr}, &no_shift, Deadline());
+            EXPECT_LT(optimiser.cost(0), 8 * 0.36f * 0.25f);
+        }
+}
+
+TEST(Icem, AsksForFewerCandidatesDownToTwiceTheElites) {
+    PlannerSettings s = settings(Algorithm::icem);
+    s.decay = 2.0f;
+    const auto planner = make_planner(s);
+    EXPECT_EQ(planner->count(0), 200);
+    EXPECT_EQ(planner->count(1), 100);
+    EXPECT_EQ(planner->count(2), 50);
+    EXPECT_EQ(planner->count(3), 40);
+    EXPECT_EQ(planner->count(11), 40);
+}
+
+TEST(Icem, KeepsElitesForTheNextIterationAndShiftedForTheNextPlan) {
+    PlannerSettings s = settings(Algorithm::icem);
+    s.elites = 10;
+    s.keep_elites = 0.3f;
+    const auto planner = make_planner(s);
+    planner->begin(0, 0.0f);
+    planner->iterate(0);
+    std::vector<float> cost(200), elites, again(8), shifted(8);
+    for (int n = 0; n < 200; ++n) cost[static_cast<size_t>(n)] = static_cast<float>((n * 37 + 5) % 200);
+    for (int wanted = 0; wanted < 3; ++wanted) {
+        const auto n = std::find(cost.begin(), cost.end(), static_cast<float>(wanted)) - cost.begin();
+        planner->sample(0, static_cast<int>(n), again.data());
+        elites.insert(elites.end(), again.begin(), again.end());
+    }
+    planner->refit(0, cost.data());
+    EXPECT_EQ(planner->diagnosis(0).effective_samples, 10.0f);
+    planner->iterate(1);
+    for (int i = 0; i < 3; ++i) {
+        planner->sample(0, 1 + i, again.data());
+        EXPECT_TRUE(std::equal(again.begin(), again.end(), elites.begin() + 8 * i)) << i;
+    }
+    planner->sample(0, 4, again.data());
+    EXPECT_FALSE(std::equal(again.begin(), again.end(), elites.begin()));
+    planner->begin(0, 1.0f);
+    planner->iterate(0);
+    for (int i = 0; i < 3; ++i) {
+        const Knots knots(4, 4, Interpolation::zero);
+        knots.shift(elites.data() + 8 * i, 2, 1.0f, shifted.data());
+        planner->sample(0, 1 + i, again.data());
+        EXPECT_EQ(again, shifted) << i;
+    }
+    planner->reset(0);
+    planner->begin(0, 0.0f);
+    planner->iterate(0);
+    planner->sample(0, 1, again.data());
+    EXPECT_NE(again, shifted);
+}
+
+TEST(Hybrid, DescendsFromTheBestCandidateItSampled) {
+    PlannerSettings s = settings(Algorithm::hybrid);
+    s.restarts = 3;
+    s.polish = 4;
+    const auto planner = make_planner(s);
+    EXPECT_EQ(planner->descending(), 3);
+    EXPECT_FALSE(planner->descends(7));
+    EXPECT_TRUE(planner->descends(8));
+    planner->begin(0, 0.0f);
+    planner->iterate(0);
+    std::vector<float> cost(200, 5.0f), best(8), point(8);
+    cost[123] = 1.0f;
+    planner->sample(0, 123, best.data());
+    planner->refit(0, cost.data());
+    planner->iterate(7);
+    cost[123] = 2.0f;  // the last iteration finds nothing better
+    planner->refit(0, cost.data());
+    planner->iterate(8);
+    planner->sample(0, 0, point.data());
+    EXPECT_EQ(point, best);
+}
+
+TEST(Diagnosis, CountsTheCandidatesThatMattered) {
+    PlannerSettings s = settings(Algorithm::mppi);
+    s.temperature = 1e-3f;
+    for (const float temperature : {1e-3f, 1e3f}) {
+        s.temperature = temperature;
+        const auto planner = make_planner(s);
+        planner->begin(0, 0.0f);
+        planner->iterate(0);
+        std::vector<float> cost(200);
+        std::iota(cost.begin(), cost.end(), 0.0f);
+        planner->refit(0, cost.data());
+        const Diagnosis& found = planner->diagnosis(0);
+        EXPECT_NEAR(found.effective_samples, temperature < 1.0f ? 1.0f : 200.0f, 0.1f);
+        EXPECT_NEAR(found.spread, temperature < 1.0f ? 0.0f : 0.47f, 0.05f);  // drawn with 0.5, clamped
+    }
+}
+
 std::string planner_name(const ::testing::TestParamInfo<Algorithm>& tested) {
-    const char* const names[] = {"Cem", "Mppi", "PredictiveSampling"};
+    const char* const names[] = {"Cem", "Mppi", "PredictiveSampling", "Icem", "Gradient", "Hybrid"};
     return names[static_cast<int>(tested.param)];
 }
 
 INSTANTIATE_TEST_SUITE_P(EveryPlanner, PlannerTest,
-                         ::testing::Values(Algorithm::cem, Algorithm::mppi, Algorithm::predictive_sampling),
+                         ::testing::Values(Algorithm::cem, Algorithm::mppi, Algorithm::predictive_sampling,
+                                           Algorithm::icem, Algorithm::gradient, Algorithm::hybrid),
                          planner_name);
 
 }  // namespace

@@ -49,7 +49,7 @@ struct World {
     }
     std::vector<float> costs(int threads, int candidates, int keeps, bool prune) {
         Pool pool(threads);
-        const RolloutLimits limits{2, candidates, steps, 0, 0, prune};
+        const RolloutLimits limits{2, candidates, steps, 0, 0, 0, prune};
         NativeRollout rollout(model, cost, nullptr, pool, limits);
         const Situation now{2, states.data(), goals.data(), previous.data(), has_previous, draws};
         std::vector<float> out(2 * static_cast<size_t>(candidates));

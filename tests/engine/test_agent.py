@@ -18,6 +18,8 @@ from pyjepa.cost import plan_cost, term_costs
 from pyjepa.spec import Actions, CostTerm, Observation, Planner, Spec
 from pyjepa.world_model import WorldModel
 
+PLANNERS = ("cem", "icem", "mppi", "predictive-sampling", "gradient", "hybrid")
+
 
 @pytest.fixture(scope="module")
 def modules():
@@ -62,6 +64,26 @@ def test_plan_has_the_shapes_it_says(agent):
     assert (plan.actions.reshape(6, 4, 2) == plan.actions.reshape(6, 4, 2)[:, :1]).all(), "actions are held for a block"
 
 
+@pytest.mark.parametrize("planner", PLANNERS)
+def test_diagnostics_tell_how_the_plan_was_found(model, planner):
+    agent = pyjepa.Agent(model)
+    agent.configure(goal=observations(2)[1], planner=planner)
+    plan = agent.plan(observations(2)[0])
+    found = plan.diagnostics
+    assert found.best_cost.shape == (plan.iterations + 1,)
+    assert (np.diff(found.best_cost) <= 0).all()
+    assert found.best_cost[-1] == plan.cost
+    assert found.converged == np.argmax(found.best_cost <= 1.01 * plan.cost)
+    expected = {"cem": 12, "icem": 12, "gradient": 1, "hybrid": 1, "predictive-sampling": 1}
+    if planner == "mppi":
+        assert 1 < found.effective_samples < 100
+    else:
+        assert found.effective_samples == expected[planner]
+    if planner not in ("gradient", "hybrid"):  # restarts may all have ended in the same corner
+        assert (found.elite_spread > 0) == (planner != "predictive-sampling")
+    assert agent.plan(deadline=0.0).diagnostics.best_cost.shape == (1,)
+
+
 def test_batches_have_a_leading_axis(model):
     agent = pyjepa.Agent(model, threads=2)
     seen = observations(6)
@@ -70,6 +92,8 @@ def test_batches_have_a_leading_axis(model):
     assert plan.actions.shape == (3, 24, 2)
     assert plan.states.shape == (3, 7, 24)
     assert plan.cost.shape == (3,)
+    assert plan.diagnostics.best_cost.shape == (3, 5)
+    assert plan.diagnostics.converged.shape == plan.diagnostics.elite_spread.shape == (3,)
     assert plan.cost_terms["goal_distance"].shape == (3, 6)
     assert agent.state.shape == (3, 24)
     assert agent.act().shape == (3, 2)
@@ -81,7 +105,7 @@ def test_batches_have_a_leading_axis(model):
         assert alone.cost == plan.cost[e]
 
 
-@pytest.mark.parametrize("planner", ["cem", "mppi", "predictive-sampling"])
+@pytest.mark.parametrize("planner", PLANNERS)
 def test_the_plan_is_what_torch_says_it_is(model, modules, planner):
     """States, terms and cost of the returned plan, recomputed in torch; and it beats every plan drawn at random."""
     spec, seen = pixel_spec(), observations(2, seed=3)
@@ -142,14 +166,16 @@ def test_same_seed_same_bits_other_seed_other_plan(model):
 def test_same_costs_same_actions_on_every_isa():
     """Noise, elite order and refit live in baseline code: where the costs are the same, so are the actions."""
     code = """
+import itertools
 import numpy as np, pyjepa
 from pyjepa import agent_file
 from pyjepa.spec import *
 spec = Spec(observation=Observation(shape=(3,)), actions=Actions(low=(-1.0, -1.0), high=(1.0, 1.0)),
             planner=Planner(horizon=6, candidates=50, iterations=3, elites=8), cost=())
-for planner in ("cem", "mppi", "predictive-sampling"):
+for planner, sampling in itertools.product(("cem", "icem", "mppi", "predictive-sampling"), ("gaussian", "sobol")):
     agent = pyjepa.Agent(pyjepa.Model.from_bytes(agent_file.to_bytes(spec, {})))
-    agent.configure(planner=planner, rollout=lambda s, g, a: ((a - 0.3) ** 2).sum((2, 3), dtype=np.float64))
+    cost = lambda s, g, a: ((a - 0.3) ** 2).sum((2, 3), dtype=np.float64)
+    agent.configure(planner=planner, sampling=sampling, noise_beta=1.5, rollout=cost)
     print(agent.plan(np.zeros(3, np.float32)).actions.tobytes().hex())
 """
     outputs = {isa: run_on(isa, code) for isa in ISAS}
@@ -309,8 +335,11 @@ def test_a_clone_calls_back_on_its_own():
         ({"candidates": 10**9}, "candidates"),
         ({"candidates": 10, "elites": 11}, r"elites \(11\) exceed candidates \(10\)"),
         ({"elites": 0}, "elites"),
-        ({"planner": "mppi", "elites": 5}, "elites belong to the planner cem"),
-        ({"planner": "simulated-annealing"}, "planner must be one of cem, mppi, predictive-sampling"),
+        ({"planner": "mppi", "elites": 5}, "elites belong to the planners cem, icem and hybrid"),
+        (
+            {"planner": "simulated-annealing"},
+            "planner must be one of cem, mppi, predictive-sampling, icem, gradient, hybrid",
+        ),
         ({"interpolation": "quintic"}, "interpolation must be one of"),
         ({"knots": 7}, "knots"),
         ({"std": 0.0}, "std"),
@@ -319,6 +348,16 @@ def test_a_clone_calls_back_on_its_own():
         ({"momentum": 1.0}, "momentum"),
         ({"temperature": 1.0}, "temperature belongs to the planner mppi"),
         ({"planner": "mppi", "temperature": 0.0}, "temperature must be positive"),
+        ({"planner": "icem", "decay": 0.5}, "decay must be at least 1"),
+        ({"keep_elites": 0.5}, "keep_elites belongs? to the planner icem"),
+        ({"planner": "gradient", "candidates": 5}, "gradient has restarts"),
+        ({"planner": "hybrid", "iterations": 3}, r"polish \(10\) exceeds iterations \(3\)"),
+        ({"sampling": "halton"}, "sampling must be one of gaussian, sobol"),
+        (
+            {"sampling": "sobol", "horizon": 4 * 33},
+            "sobol sampling takes up to 64 numbers, this plan has 33 knots of 2",
+        ),
+        ({"noise_beta": 11.0}, r"noise_beta must be in \[0, 10\]"),
         ({"bounds": ((1, 1), (0, 2))}, r"bounds cross: low\[0\]"),
         ({"bounds": ((0, float("nan")), (1, 1))}, r"low\[1\] is not finite"),
         ({"bounds": ((0, 0, 0), (1, 1, 1))}, r"low has shape \(3,\), expected \(2,\)"),

@@ -46,6 +46,8 @@ MODULES = {
     "q": two_hot("state", "action", ensemble=5),
     "q_goal": two_hot("action", "goal", "state", ensemble=2),
     "v": head("state", "goal"),
+    "pay": head("goal", "action", "state"),
+    "effort": head("action"),
 }
 
 
@@ -152,6 +154,106 @@ def test_terms_cost_what_torch_says(case):
         assert abs(cost) > 1e-3, "a term that says nothing tests nothing"
         assert plan.cost_terms[term.label].sum() == pytest.approx(float(cost), rel=2e-5, abs=2e-6), term.label
     assert plan.cost == pytest.approx(float(expected.sum()), rel=2e-5)
+
+
+SMOOTH = {
+    **{name: CASES[name] for name in ("l1", "cosine", "reach", "distance-of-places", "hazard", "box", "value")},
+    **{name: CASES[name] for name in ("half-space-of-place", "cost-to-go")},
+    "l1-of-places": ((CostTerm(kind="goal_distance", module="place", metric="l1", stage=0.3, reach=9.0),), None),
+    "cosine-of-places": ((CostTerm(kind="goal_distance", module="place", metric="cosine", stage=0.3),), None),
+    "l2-within-reach": ((CostTerm(kind="goal_distance", reach=20.0, stage=0.3),), None),
+    "reward-of-an-mlp": ((CostTerm(kind="reward", module="pay", stage=2.0),), None),
+    "reward-of-actions": ((CostTerm(kind="reward", module="effort"),), None),
+    "sigmoid": ((CostTerm(kind="hazard", module="hazard", sigmoid=True),), None),
+    "half-space": ((CostTerm(kind="half_space", normal=tuple(range(LATENT)), offset=-0.3),), None),
+    "box-of-place": ((CostTerm(kind="box", module="place", low=(-0.05,) * 4, high=(0.0, 0.1, 0.2, 0.0)),), None),
+    "distance-and-cost-to-go": (
+        (
+            CostTerm(kind="goal_distance", reach=20.0),
+            CostTerm(kind="critic", stage=0.0, estimates="cost"),
+            CostTerm(kind="action_change", stage=0.02),
+        ),
+        "v",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SMOOTH)
+@pytest.mark.parametrize("count", [1, 37])
+def test_slopes_are_those_of_autograd(case, count):
+    terms, critic = SMOOTH[case]
+    spec = agent_spec(*terms, critic=critic)
+    modules = networks(spec)
+    start, goal = seen()
+    low, high = spec.actions.low, spec.actions.high
+    plans = np.random.default_rng(3).uniform(low, high, (count, 4, ACTIONS)).astype(np.float32)
+    world, actions = world_model(spec, modules), torch.from_numpy(plans).requires_grad_()
+    begin = torch.from_numpy(start).expand(count, -1)
+    cost = plan_cost(world, world.rollout(begin, actions), actions, torch.from_numpy(goal), start=begin)
+    cost.sum().backward()
+    expected = actions.grad.numpy()
+    agent = pyjepa.Agent(engine_model(spec, modules), threads=2)
+    agent.configure(goal=goal)
+    agent.observe(start)
+    found_cost, found = agent.gradient(plans)
+    np.testing.assert_allclose(found_cost, cost.detach().numpy(), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found_cost, agent.evaluate(plans), rtol=1e-5, atol=1e-6)
+    error = np.linalg.norm((found - expected).reshape(count, -1), axis=1)
+    assert (error <= 2e-4 * np.linalg.norm(expected.reshape(count, -1), axis=1) + 1e-7).all()
+    assert np.abs(expected).max() > 1e-5
+
+
+@pytest.mark.parametrize("planner", ["gradient", "hybrid"])
+def test_descent_to_a_critic_beats_where_it_started(planner):
+    spec = agent_spec(*SMOOTH["distance-and-cost-to-go"][0], critic="v")
+    modules = networks(spec)
+    plan = planned(spec, modules, planner=planner)
+    expected = torch_terms(spec, modules, plan)
+    assert plan.cost == pytest.approx(float(expected.sum()), rel=2e-5)
+    assert plan.cost < plan.diagnostics.best_cost[0] - 1e-3
+    assert plan.cost <= planned(spec, modules, planner="cem", candidates=400, iterations=8).cost + 1e-3
+
+
+def test_hard_constraints_have_no_slope():
+    """Where they are kept nothing changes; where they are not, there is nowhere to go."""
+    start, goal = seen()
+    plans = np.zeros((3, 4, ACTIONS), np.float32)
+    found = {}
+    for offset in (None, 1e3, -1e3):
+        terms = [CostTerm(kind="goal_distance")]
+        if offset is not None:
+            terms.append(CostTerm(kind="half_space", normal=(1.0,) * LATENT, offset=offset, hard=True))
+        spec = agent_spec(*terms)
+        agent = pyjepa.Agent(engine_model(spec, networks(spec)))
+        agent.configure(goal=goal)
+        agent.observe(start)
+        found[offset] = agent.gradient(plans)
+    for ours, theirs in zip(found[1e3], found[None], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert np.isinf(found[-1e3][0]).all()
+    assert (found[-1e3][1] == 0).all()
+
+
+@pytest.mark.parametrize("case", ["reward", "reward-and-goal", "hazard-sigmoid", "box-of-places", "q", "q-goal"])
+def test_terms_without_a_slope_are_refused_by_number(case):
+    terms, critic = CASES[case]
+    spec = agent_spec(CostTerm(kind="action_size"), *terms, critic=critic)
+    modules = networks(spec)
+    with pytest.raises(pyjepa.UnsupportedError, match="cost term 1 has no gradient"):
+        planned(spec, modules, planner="gradient")
+    assert np.isfinite(planned(spec, modules, planner="gradient", weights={terms[0].label: 0.0}).cost)
+
+
+def test_descent_starts_from_proposals_of_the_policy_too():
+    spec = agent_spec(CostTerm(kind="goal_distance"))
+    modules = networks(spec)
+    for planner, changes in (("gradient", {"restarts": 6}), ("hybrid", {}), ("icem", {"decay": 3.0})):
+        alone = planned(spec, modules, planner=planner, **changes)
+        helped = planned(spec, modules, planner=planner, policy_candidates=4, **changes)
+        assert (helped.actions != alone.actions).any(), planner
+        assert helped.cost < helped.diagnostics.best_cost[0], planner
+    with pytest.raises(pyjepa.InvalidArgumentError, match="policy_candidates must be between 0 and 5"):
+        planned(spec, modules, planner="gradient", restarts=6, policy_candidates=6)
 
 
 def test_a_policy_that_reads_the_goal_is_asked_with_it():
@@ -445,8 +547,14 @@ def test_policy_candidates_are_the_same_for_any_number_of_threads():
     [
         ({"planner": "cem", "elite_refit": True}, "elite_refit belongs to the planner mppi"),
         ({"planner": "cem", "max_std": 1.0}, "max_std belongs to the planner mppi with elite_refit"),
-        ({"planner": "mppi", "min_std": 0.1}, "min_std belongs to the planner cem, and to mppi with elite_refit"),
-        ({"planner": "mppi", "elites": 5}, "elites belong to the planner cem, and to mppi with elite_refit"),
+        (
+            {"planner": "mppi", "min_std": 0.1},
+            "min_std belongs to the planners cem, icem and hybrid, and to mppi with elite_refit",
+        ),
+        (
+            {"planner": "mppi", "elites": 5},
+            "elites belong to the planners cem, icem and hybrid, and to mppi with elite_refit",
+        ),
         ({**TDMPC2, "elites": 50}, r"elites \(50\) exceed candidates \(40\)"),
         ({**TDMPC2, "max_std": 0.01}, r"min_std \(0.05.*\) exceeds max_std"),
         ({**TDMPC2, "max_std": 11.0}, "max_std must be in"),

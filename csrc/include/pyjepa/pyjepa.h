@@ -55,7 +55,10 @@ typedef enum pyjepa_algorithm {
     PYJEPA_ALGORITHM_DEFAULT = 0, /* the agent file's */
     PYJEPA_CEM = 1,
     PYJEPA_MPPI = 2,
-    PYJEPA_PREDICTIVE_SAMPLING = 3
+    PYJEPA_PREDICTIVE_SAMPLING = 3,
+    PYJEPA_ICEM = 4,
+    PYJEPA_GRADIENT = 5, /* needs the model's own rollouts, in fp32, through mlp blocks; so does hybrid */
+    PYJEPA_HYBRID = 6
 } pyjepa_algorithm;
 
 typedef enum pyjepa_interpolation {
@@ -71,6 +74,13 @@ typedef enum pyjepa_temperature_scale {
     PYJEPA_TEMPERATURE_STD = 1,     /* standard deviations of the candidates' costs */
     PYJEPA_TEMPERATURE_ABSOLUTE = 2 /* units of cost */
 } pyjepa_temperature_scale;
+
+/* Where the planner's normals come from. */
+typedef enum pyjepa_sampling {
+    PYJEPA_SAMPLING_DEFAULT = 0,
+    PYJEPA_GAUSSIAN = 1, /* independent of each other */
+    PYJEPA_SOBOL = 2     /* scrambled Sobol points: evenly spread; knots * numbers per step <= 64 */
+} pyjepa_sampling;
 
 /* Of the weights of predictor, heads, critic and planning policy; sums are fp32 (bf16) or int32 (int8),
  * everything else fp32. */
@@ -162,9 +172,16 @@ typedef struct pyjepa_task {
     int32_t temperature_scale; /* pyjepa_temperature_scale */
     int32_t elite_refit;       /* mppi refits mean and spread to the elites; 0, 1, -1: default */
     int32_t policy_candidates; /* candidates that are rollouts of the policy; -1: default */
+    float max_std;             /* most spread that such a refit widens to; default: NaN */
+    int32_t sampling;          /* pyjepa_sampling */
+    float noise_beta;          /* the noise's power along the knots falls as 1 / f^beta; default: NaN */
+    float keep_elites;   /* icem: share of the elites kept for the next iteration and plan; default: NaN */
+    float decay;         /* icem: candidates shrink by this factor every iteration, >= 1; default: NaN */
+    float learning_rate; /* gradient, hybrid: in halves of the action range; default: NaN */
+    int32_t restarts;    /* gradient, hybrid: plans that descend side by side; -1: default */
+    int32_t polish;      /* hybrid: iterations, the last ones, that descend; -1: default */
     int32_t prune; /* give up candidates as soon as they cannot be among those the planner keeps; 0: do not;
                       the plan is the same. -1: default (do) */
-    float max_std; /* most spread that such a refit widens to; default: NaN */
 } pyjepa_task;
 
 /* The defaults, in as much of `task` as `size` = sizeof(pyjepa_task) says that the caller knows. */
@@ -194,6 +211,13 @@ typedef struct pyjepa_plan_out {
     float* cost_terms;  /* (E, T, S); not written by callback rollouts */
     int32_t iterations; /* completed */
     double elapsed;     /* seconds */
+    /* Diagnostics; I iterations as configured. */
+    float* best_cost;   /* (E, I + 1): the best cost so far, from the start and after every iteration;
+                           beyond `iterations` the last one again */
+    int32_t* converged; /* (E,): first iteration after which it was within 1 % of the final one */
+    float*
+        effective_samples; /* (E,): (sum w)^2 / sum w^2 of the weights of the last iteration's candidates */
+    float* elite_spread;   /* (E,): their standard deviation, in halves of the action range */
 } pyjepa_plan_out;
 
 /* Mode-2: plans from the last observation. `deadline` in seconds from the call, <= 0: none. When it passes,
@@ -212,6 +236,8 @@ typedef struct pyjepa_settings {
     int32_t tile; /* candidates that a thread rolls out together, 0 for callbacks: all */
     int32_t temperature_scale, elite_refit, policy_candidates;
     float max_std;
+    int32_t sampling, restarts, polish; /* 0 where the algorithm has none, as all that follow */
+    float noise_beta, keep_elites, decay, learning_rate;
 } pyjepa_settings;
 
 PYJEPA_API pyjepa_status pyjepa_get_settings(const pyjepa_agent* agent, pyjepa_settings* out);
@@ -268,6 +294,14 @@ PYJEPA_API pyjepa_status pyjepa_plan_cancellable(pyjepa_agent* agent, double dea
 /* The instruction set that predictors of a precision run with; "" where there is none, and such a predictor
  * is fp32. PYJEPA_ISA may name them too: "avx512_vnni" leaves out bf16, "avx512" both. */
 PYJEPA_API const char* pyjepa_precision_isa(int32_t precision);
+
+/* What `n` plans for every environment cost from the last observation, with the task's cost: plans (E, n, S,
+ * D) within the bounds, D numbers per predictor step (A where the level holds its action, else action_block *
+ * A); cost (E, n), infinity where the prediction is not finite. gradient (E, n, S, D): of each cost with
+ * respect to its plan; NULL, or PYJEPA_UNSUPPORTED where the model has none. For tools and tests: it
+ * allocates. */
+PYJEPA_API pyjepa_status pyjepa_evaluate(pyjepa_agent* agent, const float* plans, size_t n, float* cost,
+                                         float* gradient);
 
 #ifdef __cplusplus
 }

@@ -220,6 +220,10 @@ struct Plan {
     std::vector<float> cost_terms;  // (E, T, S); empty for rollouts of the caller's
     int iterations = 0;             // completed
     Seconds elapsed{0};
+    // How it was found: see pyjepa_plan_out.
+    std::vector<float> best_cost;                        // (E, I + 1)
+    std::vector<std::int32_t> converged;                 // (E,)
+    std::vector<float> effective_samples, elite_spread;  // (E,)
 };
 
 // What an agent has perceived (paper section 3, memory): M records, oldest first.
@@ -294,6 +298,10 @@ class Agent {
         out.states.resize(room_.states);
         out.cost.resize(room_.cost);
         out.cost_terms.resize(room_.cost_terms);
+        out.best_cost.resize(room_.best_cost);
+        out.converged.resize(room_.cost);
+        out.effective_samples.resize(room_.cost);
+        out.elite_spread.resize(room_.cost);
         return out;
     }
 
@@ -310,6 +318,10 @@ class Agent {
         raw.states = room(out.states, room_.states, "states");
         raw.cost = room(out.cost, room_.cost, "cost");
         raw.cost_terms = room(out.cost_terms, room_.cost_terms, "cost_terms");
+        raw.best_cost = room(out.best_cost, room_.best_cost, "best_cost");
+        raw.converged = room(out.converged, room_.cost, "converged");
+        raw.effective_samples = room(out.effective_samples, room_.cost, "effective_samples");
+        raw.elite_spread = room(out.elite_spread, room_.cost, "elite_spread");
         // C takes what is not positive as "none".
         const double seconds = !deadline ? 0.0 : deadline->count() <= 0.0 ? 1e-12 : deadline->count();
         const pyjepa_status status =
@@ -381,7 +393,7 @@ class Agent {
 
     // Floats that plans of the task at hand take.
     struct Room {
-        std::size_t actions = 0, states = 0, cost = 0, cost_terms = 0;
+        std::size_t actions = 0, states = 0, cost = 0, cost_terms = 0, best_cost = 0;
     };
     void measure(bool native) {
         const pyjepa_settings s = settings();
@@ -390,12 +402,14 @@ class Agent {
         room_.actions = product(s.environments, s.horizon, dims_.action_dim);
         room_.states = native ? product(s.environments, steps + 1, dims_.latent_dim) : 0;
         room_.cost = product(s.environments);
+        room_.best_cost = product(s.environments, s.iterations + 1);
         room_.cost_terms = native ? product(s.environments, dims_.cost_terms, steps) : 0;
     }
-    static float* room(std::vector<float>& given, std::size_t expected, const char* what) {
+    template <class T>
+    static T* room(std::vector<T>& given, std::size_t expected, const char* what) {
         if (given.size() != expected)
             throw Error(PYJEPA_INVALID_ARGUMENT, std::string("the plan's ") + what + " has " +
-                                                     std::to_string(given.size()) + " floats, expected " +
+                                                     std::to_string(given.size()) + " elements, expected " +
                                                      std::to_string(expected) +
                                                      ": make_plan() after configure()");
         return given.empty() ? nullptr : given.data();

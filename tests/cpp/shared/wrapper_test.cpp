@@ -128,7 +128,7 @@ TEST(Wrapper, ErrorsNameWhatIsWrong) {
     longer.horizon = 12;
     agent.configure(longer.with_goal(goal));
     agent.observe(goal);
-    expect_error(PYJEPA_INVALID_ARGUMENT, "actions has 9 floats, expected 12", [&] { agent.plan(plan); });
+    expect_error(PYJEPA_INVALID_ARGUMENT, "actions has 9 elements, expected 12", [&] { agent.plan(plan); });
 }
 
 TEST(Wrapper, APlanWithoutIterationsStillHasStates) {

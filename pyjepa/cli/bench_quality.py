@@ -1,0 +1,65 @@
+"""``pyjepa bench quality``: time to another planner's final cost."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from pyjepa.configurator import ALGORITHMS
+
+WORKLOADS = ("W0L", "two-rooms")
+
+
+@click.command("quality")
+@click.argument("workloads", nargs=-1, type=click.Choice(WORKLOADS), metavar="[WORKLOAD]...")
+@click.option("--planner", "planners", multiple=True, type=click.Choice(ALGORITHMS), help="Again for more. [all]")
+@click.option("--states", type=click.IntRange(1, 10_000), default=50, show_default=True, help="States to plan from.")
+@click.option("--json", "path", type=click.Path(), metavar="FILE", help="Write the results to FILE.")
+def quality(workloads: tuple[str, ...], planners: tuple[str, ...], states: int, path: str | None) -> None:
+    """Measure how long each planner takes to reach the final cost of stable-worldmodel's CEM (300 x 30).
+
+    WORKLOADS: W0L, two-rooms (both by default). Same weights, one thread, CPU time, median over states; cold, and warm
+    from the shifted plan of the step before. Takes minutes, and needs stable-worldmodel.
+    """
+    from pyjepa.atomic import write_text
+    from pyjepa.bench import quality as bench
+    from pyjepa.bench.machine import describe
+
+    console = Console()
+    notes = Console(stderr=True)
+    rows: list[dict[str, Any]] = []
+    for name in workloads or WORKLOADS:
+        try:
+            rows += bench.measure(name, states, planners or ALGORITHMS, report=lambda row: notes.print(_line(row)))
+        except ImportError as error:
+            raise click.ClickException(f"the planner to compare with is not installed: {error}") from error
+    table = Table("workload", "start", "planner", "reached", "ms", "faster", "strictly", "ms", "faster", "peer ms")
+    for row in rows:
+        cells = [row["workload"], row["start"], row["planner"]]
+        for kind in ("equal", "strict"):
+            found = row[kind]
+            cells.append(f"{found['reached']:.0%}")
+            cells += ["-" if found[key] is None else f"{found[key]:.4g}" for key in ("ms", "ratio")]
+        table.add_row(*cells, f"{row['peer_ms']:.4g}")
+    console.print(table)
+    if path is not None:
+        result = {
+            "machine": describe(),
+            "peer": "stable-worldmodel CEM, 300 candidates, 30 iterations, 30 elites",
+            "tolerance": bench.TOLERANCE,
+            "disturbance": bench.DISTURBANCE,
+            "rows": rows,
+        }
+        write_text(path, json.dumps(result, indent=1) + "\n")
+
+
+def _line(row: dict[str, Any]) -> str:
+    equal, strict = row["equal"], row["strict"]
+    return (
+        f"{row['workload']} {row['start']} {row['planner']}: {equal['ratio']} times as fast ({equal['reached']:.0%} "
+        f"of states), strictly {strict['ratio']} ({strict['reached']:.0%})"
+    )
