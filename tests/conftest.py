@@ -3,6 +3,8 @@
 ``python -m pytest`` puts the working directory first on the path, and ./pyjepa there has no extension.
 """
 
+import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -10,6 +12,13 @@ import pytest
 
 _ROOT = Path(__file__).resolve().parents[1]
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != _ROOT]
+
+if all(importlib.util.find_spec(name) is not None for name in ("torch", "triton")):
+    import torch
+
+    if not torch.cuda.is_available():
+        # Triton reads this when it is imported and when a kernel is defined, so before any test module is collected.
+        os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_configure(config: pytest.Config) -> None:

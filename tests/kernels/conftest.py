@@ -1,13 +1,7 @@
-"""Kernels run under Triton's interpreter here, unless there is a GPU to run them on."""
-
-import os
+"""Kernels run under Triton's interpreter here (see the conftest above), unless there is a GPU to run them on."""
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    # Triton reads this when a kernel is defined, so before any test module imports one.
-    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture
