@@ -20,11 +20,11 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tables import losses, planning
+from tables import losses, planners, planning
 
 ROOT = Path(__file__).resolve().parents[1]
 
-TABLES: Mapping[str, Callable[[Path], str]] = {**planning.TABLES, **losses.TABLES}
+TABLES: Mapping[str, Callable[[Path], str]] = {**planning.TABLES, **losses.TABLES, **planners.TABLES}
 PLOTS: Mapping[str, Callable[[Path, Path], None]] = losses.PLOTS
 
 _PLACE = re.compile(r"^<!-- render: (?P<name>\S+) -->\n(?P<old>.*?)^<!-- /render -->$", re.MULTILINE | re.DOTALL)

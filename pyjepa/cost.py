@@ -11,11 +11,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyjepa.spec import CostKind, CostTerm, Metric
+from pyjepa.spec import CostKind, CostTerm, Metric, Spec
 from pyjepa.world_model import WorldModel
 
-JUDGES_ACTION: tuple[CostKind, ...] = ("action_size", "action_change", "reward")
-"""The terms that judge an action rather than the state it leads to."""
+
+def judges_action(spec: Spec, term: CostTerm) -> bool:
+    """Whether a term judges an action in its state rather than the state it leads to."""
+    if term.kind == "disagreement" and term.module is not None:
+        return "action" in spec.modules[term.module].inputs
+    return term.kind in ("action_size", "action_change", "reward")
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,9 @@ class Steps:
         outputs = self.model.head(name, state.flatten(0, 1), asked, goal)
         if term.label in self.members:
             outputs = outputs[list(self.members[term.label])]
-        if term.reduce == "mean":
+        if term.kind == "disagreement":
+            outputs = outputs.var(dim=0, correction=0)
+        elif term.reduce == "mean":
             outputs = outputs.mean(dim=0)
         else:
             outputs = outputs.amin(dim=0) if term.reduce == "min" else outputs.amax(dim=0)
@@ -86,8 +92,9 @@ def term_costs(
     """The same, term by term: (B, T), weights included."""
     normalised = model.normalise(actions)
     first = states[:, :1] if start is None else start.unsqueeze(-2).expand_as(states[:, :1])
-    if start is None and any(term.kind == "reward" for term in model.spec.cost):
-        raise ValueError("a reward judges the state before each step: give the start")
+    before = ("reward", "disagreement")
+    if start is None and any(t.kind in before and judges_action(model.spec, t) for t in model.spec.cost):
+        raise ValueError("a term judges the state before each step: give the start")
     steps = Steps(
         model=model,
         before=torch.cat([first, states[:, :-1]], dim=1),
@@ -109,7 +116,7 @@ def intrinsic_cost(model: WorldModel, states: Tensor, goal: Tensor) -> Tensor:
     steps = Steps(model, here, here, nothing, nothing[:, 0], goal, {})
     total = states.new_zeros(len(states))
     for term in model.spec.cost:
-        if term.kind not in (*JUDGES_ACTION, "critic") and term.stage != 0:
+        if not judges_action(model.spec, term) and term.kind != "critic" and term.stage != 0:
             total = total + term.stage * TERMS[term.kind](term, steps)[:, 0]
     return total
 
@@ -117,9 +124,8 @@ def intrinsic_cost(model: WorldModel, states: Tensor, goal: Tensor) -> Tensor:
 def _weighted(term: CostTerm, steps: Steps) -> Tensor:
     """One term's sum over the steps: (B,)."""
     count = steps.states.shape[1]
-    judges_action = term.kind in JUDGES_ACTION
     weights = torch.full((count,), term.stage)
-    if not judges_action:
+    if not judges_action(steps.model.spec, term):
         weights[-1] = term.terminal
     later = 1 if term.kind == "critic" else 0
     weights = weights * steps.model.spec.discount ** torch.arange(later, count + later)
@@ -163,6 +169,13 @@ def _hazard(term: CostTerm, steps: Steps) -> Tensor:
     assert term.module is not None
     hazard = steps.head(term, term.module, steps.states)[..., 0]
     return torch.sigmoid(hazard) if term.sigmoid else hazard
+
+
+def _disagreement(term: CostTerm, steps: Steps) -> Tensor:
+    assert term.module is not None
+    before = judges_action(steps.model.spec, term)
+    scatter = steps.head(term, term.module, steps.before if before else steps.states, steps.actions).sum(dim=-1)
+    return -scatter if term.seek else scatter
 
 
 def _constrained(term: CostTerm, steps: Steps) -> Tensor:
@@ -210,6 +223,7 @@ TERMS: Mapping[CostKind, Callable[[CostTerm, Steps], Tensor]] = {
     "action_change": _action_change,
     "reward": _reward,
     "hazard": _hazard,
+    "disagreement": _disagreement,
     "box": _box,
     "half_space": _half_space,
     "critic": _critic,

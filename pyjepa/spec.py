@@ -26,7 +26,7 @@ Algorithm: TypeAlias = Literal["cem", "mppi", "predictive-sampling", "icem", "gr
 Sampling: TypeAlias = Literal["gaussian", "sobol"]
 Interpolation: TypeAlias = Literal["zero", "linear", "cubic"]
 CostKind: TypeAlias = Literal[
-    "goal_distance", "action_size", "action_change", "reward", "hazard", "box", "half_space", "critic"
+    "goal_distance", "action_size", "action_change", "reward", "hazard", "box", "half_space", "critic", "disagreement"
 ]
 Metric: TypeAlias = Literal["l2", "squared_l2", "l1", "cosine"]
 PolicyHead: TypeAlias = Literal["deterministic", "gaussian_tanh", "categorical"]
@@ -220,6 +220,8 @@ class CostTerm:
     - ``reward``: minus the output of ``module`` at the state before the step and the action taken there (judges the
       action).
     - ``hazard``: the output of ``module`` at the reached state, through a sigmoid where ``sigmoid``.
+    - ``disagreement``: how far the networks of the ensemble ``module`` scatter, the sum of their outputs' variances
+      (Sekar et al. 2020); where the module reads the action, it judges the action. ``seek`` pays for it: curiosity.
     - ``box``: how far the reached state, or the output of ``module`` there, lies outside [``low``, ``high``] (either
       may be empty): the sum of squared excesses, or infinity anywhere outside where ``hard``.
     - ``half_space``: the same for ``normal`` · x <= ``offset``.
@@ -238,6 +240,7 @@ class CostTerm:
     name: str = ""
     module: str | None = None
     sigmoid: bool = False
+    seek: bool = False
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
     normal: tuple[float, ...] = ()

@@ -287,6 +287,11 @@ void check_cost(const Spec& spec) {
             case CostKind::hazard:
                 head("a hazard head", false, true, 1);
                 break;
+            case CostKind::disagreement:
+                head("a head that may disagree", true, true, 0);
+                if (spec.modules.at(*term.module).ensemble < 2 || term.members == 1)
+                    invalid(where + ".module", "one network alone cannot disagree: an ensemble is needed");
+                break;
             case CostKind::box:
             case CostKind::half_space: {
                 if (term.module) head("a prediction head", false, true, 0);

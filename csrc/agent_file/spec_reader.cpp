@@ -363,6 +363,7 @@ CostSpec read_cost_term(const JsonObject& term) {
                                        {"action_change", CostKind::action_change},
                                        {"reward", CostKind::reward},
                                        {"hazard", CostKind::hazard},
+                                       {"disagreement", CostKind::disagreement},
                                        {"box", CostKind::box},
                                        {"half_space", CostKind::half_space},
                                        {"critic", CostKind::critic}});
@@ -377,6 +378,7 @@ CostSpec read_cost_term(const JsonObject& term) {
     if (!(read.reach >= 0.0f)) invalid(term.where("reach"), "must not be negative");
     read.module = term.name("module");
     read.sigmoid = term.flag("sigmoid", read.sigmoid);
+    read.seek = term.flag("seek", read.seek);
     read.low = read_floats(term, "low");
     read.high = read_floats(term, "high");
     read.normal = read_floats(term, "normal");
@@ -394,9 +396,10 @@ std::vector<CostSpec> read_cost(const Json& value) {
     std::vector<CostSpec> cost;
     std::set<std::string> names;  // those given: kinds may repeat, names tell apart
     for (const Json& entry : as_list(value, "spec.cost", 0, limits::cost_terms)) {
-        const JsonObject term(entry, item("spec.cost", cost.size()),
-                              {"kind", "stage", "terminal", "metric", "reach", "name", "module", "sigmoid",
-                               "low", "high", "normal", "offset", "hard", "estimates", "members", "reduce"});
+        const JsonObject term(
+            entry, item("spec.cost", cost.size()),
+            {"kind", "stage", "terminal", "metric", "reach", "name", "module", "sigmoid", "seek", "low",
+             "high", "normal", "offset", "hard", "estimates", "members", "reduce"});
         cost.push_back(read_cost_term(term));
         const Json* name = term.find("name");
         if (name == nullptr) continue;

@@ -17,9 +17,19 @@ enum class Input { observation, state, action, goal };
 enum class Algorithm { cem, mppi, predictive_sampling, icem, gradient, hybrid };
 enum class Interpolation { zero, linear, cubic };
 enum class Sampling { gaussian, sobol };
-enum class CostKind { goal_distance, action_size, action_change, reward, hazard, box, half_space, critic };
+enum class CostKind {
+    goal_distance,
+    action_size,
+    action_change,
+    reward,
+    hazard,
+    box,
+    half_space,
+    critic,
+    disagreement
+};
 enum class Metric { l2, squared_l2, l1, cosine };
-enum class Reduce { mean, min, max };
+enum class Reduce { mean, min, max, variance };  // no file asks for variance by name: disagreement does
 enum class Estimates { reward, cost };
 enum class PolicyHead { deterministic, gaussian_tanh };  // the reader refuses categorical
 enum class TemperatureScale { std, absolute };
@@ -99,6 +109,7 @@ struct CostSpec {
     Metric metric = Metric::l2;
     float reach = 0.0f;  // 0: none
     std::optional<std::string> module;
+    bool seek = false;  // disagreement: pay for agreement instead
     bool sigmoid = false;
     std::vector<float> low, high, normal;
     float offset = 0.0f;

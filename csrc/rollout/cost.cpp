@@ -15,6 +15,8 @@ std::unique_ptr<CostTerm> make_cost_term(const Model& model, const Policy* polic
             return make_action_change();
         case CostKind::reward:
             return make_reward(model, spec);
+        case CostKind::disagreement:
+            return make_disagreement(model, spec);
         case CostKind::hazard:
             return make_hazard(model, spec);
         case CostKind::box:

@@ -80,6 +80,7 @@ std::unique_ptr<CostTerm> make_goal_distance(const Model& model, const CostSpec&
 std::unique_ptr<CostTerm> make_action_size();
 std::unique_ptr<CostTerm> make_action_change();
 std::unique_ptr<CostTerm> make_reward(const Model& model, const CostSpec& spec);
+std::unique_ptr<CostTerm> make_disagreement(const Model& model, const CostSpec& spec);
 std::unique_ptr<CostTerm> make_hazard(const Model& model, const CostSpec& spec);
 std::unique_ptr<CostTerm> make_box(const Model& model, const CostSpec& spec);
 std::unique_ptr<CostTerm> make_half_space(const Model& model, const CostSpec& spec);

@@ -21,7 +21,8 @@ Head::Head(const Model& model, const std::string& module, int members, Reduce re
 
 size_t Head::workspace(int rows) const noexcept {
     const Network& first = networks_.front();
-    const auto row = static_cast<size_t>((reads_goal_ ? simd::padded(first.in()) : 0) + simd::padded(out_));
+    const auto row = static_cast<size_t>((reads_goal_ ? simd::padded(first.in()) : 0) +
+                                         simd::padded(out_) * (reduce_ == Reduce::variance ? 2 : 1));
     return first.workspace(rows) + row * static_cast<size_t>(rows);
 }
 
@@ -66,11 +67,24 @@ void Head::forward(const simd::Kernels& kernels, const float* inputs, ptrdiff_t 
     choose(draw, static_cast<int>(networks_.size()), members_, chosen);
     float* const other = work;
     work += static_cast<ptrdiff_t>(simd::padded(out_)) * rows;
+    float* const squares = work;  // about the mean so far (Welford 1962), for variances
+    if (reduce_ == Reduce::variance) {
+        work += static_cast<ptrdiff_t>(simd::padded(out_)) * rows;
+        std::fill_n(squares, static_cast<ptrdiff_t>(rows) * out_, 0.0f);
+    }
     const ptrdiff_t size = static_cast<ptrdiff_t>(rows) * out_;
     for (int k = 0; k < members_; ++k) {
         const Network& network = networks_[static_cast<size_t>(chosen[k])];
         network.forward(kernels, x, ld, rows, k == 0 ? out : other, out_, false, work);
         if (k == 0) continue;
+        if (reduce_ == Reduce::variance) {
+            for (ptrdiff_t i = 0; i < size; ++i) {
+                const float off = other[i] - out[i];
+                out[i] += off / static_cast<float>(k + 1);
+                squares[i] += off * (other[i] - out[i]);
+            }
+            continue;
+        }
         for (ptrdiff_t i = 0; i < size; ++i)
             out[i] = reduce_ == Reduce::mean  ? out[i] + other[i]
                      : reduce_ == Reduce::min ? std::min(out[i], other[i])
@@ -78,6 +92,8 @@ void Head::forward(const simd::Kernels& kernels, const float* inputs, ptrdiff_t 
     }
     if (reduce_ == Reduce::mean && members_ > 1)
         for (ptrdiff_t i = 0; i < size; ++i) out[i] /= static_cast<float>(members_);
+    if (reduce_ == Reduce::variance)
+        for (ptrdiff_t i = 0; i < size; ++i) out[i] = squares[i] / static_cast<float>(members_);
 }
 
 bool Head::differentiate() {

@@ -43,6 +43,7 @@ MODULES = {
     "hazard_goal": head("goal", "state", ensemble=2),
     "place": head("state", out=4),
     "places": head("state", "goal", out=4, ensemble=3),
+    "guesses": head("state", "action", out=6, ensemble=4),
     "q": two_hot("state", "action", ensemble=5),
     "q_goal": two_hot("action", "goal", "state", ensemble=2),
     "v": head("state", "goal"),
@@ -121,6 +122,8 @@ CASES = {
     "reward-and-goal": ((CostTerm(kind="reward", module="reward_swapped", reduce="max"),), None),
     "hazard": ((CostTerm(kind="hazard", module="hazard"),), None),
     "hazard-sigmoid": ((CostTerm(kind="hazard", module="hazard_goal", sigmoid=True, reduce="min"),), None),
+    "disagreement": ((CostTerm(kind="disagreement", module="guesses", stage=3.0),), None),
+    "curiosity": ((CostTerm(kind="disagreement", module="places", seek=True, stage=0.5),), None),
     "box": ((CostTerm(kind="box", low=(0.1,) * LATENT, high=(0.2,) * LATENT),), None),
     "box-of-places": ((CostTerm(kind="box", module="places", high=(-0.5, 0.1, 0.2, 0.0), terminal=0.0),), None),
     "half-space": ((CostTerm(kind="half_space", normal=(0.5,) * LATENT, offset=-0.3),), None),
@@ -585,3 +588,16 @@ def test_deterministic_policies_propose_once():
     agent.plan(seen()[0])
     with pytest.raises(pyjepa.InvalidArgumentError, match="need a policy head that samples, gaussian_tanh"):
         agent.configure(policy_candidates=2)
+
+
+@pytest.mark.parametrize("changes", [{"module": "hazard"}, {"module": "places", "members": 1}])
+def test_one_network_cannot_disagree(changes):
+    spec = agent_spec(CostTerm(kind="disagreement", **changes))
+    with pytest.raises(pyjepa.AgentFileError, match="one network alone cannot disagree"):
+        engine_model(spec, networks(spec))
+
+
+def test_disagreement_has_no_gradient():
+    spec = agent_spec(CostTerm(kind="disagreement", module="places"))
+    with pytest.raises(pyjepa.UnsupportedError, match="cost term 0 has no gradient"):
+        planned(spec, networks(spec), planner="gradient")
