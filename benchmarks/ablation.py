@@ -1,5 +1,5 @@
-"""What each part of the agent is worth: success and p99 of every planner at several deadlines, with and without critic and
-policy, beside random actions and the policy alone.
+"""What each part of the agent is worth: success and p99 of every planner at several deadlines, with and without critic
+and policy, beside random actions and the policy alone.
 
 Run: python benchmarks/ablation.py [--episodes 20] [--seed 0] [--json benchmarks/results/ablation.json]
 

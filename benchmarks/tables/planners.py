@@ -32,8 +32,8 @@ def ablation(results: Path) -> str:
     machine = document["machine"]
     about = (
         f"Success of {document['episodes']} episodes, half of them across the wall, and p99 of a decision in ms "
-        f"({machine['cpu']}, one thread, {machine['isa']}). Random actions reach {percent(alone['random']['success'])}; "
-        f"the policy alone {percent(alone['the policy alone']['success'])} in "
+        f"({machine['cpu']}, one thread, {machine['isa']}). "
+        f"Random actions reach {percent(alone['random']['success'])}; the policy alone {percent(alone['the policy alone']['success'])} in "
         f"{milliseconds(alone['the policy alone']['decision_ms_p99'])} ms.\n"
     )
     return about + "\n" + markdown(["planner", "with", *(f"{d} ms" for d in deadlines)], lines, left=2)
