@@ -22,7 +22,7 @@ FloatArray: TypeAlias = npt.NDArray[np.float32]
 Rollout: TypeAlias = Callable[[FloatArray, FloatArray | None, FloatArray], npt.ArrayLike]
 """A rollout of the user's: ``states`` (E, L), ``goals`` (E, L) or None, ``actions`` (E, N, H, A) -> costs (E, N)."""
 
-ALGORITHMS = ("cem", "mppi", "predictive-sampling")
+ALGORITHMS = ("cem", "mppi", "predictive-sampling", "categorical-cem", "tree")
 INTERPOLATIONS = ("zero", "linear", "cubic")
 
 
@@ -43,6 +43,8 @@ class Task:
     min_std: float | None = None
     momentum: float | None = None
     temperature: float | None = None
+    exploration: float | None = None
+    branching: int | None = None
     bounds: tuple[npt.ArrayLike, npt.ArrayLike] | None = None
     weights: Mapping[str, float] | None = None
     rollout: Rollout | None = None
@@ -78,6 +80,8 @@ def resolve(spec: Spec, task: Task) -> tuple[dict[str, Any], int | None]:
             batch = int(shape[0])
         goal = observation_array(spec, task.goal, "goal", batch=batch)
 
+    if task.bounds is not None and spec.actions.kind != "box":
+        raise InvalidArgumentError("bounds belong to continuous actions, this agent's are discrete")
     low, high = (
         (None, None)
         if task.bounds is None
@@ -98,6 +102,8 @@ def resolve(spec: Spec, task: Task) -> tuple[dict[str, Any], int | None]:
         "min_std": _number("min_std", task.min_std),
         "momentum": _number("momentum", task.momentum),
         "temperature": _number("temperature", task.temperature),
+        "exploration": _number("exploration", task.exploration),
+        "branching": _integer("branching", task.branching),
         "seed": _seed(task.seed),
         "goal": goal,
         "low": low,

@@ -22,7 +22,7 @@ SPEC_VERSION = 1
 Norm: TypeAlias = Literal["none", "layer", "simnorm", "layer+simnorm"]
 Activation: TypeAlias = Literal["none", "relu", "gelu", "silu", "mish", "tanh"]
 InputName: TypeAlias = Literal["observation", "state", "action", "goal"]
-Algorithm: TypeAlias = Literal["cem", "mppi", "predictive-sampling"]
+Algorithm: TypeAlias = Literal["cem", "mppi", "predictive-sampling", "categorical-cem", "tree"]
 Interpolation: TypeAlias = Literal["zero", "linear", "cubic"]
 
 
@@ -41,7 +41,7 @@ class Actions:
     """The action space. ``box``: bounds ``low``/``high`` (A,), and modules read ``(a - center) / scale``; left out,
     these map the bounds to -1 and 1.
 
-    ``discrete``: ``count`` actions, read one-hot (reserved in version 1: no engine planner takes it yet).
+    ``discrete``: ``count`` actions, which modules read one-hot; outside them an action is its index.
     """
 
     kind: Literal["box", "discrete"] = "box"
@@ -58,6 +58,11 @@ class Actions:
             object.__setattr__(self, "center", tuple((low + high) / 2 for low, high in bounds))
         if not self.scale:
             object.__setattr__(self, "scale", tuple((high - low) / 2 for low, high in bounds))
+
+    @property
+    def size(self) -> int:
+        """How many numbers modules read of an action: A of a box, ``count`` of discrete actions."""
+        return len(self.low) if self.kind == "box" else self.count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,8 +189,10 @@ class Planner:
     """Planner defaults; ``agent.configure(...)`` overrides each by name.
 
     ``horizon`` is in environment steps (a multiple of the level's action_block). ``std`` and ``min_std`` are fractions
-    of half the action range. ``knots`` 0 means one per predictor step. ``elites`` and ``momentum`` belong to cem,
-    ``temperature`` to mppi.
+    of half the action range. ``knots`` 0 means one per predictor step. ``elites`` and ``momentum`` belong to cem and
+    categorical-cem, ``temperature`` to mppi. ``exploration`` is the share of each distribution that categorical-cem
+    keeps uniform, ``branching`` the number of actions that tree weighs at a node where it samples them (a box, or more
+    discrete actions than that). categorical-cem plans discrete actions only, tree both, the others boxes only.
     """
 
     algorithm: Algorithm = "cem"
@@ -199,6 +206,8 @@ class Planner:
     min_std: float = 0.05
     momentum: float = 0.0
     temperature: float = 0.5
+    exploration: float = 0.05
+    branching: int = 8
 
 
 @dataclass(frozen=True, kw_only=True)

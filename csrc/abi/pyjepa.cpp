@@ -149,7 +149,7 @@ pyjepa_status pyjepa_model_get_dims(const pyjepa_model* model, pyjepa_model_dims
         pyjepa_model_dims dims = versioned(out, pyjepa_model_dims{}, "out");
         dims.observation_size = s.observation_size;
         dims.observation_dtype = s.observation.dtype == pyjepa::DType::uint8 ? PYJEPA_UINT8 : PYJEPA_FLOAT32;
-        dims.action_dim = s.action_dim;
+        dims.action_dim = s.action_width;
         dims.latent_dim = s.latent_dim;
         dims.action_block = s.level.action_block;
         dims.cost_terms = static_cast<int32_t>(s.cost.size());
@@ -157,6 +157,7 @@ pyjepa_status pyjepa_model_get_dims(const pyjepa_model* model, pyjepa_model_dims
         dims.has_predictor = m.predictor() != nullptr;
         dims.has_policy = m.policy() != nullptr;
         dims.precision = static_cast<int32_t>(m.precision());
+        dims.action_count = s.actions.count;
         give_back(out, dims);
     });
 }
@@ -224,6 +225,8 @@ void pyjepa_task_init(pyjepa_task* task, size_t size) {
     defaults.environments = 1;
     defaults.horizon = defaults.candidates = defaults.iterations = defaults.elites = defaults.knots = -1;
     defaults.std = defaults.min_std = defaults.momentum = defaults.temperature = std::nanf("");
+    defaults.exploration = std::nanf("");
+    defaults.branching = -1;
     std::memcpy(static_cast<void*>(task), &defaults, size < sizeof defaults ? size : sizeof defaults);
     task->size = size;
 }
@@ -304,7 +307,9 @@ pyjepa_status pyjepa_get_settings(const pyjepa_agent* agent, pyjepa_settings* ou
         settings.horizon = task.horizon();
         settings.candidates = s.candidates;
         settings.iterations = s.iterations;
-        settings.elites = s.algorithm == pyjepa::Algorithm::cem ? s.elites : 0;
+        const bool has_elites =
+            s.algorithm == pyjepa::Algorithm::cem || s.algorithm == pyjepa::Algorithm::categorical_cem;
+        settings.elites = has_elites ? s.elites : 0;
         settings.knots = s.knots;
         settings.interpolation = static_cast<int32_t>(s.interpolation) + 1;
         settings.threads = a.threads();
@@ -314,6 +319,8 @@ pyjepa_status pyjepa_get_settings(const pyjepa_agent* agent, pyjepa_settings* ou
         settings.temperature = s.temperature;
         settings.flops = task.flops();
         settings.tile = task.tile();
+        settings.exploration = s.exploration;
+        settings.branching = s.branching;
         give_back(out, settings);
     });
 }

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "error.hpp"
+#include "planner/tree.hpp"
 #include "rollout/callback.hpp"
 #include "rollout/native.hpp"
 
@@ -32,6 +33,18 @@ size_t observation_bytes(const Spec& spec) {
     return element * static_cast<size_t>(spec.observation_size);
 }
 
+// What only a box has.
+void refuse_box_options(const pyjepa_task& task) {
+    const auto refuse = [](const char* name, bool given) {
+        if (given) invalid(std::string(name) + " belongs to continuous actions, this agent's are discrete");
+    };
+    refuse("std", !std::isnan(task.std));
+    refuse("min_std", !std::isnan(task.min_std));
+    refuse("action bounds: low", task.action_low != nullptr);
+    refuse("action bounds: high", task.action_high != nullptr);
+    refuse("interpolation other than zero", task.interpolation > PYJEPA_ZERO);
+}
+
 // The bounds of each plan dimension: the action's, repeated where a predictor step reads several actions.
 std::vector<float> bounds(const Spec& spec, const float* given, const std::vector<float>& otherwise,
                           const char* name) {
@@ -54,11 +67,20 @@ TaskRequest::TaskRequest(const Model& model, const pyjepa_task& task)
     const int block = spec.level.action_block;
     PlannerSettings& s = settings;
 
-    in_range("algorithm", task.algorithm, PYJEPA_ALGORITHM_DEFAULT, PYJEPA_PREDICTIVE_SAMPLING);
+    in_range("algorithm", task.algorithm, PYJEPA_ALGORITHM_DEFAULT, PYJEPA_TREE);
     in_range("interpolation", task.interpolation, PYJEPA_INTERPOLATION_DEFAULT, PYJEPA_CUBIC);
     s.algorithm = task.algorithm == 0 ? p.algorithm : static_cast<Algorithm>(task.algorithm - 1);
     s.interpolation =
         task.interpolation == 0 ? p.interpolation : static_cast<Interpolation>(task.interpolation - 1);
+    if (const std::string mismatch = planner_mismatch(s.algorithm, spec.actions); !mismatch.empty())
+        invalid(mismatch);
+    if (spec.actions.discrete()) refuse_box_options(task);
+    if (s.algorithm == Algorithm::tree) {
+        if (task.interpolation > PYJEPA_ZERO)
+            invalid("the planner tree holds its actions: interpolation must be zero");
+        s.interpolation = Interpolation::zero;
+    }
+    s.count = spec.actions.count;
     s.environments = in_range("environments", task.environments, 1, 1 << 16);
     const int horizon = in_range("horizon", task.horizon == -1 ? p.horizon : task.horizon, 1, 100000);
     if (horizon % block != 0)
@@ -69,13 +91,13 @@ TaskRequest::TaskRequest(const Model& model, const pyjepa_task& task)
     s.candidates = in_range("candidates", task.candidates == -1 ? p.candidates : task.candidates, 1, 1 << 20);
     s.iterations = in_range("iterations", task.iterations == -1 ? p.iterations : task.iterations, 0, 10000);
     s.elites = task.elites == -1 ? p.elites : task.elites;
-    if (s.algorithm == Algorithm::cem) {
+    if (s.algorithm == Algorithm::cem || s.algorithm == Algorithm::categorical_cem) {
         in_range("elites", s.elites, 1, 1 << 20);
         if (s.elites > s.candidates)
             invalid("elites (" + std::to_string(s.elites) + ") exceed candidates (" +
                     std::to_string(s.candidates) + ")");
     } else if (task.elites != -1) {
-        invalid("elites belong to the planner cem");
+        invalid("elites belong to the planners cem and categorical-cem");
     }
     // What a batch of candidates holds together; also keeps every product of sizes far from overflow.
     constexpr double most = 1ull << 32;
@@ -93,13 +115,22 @@ TaskRequest::TaskRequest(const Model& model, const pyjepa_task& task)
     s.min_std = std::min(or_default(task.min_std, p.min_std), std::isnan(task.min_std) ? s.std : INFINITY);
     s.momentum = or_default(task.momentum, p.momentum);
     s.temperature = or_default(task.temperature, p.temperature);
-    const auto belongs = [&](const char* name, float given, Algorithm owner, const char* planner) {
-        if (!std::isnan(given) && s.algorithm != owner)
-            invalid(std::string(name) + " belongs to the planner " + planner);
+    s.exploration = or_default(task.exploration, p.exploration);
+    s.branching = in_range("branching", task.branching == -1 ? p.branching : task.branching, 2, 1024);
+    const auto belongs = [&](const char* name, bool given, std::initializer_list<Algorithm> owners) {
+        if (!given || std::find(owners.begin(), owners.end(), s.algorithm) != owners.end()) return;
+        std::string planners;
+        for (const Algorithm a : owners)
+            planners += (planners.empty() ? "" : " and ") + std::string(algorithm_name(a));
+        invalid(std::string(name) + " belongs to the planner" + (owners.size() > 1 ? "s " : " ") + planners);
     };
-    belongs("min_std", task.min_std, Algorithm::cem, "cem");
-    belongs("momentum", task.momentum, Algorithm::cem, "cem");
-    belongs("temperature", task.temperature, Algorithm::mppi, "mppi");
+    belongs("min_std", !std::isnan(task.min_std), {Algorithm::cem});
+    belongs("momentum", !std::isnan(task.momentum), {Algorithm::cem, Algorithm::categorical_cem});
+    belongs("temperature", !std::isnan(task.temperature), {Algorithm::mppi});
+    belongs("exploration", !std::isnan(task.exploration), {Algorithm::categorical_cem});
+    belongs("branching", task.branching != -1, {Algorithm::tree});
+    if (!(s.exploration >= 0.0f && s.exploration <= 1.0f))
+        invalid("exploration must be in [0, 1], got " + std::to_string(s.exploration));
     if (!(s.std > 0.0f && s.std <= 10.0f)) invalid("std must be in (0, 10], got " + std::to_string(s.std));
     if (!(s.min_std >= 0.0f && s.min_std <= s.std))
         invalid("min_std must be in [0, std], got " + std::to_string(s.min_std));
@@ -157,13 +188,21 @@ Task::Task(const Model& model, Pool& pool, TaskRequest request)
         invalid("the cost term goal_distance needs a goal");
 
     planner_ = make_planner(s);
-    const RolloutLimits limits{s.environments, s.candidates, s.steps, planner_->scratch(1),
-                               planner_->snapshot_size()};
+    const bool tree = s.algorithm == Algorithm::tree;
+    if (tree && request_.rollout != nullptr)
+        throw Error(
+            PYJEPA_UNSUPPORTED,
+            "the planner tree needs the model's own predictor: a rollout callback has no single moves");
+    const RolloutLimits limits{
+        s.environments, s.candidates, s.steps, planner_->scratch(1), planner_->snapshot_size(), tree};
     if (request_.rollout != nullptr)
         rollout_ = std::make_unique<CallbackRollout>(spec, request_.rollout, request_.rollout_user, limits);
     else
         rollout_ = std::make_unique<NativeRollout>(model, cost_, pool, limits);
-    optimiser_ = std::make_unique<Optimiser>(*planner_, *rollout_);
+    if (tree)
+        optimiser_ = std::make_unique<TreeSearch>(*planner_, *rollout_, spec.latent_dim);
+    else
+        optimiser_ = std::make_unique<Optimiser>(*planner_, *rollout_);
 
     states_ = AlignedFloats(e * latent);
     previous_ = AlignedFloats(e * static_cast<size_t>(s.plan_dim));
@@ -192,7 +231,10 @@ int Task::horizon() const noexcept {
 
 double Task::flops() const noexcept {
     const PlannerSettings& s = request_.settings;
-    return rollout_->flops_per_candidate() * s.environments * s.candidates * s.iterations;
+    const double plans = 1.0 * s.environments * s.candidates * s.iterations;
+    // A simulation of a tree search carries out every action of one node, for the steps between two knots.
+    const double share = s.algorithm == Algorithm::tree ? 1.0 * branching(s) / s.knots : 1.0;
+    return rollout_->flops_per_candidate() * plans * share;
 }
 
 void Task::encode(const unsigned char* observations, float* states) noexcept {
@@ -243,6 +285,10 @@ void Task::act(float* actions) noexcept {
                         input + spec.latent_dim);
         policy.forward(simd::kernels(), input, policy.in(), 1, output, spec.action_dim, false,
                        output + spec.action_dim);
+        if (spec.actions.discrete()) {  // the first of the largest logits
+            *actions++ = static_cast<float>(std::max_element(output, output + spec.action_dim) - output);
+            continue;
+        }
         simd::kernels().activate(output, spec.action_dim, 1, spec.action_dim, simd::Act::tanh);
         for (int a = 0; a < spec.action_dim; ++a, ++actions) {
             const auto i = static_cast<size_t>(a);
@@ -295,7 +341,7 @@ bool Task::plan(double deadline, Interrupt& interrupt, pyjepa_plan_out& out) {
         planned_[i] = true;
         if (out.actions != nullptr)
             expand_to_actions(spec, plan, s.steps,
-                              out.actions + static_cast<ptrdiff_t>(e) * horizon() * spec.action_dim);
+                              out.actions + static_cast<ptrdiff_t>(e) * horizon() * spec.action_width);
         if (out.cost != nullptr) out.cost[e] = optimiser_->cost(e);
         if (out.states == nullptr && out.cost_terms == nullptr) continue;
         rollout_->trace(

@@ -186,7 +186,8 @@ void check_policy(const Spec& spec) {
     const int size = output_size(spec, name);
     if (size != spec.action_dim) {
         invalid("spec.modules." + name, "a policy puts out " + std::to_string(spec.action_dim) +
-                                            " actions, this one puts out " + std::to_string(size));
+                                            (spec.actions.discrete() ? " logits" : " actions") +
+                                            ", this one puts out " + std::to_string(size));
     }
     if (policy.residual && (!reads(policy, Input::state) || size != spec.latent_dim)) {
         invalid("spec.modules." + name + ".residual",
@@ -255,6 +256,7 @@ void resolve_spec(Spec& spec) {
     spec.observation_size = 1;
     for (const int size : spec.observation.shape) spec.observation_size *= size;
     spec.action_dim = static_cast<int>(spec.actions.low.size());
+    spec.action_width = spec.actions.discrete() ? 1 : spec.action_dim;
     const std::int64_t plan_dim =
         std::int64_t{spec.action_dim} * (spec.level.hold ? 1 : spec.level.action_block);
     if (plan_dim > limits::dimension) {
@@ -266,6 +268,12 @@ void resolve_spec(Spec& spec) {
     if (std::int64_t{planner.candidates} * planner.horizon > limits::plan_elements / spec.action_dim) {
         invalid("spec.planner",
                 "candidates * horizon * actions is more than " + std::to_string(limits::plan_elements));
+    }
+    if (const std::string mismatch = planner_mismatch(planner.algorithm, spec.actions); !mismatch.empty()) {
+        invalid("spec.planner.algorithm", mismatch);
+    }
+    if (spec.actions.discrete() && planner.interpolation != Interpolation::zero) {
+        invalid("spec.planner.interpolation", "between discrete actions there is only 'zero'");
     }
     resolve_encoder(spec);
     check_predictor(spec);

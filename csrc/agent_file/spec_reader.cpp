@@ -77,7 +77,17 @@ ActionSpec read_actions(const Json& value) {
     const auto kind =
         object.choice<Kind>("kind", Kind::box, {{"box", Kind::box}, {"discrete", Kind::discrete}});
     const int count = object.integer("count", 0, 0, limits::dimension);
-    if (kind == Kind::discrete) not_in_engine(object.where("kind"), "action kind 'discrete'");
+    if (kind == Kind::discrete) {
+        for (const char* key : {"low", "high", "center", "scale"}) {
+            if (!read_numbers(object, key).empty()) {
+                invalid(object.where(key), "discrete actions have a count, no bounds and no scale");
+            }
+        }
+        if (count == 0) invalid(object.where("count"), "discrete actions need their count, at least 1");
+        const auto size = static_cast<std::size_t>(count);
+        const std::vector<float> zeros(size, 0.0f), ones(size, 1.0f);
+        return {zeros, ones, zeros, ones, count};
+    }
     if (count != 0) invalid(object.where("count"), "only discrete actions have a count");
 
     const std::vector<double> low = read_numbers(object, "low"), high = read_numbers(object, "high");
@@ -101,7 +111,7 @@ ActionSpec read_actions(const Json& value) {
     }
 
     const auto floats = [](const std::vector<double>& v) { return std::vector<float>(v.begin(), v.end()); };
-    return {floats(low), floats(high), floats(center), floats(scale)};
+    return {floats(low), floats(high), floats(center), floats(scale), 0};
 }
 
 // ---- modules
@@ -319,14 +329,17 @@ std::vector<CostSpec> read_cost(const Json& value) {
 }
 
 PlannerSpec read_planner(const Json& value, int action_block) {
-    const JsonObject object(value, "spec.planner",
-                            {"algorithm", "horizon", "candidates", "iterations", "elites", "knots",
-                             "interpolation", "std", "min_std", "momentum", "temperature"});
+    const JsonObject object(
+        value, "spec.planner",
+        {"algorithm", "horizon", "candidates", "iterations", "elites", "knots", "interpolation", "std",
+         "min_std", "momentum", "temperature", "exploration", "branching"});
     PlannerSpec planner;
     planner.algorithm = object.choice<Algorithm>("algorithm", planner.algorithm,
                                                  {{"cem", Algorithm::cem},
                                                   {"mppi", Algorithm::mppi},
-                                                  {"predictive-sampling", Algorithm::predictive_sampling}});
+                                                  {"predictive-sampling", Algorithm::predictive_sampling},
+                                                  {"categorical-cem", Algorithm::categorical_cem},
+                                                  {"tree", Algorithm::tree}});
     planner.horizon = object.integer("horizon", planner.horizon, 1, limits::horizon);
     planner.candidates = object.integer("candidates", planner.candidates, 1, limits::candidates);
     planner.iterations = object.integer("iterations", planner.iterations, 1, limits::iterations);
@@ -347,6 +360,9 @@ PlannerSpec read_planner(const Json& value, int action_block) {
         range("momentum", planner.momentum, [](float v) { return v >= 0 && v < 1; }, "in [0, 1)");
     planner.temperature =
         range("temperature", planner.temperature, [](float v) { return v > 0; }, "positive");
+    planner.exploration =
+        range("exploration", planner.exploration, [](float v) { return v >= 0 && v <= 1; }, "in [0, 1]");
+    planner.branching = object.integer("branching", planner.branching, 2, limits::branching);
 
     // Here rather than with the other defaults of the planner: a default, too, must fit the file's
     // action_block.

@@ -12,6 +12,7 @@
 #include "model/model.hpp"
 #include "parallel/pool.hpp"
 #include "rollout/cost.hpp"
+#include "rollout/native_moves.hpp"
 #include "rollout/rollout.hpp"
 
 namespace pyjepa {
@@ -24,6 +25,13 @@ class NativeRollout final : public Rollout {
     bool evaluate(const Situation& now, const Proposal& proposal, int candidates, float* cost,
                   const Deadline& deadline) override;
     bool trace(const Situation& now, int e, const float* plan, float* states, float* terms) noexcept override;
+    void move(const Situation& now, const Moves& moves) noexcept override { moves_->move(now, moves); }
+    bool can_move() const noexcept override { return moves_ != nullptr; }
+    void prior(const Situation& now, int e, int rows, const float* const* states,
+               float* const* out) noexcept override {
+        moves_->prior(now, e, rows, states, out);
+    }
+    bool has_prior() const noexcept override { return moves_ != nullptr && moves_->has_prior(); }
     double flops_per_candidate() const noexcept override { return predictor_.flops() * steps_; }
     int tile() const noexcept override { return block_; }
 
@@ -48,6 +56,7 @@ class NativeRollout final : public Rollout {
     size_t lane_size_, proposal_scratch_, network_work_;
     AlignedFloats memory_;
     std::vector<std::unique_ptr<Evaluation>> evaluations_;  // as many as threads
+    std::unique_ptr<NativeMoves> moves_;                    // where the limits ask for it
 };
 
 }  // namespace pyjepa

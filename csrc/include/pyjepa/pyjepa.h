@@ -13,6 +13,8 @@
  * pyjepa_configure starts new ones. An agent that was inside a call when another thread forked stays busy
  * there.
  *
+ * Discrete actions cross this interface as one float each (A = 1), their index.
+ *
  * Symbols: E environments, A action dimension, L latent dimension, H horizon in environment steps, S = H /
  * action_block predictor steps, N candidates, T cost terms.
  */
@@ -55,7 +57,9 @@ typedef enum pyjepa_algorithm {
     PYJEPA_ALGORITHM_DEFAULT = 0, /* the agent file's */
     PYJEPA_CEM = 1,
     PYJEPA_MPPI = 2,
-    PYJEPA_PREDICTIVE_SAMPLING = 3
+    PYJEPA_PREDICTIVE_SAMPLING = 3,
+    PYJEPA_CATEGORICAL_CEM = 4, /* discrete actions only */
+    PYJEPA_TREE = 5
 } pyjepa_algorithm;
 
 typedef enum pyjepa_interpolation {
@@ -93,7 +97,8 @@ typedef struct pyjepa_model_dims {
     int32_t has_encoder;
     int32_t has_predictor;
     int32_t has_policy;
-    int32_t precision; /* pyjepa_precision of the predictor, as it runs */
+    int32_t precision;    /* pyjepa_precision of the predictor, as it runs */
+    int32_t action_count; /* of discrete actions; 0: a box */
 } pyjepa_model_dims;
 
 PYJEPA_API pyjepa_status pyjepa_model_load(const char* path, pyjepa_model** out);
@@ -151,6 +156,8 @@ typedef struct pyjepa_task {
     const float* weights; /* (T,) multiplies each cost term's weights (the u_i of the paper); NULL: all 1 */
     pyjepa_rollout_fn rollout; /* NULL: the model's own */
     void* rollout_user;
+    float exploration; /* categorical-cem: share of each distribution that stays uniform; default: NaN */
+    int32_t branching; /* tree: actions per node where it samples them; default: -1 */
 } pyjepa_task;
 
 /* The defaults, in as much of `task` as `size` = sizeof(pyjepa_task) says that the caller knows. */
@@ -196,6 +203,8 @@ typedef struct pyjepa_settings {
     float std, min_std, momentum, temperature;
     double flops; /* multiply-adds * 2 of one plan's rollouts, 0 for callbacks */
     int32_t tile; /* candidates that a thread rolls out together, 0 for callbacks: all */
+    float exploration;
+    int32_t branching;
 } pyjepa_settings;
 
 PYJEPA_API pyjepa_status pyjepa_get_settings(const pyjepa_agent* agent, pyjepa_settings* out);
