@@ -49,7 +49,7 @@ TreeSearch::TreeSearch(Planner& planner, Rollout& rollout, int latent)
     const double expansions =
         static_cast<double>(s.candidates) * s.iterations + (s.iterations + 1.0) * depth_;
     const double nodes = (1.0 + expansions * children_) * s.environments;
-    if (nodes > 1 << 24 || nodes * (latent_ + dim_) > 1 << 30)
+    if (nodes > 1 << 24 || nodes * (latent_ + dim_) > 1 << 28)
         throw Error(PYJEPA_INVALID_ARGUMENT, "the tree of " + std::to_string(s.candidates) +
                                                  " candidates * " + std::to_string(s.iterations) +
                                                  " iterations with " + std::to_string(children_) +
@@ -86,7 +86,8 @@ TreeSearch::TreeSearch(Planner& planner, Rollout& rollout, int latent)
     scores_.resize(static_cast<size_t>(std::max(children_, dim_)));
     order_.resize(static_cast<size_t>(dim_));
     considered_.resize(static_cast<size_t>(children_));
-    noise_ = AlignedFloats(static_cast<size_t>(noise_row(children_ * dim_)));
+    noise_ = AlignedFloats(static_cast<size_t>(noise_row(
+        s.count == 0 ? children_ * dim_ : std::max(dim_, children_ * (dim_ / s.count)))));
     gumbel_.resize(static_cast<size_t>(noise_row(children_)));
     plan_ = AlignedFloats(planner.knots_size());
 }

@@ -76,7 +76,7 @@ class TreeSearch final : public Optimiser {
     std::vector<double> scores_;  // (max(children, D),)
     std::vector<float> gumbel_;   // (children,)
     std::vector<int> order_, considered_;
-    AlignedFloats noise_, plan_;  // (children, D); (K, D)
+    AlignedFloats noise_, plan_;  // for choose_actions; (K, D)
 };
 
 }  // namespace pyjepa
