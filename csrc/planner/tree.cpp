@@ -86,8 +86,8 @@ TreeSearch::TreeSearch(Planner& planner, Rollout& rollout, int latent)
     scores_.resize(static_cast<size_t>(std::max(children_, dim_)));
     order_.resize(static_cast<size_t>(dim_));
     considered_.resize(static_cast<size_t>(children_));
-    noise_ = AlignedFloats(static_cast<size_t>(noise_row(
-        s.count == 0 ? children_ * dim_ : std::max(dim_, children_ * (dim_ / s.count)))));
+    noise_ = AlignedFloats(static_cast<size_t>(
+        noise_row(s.count == 0 ? children_ * dim_ : std::max(dim_, children_ * (dim_ / s.count)))));
     gumbel_.resize(static_cast<size_t>(noise_row(children_)));
     plan_ = AlignedFloats(planner.knots_size());
 }
