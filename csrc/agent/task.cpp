@@ -199,6 +199,8 @@ Task::Task(const Model& model, Pool& pool, TaskRequest request)
         rollout_ = std::make_unique<CallbackRollout>(spec, request_.rollout, request_.rollout_user, limits);
     else
         rollout_ = std::make_unique<NativeRollout>(model, cost_, pool, limits);
+    if (rollout_->has_prior() && model.policy_reads_goal() && request_.goal.empty())
+        invalid("the planner tree asks the policy, which reads a goal: configure one");
     if (tree)
         optimiser_ = std::make_unique<TreeSearch>(*planner_, *rollout_, spec.latent_dim);
     else

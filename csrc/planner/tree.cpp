@@ -338,7 +338,9 @@ void TreeSearch::choose_actions(int e, int parent, const float* prior) noexcept 
         return std::min(std::max(value, s.low[d]), s.high[d]);
     };
     if (prior != nullptr) {
-        for (size_t d = 0; d < dim; ++d) out[dim + d] = clamped(prior[d], d);
+        for (size_t d = 0; d < dim; ++d)
+            out[dim + d] =
+                clamped(0.5f * (s.low[d] + s.high[d]) + 0.5f * (s.high[d] - s.low[d]) * prior[d], d);
         ++c;
     }
     gaussian(key, 0, parent, parent + 1, children_ * dim_, noise_.data());

@@ -157,12 +157,7 @@ void NativeMoves::prior(const Situation& now, int e, int rows, const float* cons
         if (!spec.actions.discrete())
             simd::kernels().activate(l.action, plan_dim_, count, plan_dim_, simd::Act::tanh);
         for (int r = 0; r < count; ++r)
-            for (int d = 0; d < plan_dim_; ++d) {
-                const auto a = static_cast<size_t>(d);
-                const float u = l.action[r * static_cast<ptrdiff_t>(plan_dim_) + d];
-                const float low = spec.actions.low[a], high = spec.actions.high[a];
-                out[r0 + r][d] = spec.actions.discrete() ? u : 0.5f * (low + high) + 0.5f * (high - low) * u;
-            }
+            std::copy_n(l.action + r * static_cast<ptrdiff_t>(plan_dim_), plan_dim_, out[r0 + r]);
     });
 }
 

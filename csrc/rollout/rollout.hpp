@@ -121,7 +121,8 @@ class Rollout {
     virtual void move(const Situation&, const Moves&) noexcept {}
     virtual bool can_move() const noexcept { return false; }
     // What the policy thinks in `rows` states of an environment, each (D,): the logits of discrete actions,
-    // or its action. Only where has_prior().
+    // or its action as a place between the bounds, -1 to 1. Only where has_prior(), and with a goal if it
+    // reads one.
     virtual void prior(const Situation&, int /*e*/, int /*rows*/, const float* const* /*states*/,
                        float* const* /*out*/) noexcept {}
     virtual bool has_prior() const noexcept { return false; }

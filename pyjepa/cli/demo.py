@@ -69,8 +69,10 @@ def command(
     if agent_file is not None:
         agent = pyjepa.load(agent_file, threads=threads)
         if agent.spec.actions.kind != ("discrete" if discrete else "box"):
+            known = {"discrete": "discrete actions", "box": "a box of actions"}
+            needed = known["discrete" if discrete else "box"]
             raise click.BadParameter(
-                f"its actions are a {agent.spec.actions.kind}, not {world}'s", param_hint="--agent"
+                f"{world} takes {needed}, this agent has {known[agent.spec.actions.kind]}", param_hint="--agent"
             )
     elif discrete:
         agent = pyjepa.Agent(agents.two_rooms_discrete(), threads=threads)

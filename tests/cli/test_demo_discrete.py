@@ -29,7 +29,7 @@ def test_a_planner_or_an_agent_of_the_other_kind_is_named():
     assert "'cem' plans continuous actions, this agent's are discrete" in result.stderr
     result = demo("--episodes", "1", "--agent", str(agents.path("two_rooms")))
     assert result.exit_code == 2
-    assert "its actions are a box" in result.stderr
+    assert "two-rooms-discrete takes discrete actions, this agent has a box of actions" in result.stderr
     result = CliRunner().invoke(main, ["demo", "--episodes", "1", "--planner", "categorical-cem"])
     assert result.exit_code == 2
     assert "'categorical-cem' plans discrete actions, this agent's are a box" in result.stderr

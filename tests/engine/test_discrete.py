@@ -136,6 +136,14 @@ def test_a_box_refuses_what_plans_discrete_actions():
         agent.configure(goal=goal, planner="tree", rollout=lambda states, goals, actions: actions[..., 0, 0])
 
 
+def test_a_policy_that_reads_a_goal_needs_one():
+    spec = discrete_spec(cost=(CostTerm(kind="action_change"),))
+    agent = pyjepa.Agent(engine_model(spec, networks(spec)))
+    agent.configure(planner="categorical-cem")
+    with pytest.raises(pyjepa.InvalidArgumentError, match="tree asks the policy, which reads a goal"):
+        agent.configure(planner="tree")
+
+
 # ---- categorical CEM beside its statement -------------------------------------------------------------------------
 
 
@@ -365,6 +373,50 @@ def test_more_actions_than_branching_are_sampled(model):
     assert len({int(a) for plan in narrow for a in plan.actions}) > 2, "each node samples its own"
     assert narrow[-1].cost <= narrow[0].cost + 1e-4
     assert wide.cost <= narrow[0].cost * 1.05
+
+
+def prior_world(actions, policy, weight, bias):
+    """``s' = s + W a`` in two numbers; a policy that always says the same, or none."""
+    linear = Mlp(layers=(Layer(out=2),))
+    modules = {"predictor": Module(inputs=("state", "action"), residual=True, blocks=(linear,))}
+    tensors = {
+        "predictor.0.linear0.weight": np.concatenate([np.zeros((2, 2)), weight], axis=1),
+        "predictor.0.linear0.bias": np.zeros(2),
+    }
+    if policy:
+        modules["policy"] = Module(inputs=("state",), blocks=(Mlp(layers=(Layer(out=actions.size),)),))
+        tensors |= {"policy.0.linear0.weight": np.zeros((actions.size, 2)), "policy.0.linear0.bias": bias}
+    spec = Spec(
+        observation=Observation(shape=(2,)), actions=actions, modules=modules,
+        levels=(Level(predictor="predictor"),), policy="policy" if policy else None,
+        planner=Planner(algorithm="tree", horizon=5, candidates=20, iterations=2, elites=5),
+    )  # fmt: skip
+    return pyjepa.Model.from_bytes(agent_file.to_bytes(spec, {k: v.astype(np.float32) for k, v in tensors.items()}))
+
+
+def test_the_policy_says_which_of_many_actions_to_weigh():
+    """One of 300 leads to the goal. Without a policy four of them, drawn at a node, rarely have it among them."""
+    weight = np.zeros((2, 300))
+    weight[0, 217] = 1.0
+    bias = np.where(np.arange(300) == 217, 30.0, 0.0)
+    found = {}
+    for policy in (False, True):
+        agent = pyjepa.Agent(prior_world(Actions(kind="discrete", count=300), policy, weight, bias))
+        agent.configure(goal=np.array([5, 0], np.float32), branching=4)
+        found[policy] = agent.plan(np.zeros(2, np.float32))
+    np.testing.assert_array_equal(found[True].actions, 217)
+    assert found[True].cost < found[False].cost
+
+
+def test_of_a_box_the_policys_action_is_weighed_within_the_bounds():
+    actions, bias = Actions(low=(-1.0, -1.0), high=(1.0, 1.0)), np.full(2, 3.0)
+    far = {}
+    for policy in (False, True):
+        agent = pyjepa.Agent(prior_world(actions, policy, np.eye(2), bias))
+        agent.configure(goal=np.array([9, 9], np.float32), std=0.01, bounds=(-0.5, 0.5))
+        far[policy] = agent.plan(np.zeros(2, np.float32)).actions
+    assert np.abs(far[False]).max() < 0.05
+    np.testing.assert_allclose(far[True], 0.5 * np.tanh(3.0), rtol=1e-4)
 
 
 @pytest.mark.parametrize("spec", [discrete_spec(), pixel_spec()], ids=["discrete", "box"])
