@@ -22,7 +22,7 @@ SPEC_VERSION = 1
 Norm: TypeAlias = Literal["none", "layer", "simnorm", "layer+simnorm"]
 Activation: TypeAlias = Literal["none", "relu", "gelu", "silu", "mish", "tanh"]
 InputName: TypeAlias = Literal["observation", "state", "action", "goal"]
-Algorithm: TypeAlias = Literal["cem", "mppi", "predictive-sampling"]
+Algorithm: TypeAlias = Literal["cem", "mppi", "predictive-sampling", "categorical-cem", "tree"]
 Interpolation: TypeAlias = Literal["zero", "linear", "cubic"]
 CostKind: TypeAlias = Literal[
     "goal_distance", "action_size", "action_change", "reward", "hazard", "box", "half_space", "critic"
@@ -47,7 +47,7 @@ class Actions:
     """The action space. ``box``: bounds ``low``/``high`` (A,), and modules read ``(a - center) / scale``; left out,
     these map the bounds to -1 and 1.
 
-    ``discrete``: ``count`` actions, read one-hot (reserved in version 1: no engine planner takes it yet).
+    ``discrete``: ``count`` actions, which modules read one-hot; outside them an action is its index.
     """
 
     kind: Literal["box", "discrete"] = "box"
@@ -64,6 +64,11 @@ class Actions:
             object.__setattr__(self, "center", tuple((low + high) / 2 for low, high in bounds))
         if not self.scale:
             object.__setattr__(self, "scale", tuple((high - low) / 2 for low, high in bounds))
+
+    @property
+    def size(self) -> int:
+        """How many numbers modules read of an action: A of a box, ``count`` of discrete actions."""
+        return len(self.low) if self.kind == "box" else self.count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,10 +262,13 @@ class Planner:
     """Planner defaults; ``agent.configure(...)`` overrides each by name.
 
     ``horizon`` is in environment steps (a multiple of the level's action_block). ``std`` and ``min_std`` are fractions
-    of half the action range. ``knots`` 0 means one per predictor step. ``elites`` and ``momentum`` belong to cem,
-    ``temperature`` to mppi: in standard deviations of the costs, or with ``temperature_scale`` absolute in units of
-    cost. With ``elite_refit`` (TD-MPC2) mppi weighs only the ``elites`` and refits the spread to them as well, within
-    [``min_std``, ``max_std``]. ``policy_candidates`` of the candidates are rollouts of the policy, made once a plan.
+    of half the action range. ``knots`` 0 means one per predictor step. ``elites`` and ``momentum`` belong to cem and
+    categorical-cem, ``temperature`` to mppi: in standard deviations of the costs, or with ``temperature_scale`` absolute
+    in units of cost. With ``elite_refit`` (TD-MPC2) mppi weighs only the ``elites`` and refits the spread to them as
+    well, within [``min_std``, ``max_std``]. ``policy_candidates`` of the candidates are rollouts of the policy, made
+    once a plan (not of discrete actions). ``exploration`` is the share of each distribution that categorical-cem keeps
+    uniform, ``branching`` the number of actions that tree weighs at a node where it samples them (a box, or more
+    discrete actions than that). categorical-cem plans discrete actions only, tree both, the others boxes only.
     """
 
     algorithm: Algorithm = "cem"
@@ -278,6 +286,8 @@ class Planner:
     elite_refit: bool = False
     max_std: float = 10.0
     policy_candidates: int = 0
+    exploration: float = 0.05
+    branching: int = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,7 +296,7 @@ class Spec:
 
     ``policy_head`` says what the policy's outputs are: ``deterministic``, u with the action tanh(u) of the way to the
     bounds; ``gaussian_tanh``, mean and log standard deviation of u, the latter bounded smoothly to [-10, 2] as in
-    TD-MPC2; ``categorical``, logits of discrete actions (reserved). ``critic`` names a module that reads the state (V),
+    TD-MPC2; ``categorical``, logits of discrete actions, whose head it must be. ``critic`` names a module that reads the state (V),
     or state and action (Q, at the policy's mean action), and the goal if it likes. ``discount``: the cost of predictor
     step t = 0, 1, … counts ``discount ** t``, the critic after it ``discount ** (t + 1)``.
     """

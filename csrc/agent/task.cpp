@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "error.hpp"
+#include "planner/tree.hpp"
 #include "rollout/callback.hpp"
 #include "rollout/native.hpp"
 
@@ -30,6 +31,18 @@ float or_default(float value, float otherwise) {
 size_t observation_bytes(const Spec& spec) {
     const size_t element = spec.observation.dtype == DType::uint8 ? 1 : sizeof(float);
     return element * static_cast<size_t>(spec.observation_size);
+}
+
+// What only a box has.
+void refuse_box_options(const pyjepa_task& task) {
+    const auto refuse = [](const char* name, bool given) {
+        if (given) invalid(std::string(name) + " belongs to continuous actions, this agent's are discrete");
+    };
+    refuse("std", !std::isnan(task.std));
+    refuse("min_std", !std::isnan(task.min_std));
+    refuse("action bounds: low", task.action_low != nullptr);
+    refuse("action bounds: high", task.action_high != nullptr);
+    refuse("interpolation other than zero", task.interpolation > PYJEPA_ZERO);
 }
 
 // The bounds of each plan dimension: the action's, repeated where a predictor step reads several actions.
@@ -59,11 +72,22 @@ TaskRequest::TaskRequest(const Model& model, const pyjepa_task& task)
     const int block = spec.level.action_block;
     PlannerSettings& s = settings;
 
-    in_range("algorithm", task.algorithm, PYJEPA_ALGORITHM_DEFAULT, PYJEPA_PREDICTIVE_SAMPLING);
+    s.algorithm =
+        task.algorithm == PYJEPA_ALGORITHM_DEFAULT ? p.algorithm : static_cast<Algorithm>(task.algorithm - 1);
+    if (*algorithm_name(s.algorithm) == '\0')
+        invalid("algorithm: there is no planner " + std::to_string(task.algorithm));
     in_range("interpolation", task.interpolation, PYJEPA_INTERPOLATION_DEFAULT, PYJEPA_CUBIC);
-    s.algorithm = task.algorithm == 0 ? p.algorithm : static_cast<Algorithm>(task.algorithm - 1);
     s.interpolation =
         task.interpolation == 0 ? p.interpolation : static_cast<Interpolation>(task.interpolation - 1);
+    if (const std::string mismatch = planner_mismatch(s.algorithm, spec.actions); !mismatch.empty())
+        invalid(mismatch);
+    if (spec.actions.discrete()) refuse_box_options(task);
+    if (s.algorithm == Algorithm::tree) {
+        if (task.interpolation > PYJEPA_ZERO)
+            invalid("the planner tree holds its actions: interpolation must be zero");
+        s.interpolation = Interpolation::zero;
+    }
+    s.count = spec.actions.count;
     s.environments = in_range("environments", task.environments, 1, 1 << 16);
     const int horizon = in_range("horizon", task.horizon == -1 ? p.horizon : task.horizon, 1, 100000);
     if (horizon % block != 0)
@@ -79,15 +103,14 @@ TaskRequest::TaskRequest(const Model& model, const pyjepa_task& task)
         invalid("elite_refit belongs to the planner mppi");
     s.elite_refit =
         s.algorithm == Algorithm::mppi && (task.elite_refit == -1 ? p.elite_refit : task.elite_refit == 1);
-    const bool has_elites = s.algorithm == Algorithm::cem || s.elite_refit;
-    const std::string elite_planners = "the planner cem, and to mppi with elite_refit";
-    if (has_elites) {
+    const bool cem = s.algorithm == Algorithm::cem, categorical = s.algorithm == Algorithm::categorical_cem;
+    if (cem || categorical || s.elite_refit) {
         in_range("elites", s.elites, 1, 1 << 20);
         if (s.elites > s.candidates)
             invalid("elites (" + std::to_string(s.elites) + ") exceed candidates (" +
                     std::to_string(s.candidates) + ")");
     } else if (task.elites != -1) {
-        invalid("elites belong to " + elite_planners);
+        invalid("elites belong to the planners cem and categorical-cem, and to mppi with elite_refit");
     }
     // What a batch of candidates holds together; also keeps every product of sizes far from overflow.
     constexpr double most = 1ull << 32;
@@ -102,11 +125,15 @@ TaskRequest::TaskRequest(const Model& model, const pyjepa_task& task)
     s.knots = knots == 0 ? s.steps : in_range("knots", knots, 1, s.steps);
 
     s.policy_candidates = task.policy_candidates == -1 ? p.policy_candidates : task.policy_candidates;
-    if (task.policy_candidates == -1 && (rollout != nullptr || s.policy_candidates >= s.candidates))
+    const bool draws = s.algorithm != Algorithm::tree;
+    if (task.policy_candidates == -1 && (rollout != nullptr || !draws || s.policy_candidates >= s.candidates))
         s.policy_candidates = 0;  // the file's default, where there is no place for it
     in_range("policy_candidates", s.policy_candidates, 0, s.candidates - 1);
     if (s.policy_candidates > 0) {
         if (rollout != nullptr) invalid("policy_candidates need the model's own rollout");
+        if (!draws) invalid("policy_candidates belong to planners that draw candidates, not to tree");
+        if (spec.actions.discrete())
+            invalid("policy_candidates belong to continuous actions, this agent's are discrete");
         if (!spec.policy) throw Error(PYJEPA_UNSUPPORTED, "policy_candidates: this agent file has no policy");
         if (s.policy_candidates > 1 && spec.policy_head == PolicyHead::deterministic)
             invalid("policy_candidates over 1 need a policy head that samples, gaussian_tanh");
@@ -127,15 +154,23 @@ TaskRequest::TaskRequest(const Model& model, const pyjepa_task& task)
     s.temperature_scale = task.temperature_scale == 0
                               ? p.temperature_scale
                               : static_cast<TemperatureScale>(task.temperature_scale - 1);
-    const auto belongs = [&](const char* name, bool given, bool fits, const std::string& owner) {
+    s.exploration = or_default(task.exploration, p.exploration);
+    s.branching = in_range("branching", task.branching == -1 ? p.branching : task.branching, 2, 1024);
+    const auto belongs = [&](const char* name, bool given, bool fits, const char* owner) {
         if (given && !fits) invalid(std::string(name) + " belongs to " + owner);
     };
     const bool mppi = s.algorithm == Algorithm::mppi;
-    belongs("min_std", !std::isnan(task.min_std), has_elites, elite_planners);
+    belongs("min_std", !std::isnan(task.min_std), cem || s.elite_refit,
+            "the planner cem, and to mppi with elite_refit");
     belongs("max_std", !std::isnan(task.max_std), s.elite_refit, "the planner mppi with elite_refit");
-    belongs("momentum", !std::isnan(task.momentum), s.algorithm == Algorithm::cem, "the planner cem");
+    belongs("momentum", !std::isnan(task.momentum), cem || categorical,
+            "the planners cem and categorical-cem");
     belongs("temperature", !std::isnan(task.temperature), mppi, "the planner mppi");
     belongs("temperature_scale", task.temperature_scale != 0, mppi, "the planner mppi");
+    belongs("exploration", !std::isnan(task.exploration), categorical, "the planner categorical-cem");
+    belongs("branching", task.branching != -1, s.algorithm == Algorithm::tree, "the planner tree");
+    if (!(s.exploration >= 0.0f && s.exploration <= 1.0f))
+        invalid("exploration must be in [0, 1], got " + std::to_string(s.exploration));
     if (!(s.std > 0.0f && s.std <= 10.0f)) invalid("std must be in (0, 10], got " + std::to_string(s.std));
     if (!(s.min_std >= 0.0f && s.min_std <= s.std))
         invalid("min_std must be in [0, std], got " + std::to_string(s.min_std));
@@ -203,14 +238,24 @@ Task::Task(const Model& model, Pool& pool, TaskRequest request)
         invalid("the cost term " + std::string(cost_.needs_goal()) + " needs a goal");
 
     planner_ = make_planner(s);
-    const RolloutLimits limits{s.environments, s.candidates, s.steps, planner_->scratch(1),
-                               planner_->snapshot_size()};
+    const bool tree = s.algorithm == Algorithm::tree;
+    if (tree && request_.rollout != nullptr)
+        throw Error(
+            PYJEPA_UNSUPPORTED,
+            "the planner tree needs the model's own predictor: a rollout callback has no single moves");
+    const RolloutLimits limits{
+        s.environments, s.candidates, s.steps, planner_->scratch(1), planner_->snapshot_size(), tree};
     if (request_.rollout != nullptr)
         rollout_ = std::make_unique<CallbackRollout>(spec, request_.rollout, request_.rollout_user, limits);
     else
         rollout_ =
             std::make_unique<NativeRollout>(model, cost_, planning_ ? &*planning_ : nullptr, pool, limits);
-    optimiser_ = std::make_unique<Optimiser>(*planner_, *rollout_);
+    if (rollout_->has_prior() && planning_->reads_goal() && request_.goal.empty())
+        invalid("the planner tree asks the policy, which reads a goal: configure one");
+    if (tree)
+        optimiser_ = std::make_unique<TreeSearch>(*planner_, *rollout_, spec.latent_dim);
+    else
+        optimiser_ = std::make_unique<Optimiser>(*planner_, *rollout_);
 
     states_ = AlignedFloats(e * latent);
     previous_ = AlignedFloats(e * static_cast<size_t>(s.plan_dim));
@@ -223,7 +268,7 @@ Task::Task(const Model& model, Pool& pool, TaskRequest request)
 
     size_t work = 0;
     if (model.encoder() != nullptr) work = model.encoder()->workspace(1);
-    if (acting_) work = std::max(work, acting_->workspace(1));
+    if (acting_) work = std::max(work, acting_->workspace(1) + static_cast<size_t>(spec.action_dim));
     work = std::max(work, cost_.workspace(1));
     lane_ = (static_cast<size_t>(spec.observation_size) + work + 15) / 16 * 16;
     work_ = AlignedFloats(lane_ * static_cast<size_t>(pool.threads()));
@@ -240,8 +285,11 @@ int Task::horizon() const noexcept {
 
 double Task::flops() const noexcept {
     const PlannerSettings& s = request_.settings;
-    return s.environments * (rollout_->flops_per_candidate() * s.candidates * s.iterations +
-                             rollout_->flops_per_proposal() * s.policy_candidates);
+    const double plans = 1.0 * s.environments * s.candidates * s.iterations;
+    // A simulation of a tree search carries out every action of one node, for the steps between two knots.
+    const double share = s.algorithm == Algorithm::tree ? 1.0 * branching(s) / s.knots : 1.0;
+    return rollout_->flops_per_candidate() * plans * share +
+           rollout_->flops_per_proposal() * s.environments * s.policy_candidates;
 }
 
 void Task::encode(const unsigned char* observations, float* states) noexcept {
@@ -283,12 +331,16 @@ bool Task::observed() const noexcept {
 }
 
 void Task::act(float* actions) noexcept {
-    const int latent = model_.spec().latent_dim, count = model_.spec().action_dim;
-    for (int e = 0; e < environments(); ++e, actions += count) {
+    const Spec& spec = model_.spec();
+    const bool discrete = spec.actions.discrete();
+    const int latent = spec.latent_dim, count = spec.action_dim;
+    for (int e = 0; e < environments(); ++e, actions += spec.action_width) {
         const ptrdiff_t at = static_cast<ptrdiff_t>(e) * latent;
+        float* const action = discrete ? work_.data() : actions;
         acting_->act(simd::kernels(), states_.data() + at, latent, 1,
-                     acting_->reads_goal() ? goals_.data() + at : nullptr, nullptr, 0, actions, count,
-                     work_.data());
+                     acting_->reads_goal() ? goals_.data() + at : nullptr, nullptr, 0, action, count,
+                     work_.data() + (discrete ? count : 0));
+        if (discrete) *actions = static_cast<float>(std::max_element(action, action + count) - action);
     }
 }
 
@@ -338,7 +390,7 @@ bool Task::plan(double deadline, Interrupt& interrupt, pyjepa_plan_out& out) {
         planned_[i] = true;
         if (out.actions != nullptr)
             expand_to_actions(spec, plan, s.steps,
-                              out.actions + static_cast<ptrdiff_t>(e) * horizon() * spec.action_dim);
+                              out.actions + static_cast<ptrdiff_t>(e) * horizon() * spec.action_width);
         if (out.cost != nullptr) out.cost[e] = optimiser_->cost(e);
         if (out.states == nullptr && out.cost_terms == nullptr) continue;
         rollout_->trace(

@@ -33,6 +33,7 @@ inline constexpr int horizon = 100000;
 inline constexpr int candidates = 1 << 20;
 inline constexpr int iterations = 10000;
 inline constexpr float std = 10.0f;
+inline constexpr int branching = 1024;
 inline constexpr std::int64_t plan_elements = std::int64_t{1} << 28;  // candidates * horizon * A
 
 // Text, in bytes.

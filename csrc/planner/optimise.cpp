@@ -35,6 +35,23 @@ bool Optimiser::evaluate_mean(const Situation& now, const Deadline& deadline, bo
     return true;
 }
 
+bool Optimiser::improve(const Situation& now, int iteration, const Deadline& deadline) {
+    const PlannerSettings& s = planner_.settings();
+    planner_.iterate(iteration);
+    if (!rollout_.evaluate(now, planner_, s.candidates, cost_.data(), deadline)) return false;
+    for (int e = 0; e < s.environments; ++e) {
+        const float* cost = cost_.data() + static_cast<ptrdiff_t>(e) * s.candidates;
+        const auto best = std::min_element(cost, cost + s.candidates) - cost;  // the first of equals
+        const auto i = static_cast<size_t>(e);
+        if (cost[best] < best_cost_[i]) {
+            best_cost_[i] = cost[best];
+            planner_.sample(e, static_cast<int>(best), best_.data() + i * planner_.knots_size());
+        }
+        planner_.refit(e, cost);
+    }
+    return true;
+}
+
 int Optimiser::plan(const Situation& now, const float* shift, const Deadline& deadline) {
     const PlannerSettings& s = planner_.settings();
     for (int e = 0; e < s.environments; ++e) planner_.begin(e, shift[e]);
@@ -45,20 +62,7 @@ int Optimiser::plan(const Situation& now, const float* shift, const Deadline& de
         if (!rollout_.propose(now, s.policy_candidates, planner_.proposals(), deadline)) return 0;
     }
     int completed = 0;
-    for (; completed < s.iterations; ++completed) {
-        planner_.iterate(completed);
-        if (!rollout_.evaluate(now, planner_, s.candidates, cost_.data(), deadline)) break;
-        for (int e = 0; e < s.environments; ++e) {
-            const float* cost = cost_.data() + static_cast<ptrdiff_t>(e) * s.candidates;
-            const auto best = std::min_element(cost, cost + s.candidates) - cost;  // the first of equals
-            const auto i = static_cast<size_t>(e);
-            if (cost[best] < best_cost_[i]) {
-                best_cost_[i] = cost[best];
-                planner_.sample(e, static_cast<int>(best), best_.data() + i * planner_.knots_size());
-            }
-            planner_.refit(e, cost);
-        }
-    }
+    while (completed < s.iterations && improve(now, completed, deadline)) ++completed;
     // What the last refit arrived at has not been evaluated yet.
     if (completed == s.iterations && completed > 0) evaluate_mean(now, deadline, false);
     for (int e = 0; e < s.environments; ++e) planner_.set_mean(e, knots(e));

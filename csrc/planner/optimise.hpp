@@ -12,6 +12,7 @@ class Optimiser {
   public:
     // planner and rollout outlive it.
     Optimiser(Planner& planner, Rollout& rollout);
+    virtual ~Optimiser() = default;
 
     // Plans for every environment from `now`, warm-started `shift` (E,) steps on; returns the iterations
     // completed. When the deadline passes, the unfinished iteration is dropped; the incumbent was always
@@ -23,6 +24,15 @@ class Optimiser {
         return best_.data() + static_cast<size_t>(e) * planner_.knots_size();
     }
     float cost(int e) const noexcept { return best_cost_[static_cast<size_t>(e)]; }
+
+  protected:
+    // One iteration; false where the deadline passed first, and then all is as it was before.
+    virtual bool improve(const Situation& now, int iteration, const Deadline& deadline);
+    // Evaluates the planner's means, and keeps those that are better than the incumbents, or all of them.
+    bool evaluate_mean(const Situation& now, const Deadline& deadline, bool first);
+
+    Planner& planner_;
+    Rollout& rollout_;
 
   private:
     // The planner's mean as a proposal of one candidate.
@@ -37,10 +47,6 @@ class Optimiser {
       private:
         const Planner& planner_;
     };
-    bool evaluate_mean(const Situation& now, const Deadline& deadline, bool first);
-
-    Planner& planner_;
-    Rollout& rollout_;
     Mean mean_;
     AlignedFloats cost_;            // (E, N)
     AlignedFloats best_;            // (E, K, D)

@@ -28,16 +28,19 @@ struct PlannerSettings {
     TemperatureScale temperature_scale;
     float max_std;
     int policy_candidates;
+    int count = 0;  // of discrete actions, one-hot in a plan; 0: a box
+    float exploration = 0.0f;
+    int branching = 0;
 };
 
 class Planner : public Proposal {
   public:
     explicit Planner(const PlannerSettings& settings);
 
-    // A new episode: the plan is the middle of the bounds, plan count 0.
+    // A new episode: the plan is the middle of the bounds (of discrete actions: the first), plan count 0.
     void reset(int e) noexcept;
     // A new plan: the last one `shift` predictor steps later, and the first spread.
-    void begin(int e, float shift) noexcept;
+    virtual void begin(int e, float shift) noexcept;
     void iterate(int iteration) noexcept;
     // Normals, once a plan, for the rollout to make proposals of the policy from.
     void draw_proposals() noexcept;
@@ -59,15 +62,18 @@ class Planner : public Proposal {
     void expand(const float* knots, float* plan) const noexcept;
 
     size_t knots_size() const noexcept { return knots_size_; }
+    const Knots& knots() const noexcept { return knots_; }
     const float* mean(int e) const noexcept { return mean_.data() + offset(e); }
     // Where the next plan starts from.
     void set_mean(int e, const float* knots) noexcept;
-    uint64_t plans(int e) const noexcept {
-        return plans_[static_cast<size_t>(e)];
-    }  // since the episode began
+    // How often this environment has planned since its episode began.
+    uint64_t plans(int e) const noexcept { return plans_[static_cast<size_t>(e)]; }
     const PlannerSettings& settings() const noexcept { return settings_; }
 
   protected:
+    // Knots (n1 - n0, K, D) of candidates n0 .. n1 - 1; noise: a noise_row of floats for each.
+    virtual void draw(NoiseKey key, const float* mean, const float* std, const float* proposals, int n0,
+                      int n1, float* knots, float* noise) const noexcept;
     size_t offset(int e) const noexcept { return static_cast<size_t>(e) * knots_size_; }
     // The `count` cheapest candidates in order of (cost, index), without those of infinite cost; returns how
     // many.
@@ -75,8 +81,8 @@ class Planner : public Proposal {
 
     PlannerSettings settings_;
     Knots knots_;
-    size_t knots_size_;                                    // K * D
-    AlignedFloats mean_, std_;                             // (E, K, D)
+    size_t knots_size_;         // K * D
+    AlignedFloats mean_, std_;  // (E, K, D); std_: of categoricals, the probabilities
     std::vector<float> first_std_, least_std_, most_std_;  // (D,)
     std::vector<int> order_;                               // (N,)
     AlignedFloats drawn_;                                  // (K, D): one candidate
@@ -84,8 +90,6 @@ class Planner : public Proposal {
 
   private:
     void clamp(float* values, int rows) const noexcept;  // (rows, D), to the bounds
-    void draw(NoiseKey key, const float* mean, const float* std, const float* proposals, int n0, int n1,
-              float* knots, float* noise) const noexcept;
 
     std::vector<uint64_t> plans_;  // (E,): plans since the episode began
     std::vector<NoiseKey> keys_;   // (E,): of the current iteration
@@ -99,5 +103,8 @@ std::unique_ptr<Planner> make_planner(const PlannerSettings& settings);
 std::unique_ptr<Planner> make_cem(const PlannerSettings& settings);
 std::unique_ptr<Planner> make_mppi(const PlannerSettings& settings);
 std::unique_ptr<Planner> make_predictive_sampling(const PlannerSettings& settings);
+std::unique_ptr<Planner> make_categorical_cem(const PlannerSettings& settings);
+// Keeps the last plan for a tree search (tree.hpp), which draws nothing from it.
+std::unique_ptr<Planner> make_last_plan(const PlannerSettings& settings);
 
 }  // namespace pyjepa

@@ -106,6 +106,7 @@ class Model {
         out["has_predictor"] = d.has_predictor != 0;
         out["has_policy"] = d.has_policy != 0;
         out["precision"] = precisions()[static_cast<size_t>(d.precision)];
+        out["action_count"] = d.action_count;
         return out;
     }
     std::pair<size_t, size_t> module_sizes(const std::string& module) const {
@@ -156,9 +157,9 @@ class Agent {
     void configure(int environments, int algorithm, int horizon, int candidates, int iterations, int elites,
                    int knots, int interpolation, float std, float min_std, float momentum, float temperature,
                    int temperature_scale, int elite_refit, float max_std, int policy_candidates,
-                   uint64_t seed, const std::optional<py::array>& goal, const std::optional<Floats>& low,
-                   const std::optional<Floats>& high, const std::optional<Floats>& weights,
-                   const py::object& rollout) {
+                   float exploration, int branching, uint64_t seed, const std::optional<py::array>& goal,
+                   const std::optional<Floats>& low, const std::optional<Floats>& high,
+                   const std::optional<Floats>& weights, const py::object& rollout) {
         Task task;
         pyjepa_task_init(&task.raw, sizeof task.raw);
         task.raw.environments = environments;
@@ -177,6 +178,8 @@ class Agent {
         task.raw.elite_refit = elite_refit;
         task.raw.max_std = max_std;
         task.raw.policy_candidates = policy_candidates;
+        task.raw.exploration = exploration;
+        task.raw.branching = branching;
         task.raw.seed = seed;
         task.goal = goal;
         task.low = low;
@@ -291,6 +294,8 @@ class Agent {
         out["elite_refit"] = s.elite_refit != 0;
         out["max_std"] = s.max_std;
         out["policy_candidates"] = s.policy_candidates;
+        out["exploration"] = s.exploration;
+        out["branching"] = s.branching;
         out["flops"] = s.flops;
         out["tile"] = s.tile;
         return out;
@@ -422,8 +427,9 @@ PYBIND11_MODULE(_engine, m) {
              py::arg("horizon"), py::arg("candidates"), py::arg("iterations"), py::arg("elites"),
              py::arg("knots"), py::arg("interpolation"), py::arg("std"), py::arg("min_std"),
              py::arg("momentum"), py::arg("temperature"), py::arg("temperature_scale"),
-             py::arg("elite_refit"), py::arg("max_std"), py::arg("policy_candidates"), py::arg("seed"),
-             py::arg("goal"), py::arg("low"), py::arg("high"), py::arg("weights"), py::arg("rollout"))
+             py::arg("elite_refit"), py::arg("max_std"), py::arg("policy_candidates"), py::arg("exploration"),
+             py::arg("branching"), py::arg("seed"), py::arg("goal"), py::arg("low"), py::arg("high"),
+             py::arg("weights"), py::arg("rollout"))
         .def("observe", &Agent::observe, py::arg("observation"), py::arg("steps"))
         .def("act", &Agent::act, py::arg("out").noconvert())
         .def("state", &Agent::state, py::arg("out").noconvert())

@@ -126,6 +126,7 @@ NativeRollout::NativeRollout(const Model& model, const Cost& cost, const Policy*
     memory_ = AlignedFloats(lane_size_ * static_cast<size_t>(pool.threads()));
     for (int i = 0; i < pool.threads(); ++i)
         evaluations_.push_back(std::make_unique<Evaluation>(*this, limits));
+    if (limits.moves) moves_ = std::make_unique<NativeMoves>(model, cost, policy, pool, limits.steps);
 }
 
 NativeRollout::~NativeRollout() {

@@ -34,15 +34,22 @@ class Record:
 
 
 def play(
-    agent: Agent, episodes: Episodes, task: dict[str, Any], *, deadline: float | None = None, watch: Watch | None = None
+    agent: Agent,
+    episodes: Episodes,
+    task: dict[str, Any],
+    *,
+    deadline: float | None = None,
+    watch: Watch | None = None,
+    world_type: type[TwoRooms] = TwoRooms,
 ) -> Iterator[Record]:
     """Plays every episode of ``episodes`` in turn with ``agent`` (configured by ``task``), one record each.
 
     The plan's first block of actions is executed before the agent looks again. ``deadline``: seconds per plan.
+    ``world_type``: the world they are played in.
     """
     block = agent.model.action_block
     for i in range(len(episodes)):
-        world = TwoRooms(1)
+        world = world_type(1)
         world.begin(episodes[i : i + 1])
         agent.configure(goal=world.goal_observation[0], **task)
         record = Record(False, 0, bool(episodes.cross_room[i]), 0.0)
@@ -64,8 +71,8 @@ def play(
         yield record
 
 
-def execute(world: TwoRooms, actions: npt.NDArray[np.float32]) -> None:
-    """Carries out actions (n, 2) until they end or the episode does."""
+def execute(world: TwoRooms, actions: npt.NDArray[np.float32] | npt.NDArray[np.int64]) -> None:
+    """Carries out actions (n, 2), or indices (n,), until they end or the episode does."""
     for action in actions:
         if world.success[0] or world.truncated[0]:
             return

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from pyjepa.configurator import ALGORITHMS
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -19,8 +21,16 @@ if TYPE_CHECKING:
 @click.option("--episodes", type=click.IntRange(1, 100_000), default=20, show_default=True, help="Episodes to play.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of episodes and planner.")
 @click.option(
+    "--env",
+    "world",
+    type=click.Choice(["two-rooms", "two-rooms-discrete"]),
+    default="two-rooms",
+    show_default=True,
+    help="The world to play in; the discrete one has eight moves.",
+)
+@click.option(
     "--planner",
-    type=click.Choice(["cem", "mppi", "predictive-sampling"]),
+    type=click.Choice(list(ALGORITHMS)),
     help="Planning algorithm.  [default: the agent's]",
 )
 @click.option("--horizon", type=int, metavar="H", help="Environment steps to look ahead.  [default: the agent's]")
@@ -32,6 +42,7 @@ if TYPE_CHECKING:
 def command(
     episodes: int,
     seed: int,
+    world: str,
     planner: str | None,
     horizon: int | None,
     deadline: float | None,
@@ -49,12 +60,24 @@ def command(
     from pyjepa.atomic import write_text
     from pyjepa.bench.episodes import play, summary
     from pyjepa.bench.machine import describe
-    from pyjepa.envs.two_rooms import evaluation_episodes
+    from pyjepa.envs import TwoRooms, TwoRoomsDiscrete, evaluation_episodes
 
     for option, file in (("--json", json_file), ("--gif", gif_file)):
         if file not in (None, "-") and not Path(str(file)).absolute().parent.is_dir():
             raise click.BadParameter(f"there is no folder {Path(str(file)).parent}", param_hint=option)
-    agent = pyjepa.load(agents.path("two_rooms") if agent_file is None else agent_file, threads=threads)
+    discrete = world == "two-rooms-discrete"
+    if agent_file is not None:
+        agent = pyjepa.load(agent_file, threads=threads)
+        if agent.spec.actions.kind != ("discrete" if discrete else "box"):
+            known = {"discrete": "discrete actions", "box": "a box of actions"}
+            needed = known["discrete" if discrete else "box"]
+            raise click.BadParameter(
+                f"{world} takes {needed}, this agent has {known[agent.spec.actions.kind]}", param_hint="--agent"
+            )
+    elif discrete:
+        agent = pyjepa.Agent(agents.two_rooms_discrete(), threads=threads)
+    else:
+        agent = pyjepa.load(agents.path("two_rooms"), threads=threads)
     film = None
     if gif_file is not None:
         from pyjepa.cli.film import Film
@@ -65,7 +88,9 @@ def command(
     records: list[Record] = []
     with _Scoreboard(episodes, sys.stderr if json_file == "-" else sys.stdout) as board:
         seconds = None if deadline is None else deadline / 1e3
-        for record in play(agent, drawn, task, deadline=seconds, watch=None if film is None else film.shoot):
+        watch = None if film is None else film.shoot
+        played_in = TwoRoomsDiscrete if discrete else TwoRooms
+        for record in play(agent, drawn, task, deadline=seconds, watch=watch, world_type=played_in):
             records.append(record)
             board.show(records)
 

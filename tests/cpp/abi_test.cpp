@@ -51,6 +51,7 @@ namespace {
 
 using testing::agent_bytes;
 using testing::callback_spec;
+using testing::discrete_spec;
 using testing::heads_spec;
 using testing::pixel_spec;
 
@@ -109,6 +110,22 @@ pyjepa_task task_with(const std::vector<unsigned char>& goal, int environments, 
     return task;
 }
 
+struct Planned {
+    const char* spec;
+    size_t width;  // numbers per action
+    int algorithm;
+};
+const Planned kPlanners[] = {{pixel_spec, 2, PYJEPA_CEM},
+                             {pixel_spec, 2, PYJEPA_MPPI},
+                             {pixel_spec, 2, PYJEPA_PREDICTIVE_SAMPLING},
+                             {pixel_spec, 2, PYJEPA_TREE},
+                             {heads_spec, 2, PYJEPA_CEM},
+                             {heads_spec, 2, PYJEPA_MPPI},
+                             {heads_spec, 2, PYJEPA_PREDICTIVE_SAMPLING},
+                             {heads_spec, 2, PYJEPA_TREE},
+                             {discrete_spec, 1, PYJEPA_CATEGORICAL_CEM},
+                             {discrete_spec, 1, PYJEPA_TREE}};
+
 TEST(Abi, NothingIsAllocatedAfterConfigure) {
 #ifndef PYJEPA_COUNTS_ALLOCATIONS
     GTEST_SKIP() << "the sanitizer owns malloc";
@@ -116,53 +133,51 @@ TEST(Abi, NothingIsAllocatedAfterConfigure) {
     const long before_probe = allocations.load();
     std::free(std::malloc(100));
     ASSERT_GT(allocations.load(), before_probe) << "the counter does not count";
-    for (const char* const spec : {pixel_spec, heads_spec})
-        for (const int threads : {1, 3})
-            for (const int algorithm : {PYJEPA_CEM, PYJEPA_MPPI, PYJEPA_PREDICTIVE_SAMPLING}) {
-                Loaded l(spec, threads);
-                const auto goal = pixels(2, 1), seen = pixels(2, 2);
-                const pyjepa_task task = task_with(goal, 2, algorithm);
-                ASSERT_EQ(pyjepa_configure(l.agent, &task), PYJEPA_OK) << pyjepa_last_error();
-                ASSERT_EQ(pyjepa_remember(l.agent, 7), PYJEPA_OK);
-                std::vector<float> actions(2 * 24 * 2), states(2 * 7 * 24), cost(2), terms(2 * 3 * 6), act(4);
-                pyjepa_plan_out out{};
-                out.size = sizeof out;
-                out.actions = actions.data();
-                out.states = states.data();
-                out.cost = cost.data();
-                out.cost_terms = terms.data();
-                const long before = allocations.load();
-                int failures = 0;
-                for (int i = 0; i < 5; ++i) {
-                    failures += pyjepa_observe(l.agent, seen.data(), seen.size(), -1) != PYJEPA_OK;
-                    failures += pyjepa_plan(l.agent, i == 3 ? 1e-4 : 0.0, &out) != PYJEPA_OK;
-                    failures += pyjepa_act(l.agent, act.data(), act.size()) != PYJEPA_OK;
-                    failures += pyjepa_state(l.agent, states.data(), 2 * 24) != PYJEPA_OK;
-                    if (i == 2) failures += pyjepa_reset(l.agent, 1) != PYJEPA_OK;
-                }
-                EXPECT_EQ(allocations.load() - before, 0)
-                    << "threads " << threads << ", algorithm " << algorithm;
-                EXPECT_EQ(failures, 0);
+    for (const int threads : {1, 3})
+        for (const auto& [spec, width, algorithm] : kPlanners) {
+            Loaded l(spec, threads);
+            const auto goal = pixels(2, 1), seen = pixels(2, 2);
+            const pyjepa_task task = task_with(goal, 2, algorithm);
+            ASSERT_EQ(pyjepa_configure(l.agent, &task), PYJEPA_OK) << pyjepa_last_error();
+            ASSERT_EQ(pyjepa_remember(l.agent, 7), PYJEPA_OK);
+            std::vector<float> actions(2 * 24 * 2), states(2 * 7 * 24), cost(2), terms(2 * 3 * 6),
+                act(2 * width);
+            pyjepa_plan_out out{};
+            out.size = sizeof out;
+            out.actions = actions.data();
+            out.states = states.data();
+            out.cost = cost.data();
+            out.cost_terms = terms.data();
+            const long before = allocations.load();
+            int failures = 0;
+            for (int i = 0; i < 5; ++i) {
+                failures += pyjepa_observe(l.agent, seen.data(), seen.size(), -1) != PYJEPA_OK;
+                failures += pyjepa_plan(l.agent, i == 3 ? 1e-4 : 0.0, &out) != PYJEPA_OK;
+                failures += pyjepa_act(l.agent, act.data(), act.size()) != PYJEPA_OK;
+                failures += pyjepa_state(l.agent, states.data(), 2 * 24) != PYJEPA_OK;
+                if (i == 2) failures += pyjepa_reset(l.agent, 1) != PYJEPA_OK;
             }
+            EXPECT_EQ(allocations.load() - before, 0) << "threads " << threads << ", algorithm " << algorithm;
+            EXPECT_EQ(failures, 0);
+        }
 }
 
 TEST(Abi, ThreadsDoNotChangeABit) {
     const auto goal = pixels(1, 1), seen = pixels(1, 2);
-    for (const char* const spec : {pixel_spec, heads_spec})
-        for (const int algorithm : {PYJEPA_CEM, PYJEPA_MPPI, PYJEPA_PREDICTIVE_SAMPLING}) {
-            std::vector<Result> results;
-            for (const int threads : {1, 2, 3, 5}) {
-                Loaded l(spec, threads);
-                const pyjepa_task task = task_with(goal, 1, algorithm);
-                ASSERT_EQ(pyjepa_configure(l.agent, &task), PYJEPA_OK) << pyjepa_last_error();
-                for (int i = 0; i < 3; ++i) {
-                    ASSERT_EQ(pyjepa_observe(l.agent, seen.data(), seen.size(), -1), PYJEPA_OK);
-                    results.push_back(plan(l.agent, 1));
-                }
+    for (const auto& [spec, width, algorithm] : kPlanners) {
+        std::vector<Result> results;
+        for (const int threads : {1, 2, 3, 5}) {
+            Loaded l(spec, threads);
+            const pyjepa_task task = task_with(goal, 1, algorithm);
+            ASSERT_EQ(pyjepa_configure(l.agent, &task), PYJEPA_OK) << pyjepa_last_error();
+            for (int i = 0; i < 3; ++i) {
+                ASSERT_EQ(pyjepa_observe(l.agent, seen.data(), seen.size(), -1), PYJEPA_OK);
+                results.push_back(plan(l.agent, 1));
             }
-            for (size_t i = 3; i < results.size(); ++i) EXPECT_TRUE(results[i] == results[i % 3]) << i;
-            EXPECT_FALSE(results[0] == results[1]);  // the warm start moved on
         }
+        for (size_t i = 3; i < results.size(); ++i) EXPECT_TRUE(results[i] == results[i % 3]) << i;
+        EXPECT_FALSE(results[0] == results[1]);  // the warm start moved on
+    }
 }
 
 TEST(Abi, ManyMoreThreadsThanProcessorsDoNotChangeABit) {
@@ -192,28 +207,31 @@ TEST(Abi, ManyMoreThreadsThanProcessorsDoNotChangeABit) {
 TEST(Abi, ABatchPlansAsItsMembersAlone) {
     const auto goals = pixels(3, 1), seen = pixels(3, 2);
     const size_t one = goals.size() / 3;
-    Loaded batch(pixel_spec, 2);
-    const pyjepa_task task = task_with(goals, 3, PYJEPA_CEM);
-    ASSERT_EQ(pyjepa_configure(batch.agent, &task), PYJEPA_OK);
-    std::vector<Result> together;
-    for (int i = 0; i < 2; ++i) {
-        ASSERT_EQ(pyjepa_observe(batch.agent, seen.data(), seen.size(), -1), PYJEPA_OK);
-        together.push_back(plan(batch.agent, 3));
-    }
-    for (size_t e = 0; e < 3; ++e) {
-        Loaded single(pixel_spec);
-        const std::vector<unsigned char> goal(goals.begin() + static_cast<ptrdiff_t>(e * one),
-                                              goals.begin() + static_cast<ptrdiff_t>((e + 1) * one));
-        const pyjepa_task own = task_with(goal, 1, PYJEPA_CEM);
-        ASSERT_EQ(pyjepa_configure(single.agent, &own), PYJEPA_OK);
-        for (const Result& all : together) {
-            ASSERT_EQ(pyjepa_observe(single.agent, seen.data() + e * one, one, -1), PYJEPA_OK);
-            const Result alone = plan(single.agent, 1);
-            EXPECT_TRUE(std::equal(alone.actions.begin(), alone.actions.end(),
-                                   all.actions.begin() + static_cast<ptrdiff_t>(e) * 48));
-            EXPECT_TRUE(std::equal(alone.states.begin(), alone.states.end(),
-                                   all.states.begin() + static_cast<ptrdiff_t>(e) * 7 * 24));
-            EXPECT_EQ(alone.cost[0], all.cost[e]);
+    for (const auto& [spec, width, algorithm] : kPlanners) {
+        Loaded batch(spec, 2);
+        const pyjepa_task task = task_with(goals, 3, algorithm);
+        ASSERT_EQ(pyjepa_configure(batch.agent, &task), PYJEPA_OK);
+        std::vector<Result> together;
+        for (int i = 0; i < 2; ++i) {
+            ASSERT_EQ(pyjepa_observe(batch.agent, seen.data(), seen.size(), -1), PYJEPA_OK);
+            together.push_back(plan(batch.agent, 3));
+        }
+        for (size_t e = 0; e < 3; ++e) {
+            Loaded single(spec);
+            const std::vector<unsigned char> goal(goals.begin() + static_cast<ptrdiff_t>(e * one),
+                                                  goals.begin() + static_cast<ptrdiff_t>((e + 1) * one));
+            const pyjepa_task own = task_with(goal, 1, algorithm);
+            ASSERT_EQ(pyjepa_configure(single.agent, &own), PYJEPA_OK);
+            for (const Result& all : together) {
+                ASSERT_EQ(pyjepa_observe(single.agent, seen.data() + e * one, one, -1), PYJEPA_OK);
+                const Result alone = plan(single.agent, 1);
+                EXPECT_TRUE(std::equal(alone.actions.begin(),
+                                       alone.actions.begin() + static_cast<ptrdiff_t>(24 * width),
+                                       all.actions.begin() + static_cast<ptrdiff_t>(e * 24 * width)));
+                EXPECT_TRUE(std::equal(alone.states.begin(), alone.states.end(),
+                                       all.states.begin() + static_cast<ptrdiff_t>(e) * 7 * 24));
+                EXPECT_EQ(alone.cost[0], all.cost[e]);
+            }
         }
     }
 }
@@ -496,7 +514,7 @@ TEST(Abi, ErrorsNameWhatIsWrong) {
     expect("horizon", [](pyjepa_task& t) { t.horizon = 0; });
     expect("multiple of the model's action_block 4", [](pyjepa_task& t) { t.horizon = 10; });
     expect("elites (65) exceed candidates (64)", [](pyjepa_task& t) { t.candidates = 64, t.elites = 65; });
-    expect("elites belong to the planner cem",
+    expect("elites belong to the planners cem",
            [](pyjepa_task& t) { t.algorithm = PYJEPA_MPPI, t.elites = 3; });
     expect("candidates", [](pyjepa_task& t) { t.candidates = 0; });
     expect("environments", [](pyjepa_task& t) { t.environments = 0; });

@@ -13,6 +13,8 @@
  * pyjepa_configure starts new ones. An agent that was inside a call when another thread forked stays busy
  * there.
  *
+ * Discrete actions cross this interface as one float each (A = 1), their index.
+ *
  * Symbols: E environments, A action dimension, L latent dimension, H horizon in environment steps, S = H /
  * action_block predictor steps, N candidates, T cost terms.
  */
@@ -55,7 +57,9 @@ typedef enum pyjepa_algorithm {
     PYJEPA_ALGORITHM_DEFAULT = 0, /* the agent file's */
     PYJEPA_CEM = 1,
     PYJEPA_MPPI = 2,
-    PYJEPA_PREDICTIVE_SAMPLING = 3
+    PYJEPA_PREDICTIVE_SAMPLING = 3,
+    PYJEPA_CATEGORICAL_CEM = 7, /* discrete actions only */
+    PYJEPA_TREE = 8
 } pyjepa_algorithm;
 
 typedef enum pyjepa_interpolation {
@@ -101,7 +105,8 @@ typedef struct pyjepa_model_dims {
     int32_t has_encoder;
     int32_t has_predictor;
     int32_t has_policy;
-    int32_t precision; /* pyjepa_precision of the predictor, as it runs */
+    int32_t precision;    /* pyjepa_precision of the predictor, as it runs */
+    int32_t action_count; /* of discrete actions; 0: a box */
 } pyjepa_model_dims;
 
 PYJEPA_API pyjepa_status pyjepa_model_load(const char* path, pyjepa_model** out);
@@ -163,6 +168,8 @@ typedef struct pyjepa_task {
     int32_t elite_refit;       /* mppi refits mean and spread to the elites; 0, 1, -1: default */
     int32_t policy_candidates; /* candidates that are rollouts of the policy; -1: default */
     float max_std;             /* most spread that such a refit widens to; default: NaN */
+    float exploration; /* categorical-cem: share of each distribution that stays uniform; default: NaN */
+    int32_t branching; /* tree: actions per node where it samples them; default: -1 */
 } pyjepa_task;
 
 /* The defaults, in as much of `task` as `size` = sizeof(pyjepa_task) says that the caller knows. */
@@ -210,6 +217,8 @@ typedef struct pyjepa_settings {
     int32_t tile; /* candidates that a thread rolls out together, 0 for callbacks: all */
     int32_t temperature_scale, elite_refit, policy_candidates;
     float max_std;
+    float exploration;
+    int32_t branching;
 } pyjepa_settings;
 
 PYJEPA_API pyjepa_status pyjepa_get_settings(const pyjepa_agent* agent, pyjepa_settings* out);
