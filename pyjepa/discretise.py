@@ -30,7 +30,8 @@ def discretise(
         planner: the discrete agent's planner; None: the old one's sizes, with categorical-cem.
 
     Raises `ValueError` for a table that does not fit the box, for cost terms that judge actions (an action one-hot has
-    another size), for a critic that judges the policy's action, and where a module that reads actions does not begin with an mlp.
+    another size), for a critic that judges the policy's action, and where a module that reads actions does not begin
+    with an mlp.
     """
     actions = np.asarray(table, dtype=np.float64)
     box = spec.actions

@@ -263,12 +263,13 @@ class Planner:
 
     ``horizon`` is in environment steps (a multiple of the level's action_block). ``std`` and ``min_std`` are fractions
     of half the action range. ``knots`` 0 means one per predictor step. ``elites`` and ``momentum`` belong to cem and
-    categorical-cem, ``temperature`` to mppi: in standard deviations of the costs, or with ``temperature_scale`` absolute
-    in units of cost. With ``elite_refit`` (TD-MPC2) mppi weighs only the ``elites`` and refits the spread to them as
-    well, within [``min_std``, ``max_std``]. ``policy_candidates`` of the candidates are rollouts of the policy, made
-    once a plan (not of discrete actions). ``exploration`` is the share of each distribution that categorical-cem keeps
-    uniform, ``branching`` the number of actions that tree weighs at a node where it samples them (a box, or more
-    discrete actions than that). categorical-cem plans discrete actions only, tree both, the others boxes only.
+    categorical-cem, ``temperature`` to mppi: in standard deviations of the costs, or with ``temperature_scale``
+    absolute in units of cost. With ``elite_refit`` (TD-MPC2) mppi weighs only the ``elites`` and refits the spread to
+    them as well, within [``min_std``, ``max_std``]. ``policy_candidates`` of the candidates are rollouts of the policy,
+    made once a plan (of a box, and by planners that draw candidates). ``exploration`` is the share of each distribution
+    that categorical-cem keeps uniform, ``branching`` the number of actions that tree weighs at a node where it samples
+    them (a box, or more discrete actions than that). categorical-cem plans discrete actions only, tree both, the others
+    boxes only.
     """
 
     algorithm: Algorithm = "cem"
@@ -296,9 +297,9 @@ class Spec:
 
     ``policy_head`` says what the policy's outputs are: ``deterministic``, u with the action tanh(u) of the way to the
     bounds; ``gaussian_tanh``, mean and log standard deviation of u, the latter bounded smoothly to [-10, 2] as in
-    TD-MPC2; ``categorical``, logits of discrete actions, whose head it must be. ``critic`` names a module that reads the state (V),
-    or state and action (Q, at the policy's mean action), and the goal if it likes. ``discount``: the cost of predictor
-    step t = 0, 1, … counts ``discount ** t``, the critic after it ``discount ** (t + 1)``.
+    TD-MPC2; ``categorical``, logits of discrete actions, whose head it must be. ``critic`` names a module that reads
+    the state (V), or state and action (Q, at the policy's mean action), and the goal if it likes. ``discount``: the
+    cost of predictor step t = 0, 1, … counts ``discount ** t``, the critic after it ``discount ** (t + 1)``.
     """
 
     observation: Observation

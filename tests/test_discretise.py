@@ -11,8 +11,8 @@ from pyjepa import agent_file, agents
 from pyjepa.discretise import discretise
 from pyjepa.envs.two_rooms_discrete import MOVES
 from pyjepa.spec import (
-    ActivationScale,
     Actions,
+    ActivationScale,
     CostTerm,
     Impala,
     Layer,

@@ -72,6 +72,7 @@ TaskRequest::TaskRequest(const Model& model, const pyjepa_task& task)
     const int block = spec.level.action_block;
     PlannerSettings& s = settings;
 
+    in_range("algorithm", task.algorithm, PYJEPA_ALGORITHM_DEFAULT, PYJEPA_TREE);
     s.algorithm =
         task.algorithm == PYJEPA_ALGORITHM_DEFAULT ? p.algorithm : static_cast<Algorithm>(task.algorithm - 1);
     if (*algorithm_name(s.algorithm) == '\0')

@@ -516,6 +516,9 @@ TEST(Abi, ErrorsNameWhatIsWrong) {
     expect("elites (65) exceed candidates (64)", [](pyjepa_task& t) { t.candidates = 64, t.elites = 65; });
     expect("elites belong to the planners cem",
            [](pyjepa_task& t) { t.algorithm = PYJEPA_MPPI, t.elites = 3; });
+    expect("there is no planner 6", [](pyjepa_task& t) { t.algorithm = PYJEPA_CATEGORICAL_CEM - 1; });
+    expect("algorithm must be between", [](pyjepa_task& t) { t.algorithm = PYJEPA_TREE + 1; });
+    expect("algorithm must be between", [](pyjepa_task& t) { t.algorithm = INT32_MIN; });
     expect("candidates", [](pyjepa_task& t) { t.candidates = 0; });
     expect("environments", [](pyjepa_task& t) { t.environments = 0; });
     expect("too much for one plan", [](pyjepa_task& t) { t.environments = 60000, t.candidates = 1 << 20; });

@@ -446,7 +446,7 @@ def test_policy_candidates_are_the_same_for_any_number_of_threads():
         ({"planner": "cem", "elite_refit": True}, "elite_refit belongs to the planner mppi"),
         ({"planner": "cem", "max_std": 1.0}, "max_std belongs to the planner mppi with elite_refit"),
         ({"planner": "mppi", "min_std": 0.1}, "min_std belongs to the planner cem, and to mppi with elite_refit"),
-        ({"planner": "mppi", "elites": 5}, "elites belong to the planner cem, and to mppi with elite_refit"),
+        ({"planner": "mppi", "elites": 5}, r"elites belong to the planners cem and .*mppi with elite_refit"),
         ({**TDMPC2, "elites": 50}, r"elites \(50\) exceed candidates \(40\)"),
         ({**TDMPC2, "max_std": 0.01}, r"min_std \(0.05.*\) exceeds max_std"),
         ({**TDMPC2, "max_std": 11.0}, "max_std must be in"),

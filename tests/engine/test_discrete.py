@@ -318,6 +318,37 @@ def test_a_tree_that_is_searched_out_holds_the_optimum(seed, knots):
         previous = plan.actions[0]
 
 
+def last_states(spec, tensors, state, plans):
+    """The states (N, L) that plans (N, S) of indices end in, in NumPy."""
+    s = np.broadcast_to(state, (len(plans), len(state)))
+    for action in np.moveaxis(np.eye(spec.actions.count)[plans], 1, 0):
+        x = np.concatenate([s, action], axis=1)
+        h = np.tanh(x @ tensors["predictor.0.linear0.weight"].T + tensors["predictor.0.linear0.bias"])
+        s = s + h @ tensors["predictor.0.linear1.weight"].T + tensors["predictor.0.linear1.bias"]
+    return s
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_may_not_be_at_the_end_may_be_on_the_way(seed):
+    """A hard constraint on the last state alone, which the present breaks and few plans meet."""
+    spec, tensors = small_world(seed)
+    rng = np.random.default_rng(seed)
+    state, goal = rng.normal(size=(2, 4)).astype(np.float32)
+    every = np.array(list(itertools.product(range(3), repeat=5)))
+    ends = last_states(spec, tensors, state, every)[:, 0]
+    side = 1.0 if ends.min() < state[0] else -1.0
+    least, next_least = np.sort(side * ends)[[5, 6]]
+    bound = float(least + next_least) / 2
+    assert side * state[0] > bound
+    term = CostTerm(kind="half_space", normal=(side, 0.0, 0.0, 0.0), offset=bound, hard=True, stage=0.0)
+    constrained = dataclasses.replace(spec, cost=(*spec.cost, term))
+    agent = pyjepa.Agent(pyjepa.Model.from_bytes(agent_file.to_bytes(constrained, tensors)))
+    agent.configure(goal=goal)
+    cost = costs_of(spec, tensors, state, goal, every)[side * ends < bound]
+    assert len(cost) == 6
+    assert agent.plan(state).cost == pytest.approx(cost.min(), rel=1e-4)
+
+
 def judged_spec(estimates):
     """Four decisions, judged by a reward head and the critic Q(s, policy(s)), discounted."""
     spec = discrete_spec(discount=0.8, critic="q")
