@@ -1,8 +1,8 @@
 """The agent: perceive, act (Mode-1) and plan (Mode-2) with a trained model, in the C++ engine.
 
 Shapes: ``obs...`` the observation's shape, ``A`` action dimension, ``L`` latent dimension, ``H`` horizon in environment
-steps, ``S`` predictor steps (H / action_block), ``E`` environments. Where `Agent.configure` set up a batch, every array
-has a leading axis E; else it has none.
+steps, ``S`` predictor steps (H / action_block), ``E`` environments. A discrete action is its index: no axis A.
+Where `Agent.configure` set up a batch, every array has a leading axis E; else it has none.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ from pyjepa.memory import Memory
 from pyjepa.spec import Spec
 
 Precision: TypeAlias = Literal["fp32", "bf16", "int8"]
+ActionArray: TypeAlias = npt.NDArray[Any]
+"""float32 (..., A) of a box, int64 (...) of discrete actions."""
 
 
 class Model:
@@ -117,8 +119,8 @@ class Diagnostics:
 class Plan:
     """What Mode-2 decided. Arrays of a batch have a leading axis E."""
 
-    actions: FloatArray
-    """(H, A): the whole plan; execute the first few, then plan again."""
+    actions: ActionArray
+    """(H, A), or int64 indices (H,): the whole plan; execute the first few, then plan again."""
     cost: float | FloatArray
     """The predicted cost of `actions`; (E,) for a batch."""
     cost_terms: Mapping[str, FloatArray]
@@ -178,6 +180,8 @@ class Agent:
         learning_rate: float | None = None,
         restarts: int | None = None,
         polish: int | None = None,
+        exploration: float | None = None,
+        branching: int | None = None,
         bounds: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
         weights: Mapping[str, float] | None = None,
         rollout: Rollout | None = None,
@@ -188,23 +192,25 @@ class Agent:
         Args:
             goal: an observation (obs...) to reach, or one per environment (E, obs...), which makes a batch.
             environments: batch size E where the goal does not tell.
-            planner: ``cem``, ``icem``, ``mppi``, ``predictive-sampling``, ``gradient`` or ``hybrid``; the last two need
-                the model's own rollouts, in fp32, through ``mlp`` blocks.
+            planner: for boxes ``cem``, ``icem``, ``mppi``, ``predictive-sampling``, ``gradient`` or ``hybrid``; the
+                last two need the model's own rollouts, in fp32, through ``mlp`` blocks. For discrete actions
+                ``categorical-cem``; ``tree`` for both.
             horizon: environment steps, a multiple of the model's action_block.
             candidates: action sequences evaluated per iteration.
             iterations: planner iterations at most. Default: the file's; where that plans by another algorithm, 30 for
                 ``gradient``, and for ``hybrid`` 3 more than ``polish``.
-            elites: candidates that CEM, iCEM and hybrid, or MPPI with ``elite_refit``, refit to.
+            elites: candidates that CEM, iCEM, hybrid and categorical CEM, or MPPI with ``elite_refit``, refit to.
             knots: values along the horizon that the planner searches over (0: one per predictor step).
             interpolation: between knots: ``zero``, ``linear`` or ``cubic``.
             std: first spread of the candidates, as a fraction of half the action range.
             min_std: least spread that a refit to elites narrows to, likewise.
-            momentum: share of the old mean and spread that CEM, iCEM and hybrid keep.
+            momentum: share of the old distribution that CEM, iCEM, hybrid and categorical CEM keep.
             temperature: MPPI's, in standard deviations of the candidates' costs.
             temperature_scale: ``std``, or ``absolute``: the temperature is in units of cost.
             elite_refit: MPPI weighs the elites only, and refits the spread to them too (TD-MPC2).
             max_std: most spread that such a refit widens to, as a fraction of half the action range.
-            policy_candidates: candidates that are rollouts of the policy through the model, made once a plan.
+            policy_candidates: candidates that are rollouts of the policy through the model, made once a plan; for
+                planners of boxes that draw candidates.
             prune: give up candidates as soon as they cannot be among those the planner keeps; the plan is the same.
             sampling: ``gaussian`` or ``sobol`` (evenly spread points; up to 64 numbers per plan).
             noise_beta: colour of the noise: its power along the knots falls as 1 / f^beta. 0: white.
@@ -213,6 +219,8 @@ class Agent:
             learning_rate: Adam's, in halves of the action range; falls to nothing over the plan.
             restarts: plans that ``gradient`` and ``hybrid`` follow downhill side by side.
             polish: iterations of ``hybrid``, the last ones, that go downhill instead of sampling.
+            exploration: share of each distribution that categorical-cem keeps uniform.
+            branching: actions that tree weighs at a node where it samples them.
             bounds: (low, high), each (A,) or a number, instead of the file's.
             weights: factors u_i on the cost terms, by name (their kind, unless the agent file names them).
             rollout: a function ``(states (E, L), goals (E, L) or None, actions (E, N, H, A)) -> costs (E, N)`` that
@@ -228,7 +236,7 @@ class Agent:
             momentum=momentum, temperature=temperature, temperature_scale=temperature_scale, elite_refit=elite_refit,
             max_std=max_std, policy_candidates=policy_candidates, prune=prune, sampling=sampling, noise_beta=noise_beta,
             keep_elites=keep_elites, decay=decay, learning_rate=learning_rate, restarts=restarts, polish=polish,
-            bounds=bounds, weights=weights, rollout=rollout, seed=seed,
+            exploration=exploration, branching=branching, bounds=bounds, weights=weights, rollout=rollout, seed=seed,
         )  # fmt: skip
         arguments, batch = resolve(self.spec, task)
         self._engine.configure(**arguments)
@@ -242,13 +250,13 @@ class Agent:
         candidates that a thread rolls out together.
         """
         settings = self._configured()
-        names = {
-            "algorithm": ALGORITHMS,
-            "interpolation": INTERPOLATIONS,
-            "temperature_scale": TEMPERATURE_SCALES,
-            "sampling": SAMPLINGS,
+        names: dict[str, dict[int, str | None]] = {
+            "algorithm": {number: name for name, number in ALGORITHMS.items()},
+            "interpolation": dict(enumerate(INTERPOLATIONS, 1)),
+            "temperature_scale": dict(enumerate(TEMPERATURE_SCALES, 1)),
+            "sampling": {0: None} | dict(enumerate(SAMPLINGS, 1)),
         }
-        return {key: names[key][value - 1] if key in names else value for key, value in settings.items()}
+        return {key: names[key][value] if key in names else value for key, value in settings.items()}
 
     def observe(self, observation: npt.ArrayLike, *, steps: int | None = None) -> None:
         """Encodes an observation (obs...), or one per environment (E, obs...): paper section 3, perception.
@@ -270,29 +278,33 @@ class Agent:
         self._engine.state(out)
         return out
 
-    def act(self, observation: npt.ArrayLike | None = None, *, out: FloatArray | None = None) -> FloatArray:
+    def act(self, observation: npt.ArrayLike | None = None, *, out: ActionArray | None = None) -> Any:
         """Mode-1 (paper section 3.1.1): the policy's action (A,) for the last observation, or for one given here.
+
+        A discrete action is an int, of a batch int64 (E,): the largest of the policy's logits.
 
         Raises `UnsupportedError` where the agent file has no policy.
         """
         self._configured()
         if observation is not None:
             self.observe(observation)
-        out = self._out(out, self._shape(len(self.spec.actions.low)))
-        self._engine.act(out)
-        return out
+        raw, actions = self._actions(out)
+        self._engine.act(raw)
+        result = self._converted(raw, actions)
+        return int(result) if result.ndim == 0 else result
 
     def plan(
         self,
         observation: npt.ArrayLike | None = None,
         *,
         deadline: float | None = None,
-        out: FloatArray | None = None,
+        out: ActionArray | None = None,
     ) -> Plan:
         """Mode-2 (paper section 3.1.2): the cheapest action sequence found, from the last observation or one given.
 
         ``deadline``: seconds from the call; when it passes, the unfinished iteration is dropped and the best evaluated
-        plan returned. ``out``: where to write the actions, float32 (H, A). Ctrl-C ends a plan of the main thread.
+        plan returned. ``out``: where to write the actions, float32 (H, A) or int64 (H,). Ctrl-C ends a plan of the main
+        thread.
 
         Raises `NotReadyError` before `observe`, `RolloutError` if a callback rollout fails, `BusyError` if another
         thread is inside this agent.
@@ -304,7 +316,7 @@ class Agent:
             self.observe(observation)
         steps = settings["horizon"] // self.model.action_block
         latent, terms = self.model.latent_dim, [term.label for term in self.spec.cost]
-        actions = self._out(out, self._shape(settings["horizon"], len(self.spec.actions.low)))
+        raw, actions = self._actions(out, settings["horizon"])
         cost = np.empty(self._shape(1), np.float32)
         states = np.empty(self._shape(steps + 1, latent), np.float32) if self._native else None
         cost_terms = np.empty(self._shape(len(terms), steps), np.float32) if self._native else None
@@ -314,11 +326,11 @@ class Agent:
         converged = np.empty(self._shape(1), np.int32)
         effective_samples, elite_spread = (np.empty(self._shape(1), np.float32) for _ in range(2))
         iterations, elapsed = self._engine.plan(
-            seconds, actions, cost, states, cost_terms, best_cost, converged, effective_samples, elite_spread
+            seconds, raw, cost, states, cost_terms, best_cost, converged, effective_samples, elite_spread
         )
         alone = self._batch is None
         return Plan(
-            actions=actions,
+            actions=self._converted(raw, actions),
             cost=float(cost[0]) if alone else cost[:, 0],
             cost_terms={} if cost_terms is None else {name: cost_terms[..., i, :] for i, name in enumerate(terms)},
             states=states,
@@ -334,15 +346,16 @@ class Agent:
 
     def evaluate(self, plans: npt.ArrayLike) -> FloatArray:
         """What plans (N, S, A') cost from the last observation, under the task's cost: (N,), infinite where the
-        prediction is not finite. A' is A where the level holds its action, else action_block * A. For tools: allocates.
+        prediction is not finite. A' is A where the level holds its action, else action_block * A; of discrete actions A
+        is 1, an index. For tools: allocates.
         """
         return self._evaluate(plans, gradient=False)[0]
 
     def gradient(self, plans: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
         """The same, and the derivative (N, S, A') of every cost with respect to its plan.
 
-        Raises `UnsupportedError` where there is none: callback rollouts, predictors with other blocks than ``mlp`` or
-        in a lower precision than fp32.
+        Raises `UnsupportedError` where there is none: discrete actions, callback rollouts, predictors with other blocks
+        than ``mlp`` or in a lower precision than fp32.
         """
         cost, gradient = self._evaluate(plans, gradient=True)
         assert gradient is not None
@@ -352,7 +365,8 @@ class Agent:
         settings, level = self._configured(), self.spec.levels[0]
         array = np.ascontiguousarray(plans, np.float32)
         batched = array[None] if self._batch is None and array.ndim == 3 else array
-        width = len(self.spec.actions.low) * (1 if level.hold else level.action_block)
+        discrete = self.spec.actions.kind == "discrete"
+        width = (1 if discrete else self.spec.actions.size) * (1 if level.hold else level.action_block)
         steps = settings["horizon"] // self.model.action_block
         expected = (settings["environments"], batched.shape[1] if batched.ndim == 4 else "N", steps, width)
         if batched.shape != expected:
@@ -399,15 +413,25 @@ class Agent:
     def _shape(self, *shape: Any) -> tuple[Any, ...]:
         return shape if self._batch is None else (self._batch, *shape)
 
-    @staticmethod
-    def _out(out: FloatArray | None, shape: tuple[int, ...]) -> FloatArray:
+    def _actions(self, out: ActionArray | None, *shape: int) -> tuple[FloatArray, ActionArray]:
+        """Where the engine writes actions, and the array to return: ``out`` if given. The same one for a box."""
+        discrete = self.spec.actions.kind == "discrete"
+        dtype = np.dtype(np.int64 if discrete else np.float32)
+        full = self._shape(*shape) if discrete else self._shape(*shape, self.spec.actions.size)
         if out is None:
-            return np.empty(shape, np.float32)
-        if out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous or not out.flags.writeable:
+            out = np.empty(full, dtype)
+        elif out.shape != full or out.dtype != dtype or not out.flags.c_contiguous or not out.flags.writeable:
             raise InvalidArgumentError(
-                f"out must be a writeable, contiguous float32 array of shape {shape}, got {out.dtype} {out.shape}"
+                f"out must be a writeable, contiguous {dtype} array of shape {full}, got {out.dtype} {out.shape}"
             )
-        return out
+        return (np.empty((*full, 1), np.float32) if discrete else out), out
+
+    @staticmethod
+    def _converted(raw: FloatArray, actions: ActionArray) -> ActionArray:
+        """``actions``, holding what the engine wrote into ``raw``: indices come as floats, with an axis A = 1."""
+        if actions is not raw:
+            actions[...] = raw[..., 0]
+        return actions
 
 
 def load(path: str | os.PathLike[str], *, threads: int = 1, precision: Precision = "fp32") -> Agent:

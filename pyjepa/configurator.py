@@ -7,7 +7,7 @@ that errors can speak the user's language.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -22,7 +22,18 @@ FloatArray: TypeAlias = npt.NDArray[np.float32]
 Rollout: TypeAlias = Callable[[FloatArray, FloatArray | None, FloatArray], npt.ArrayLike]
 """A rollout of the user's: ``states`` (E, L), ``goals`` (E, L) or None, ``actions`` (E, N, H, A) -> costs (E, N)."""
 
-ALGORITHMS = ("cem", "mppi", "predictive-sampling", "icem", "gradient", "hybrid")
+ALGORITHMS = {
+    "cem": 1,
+    "mppi": 2,
+    "predictive-sampling": 3,
+    "icem": 4,
+    "gradient": 5,
+    "hybrid": 6,
+    "categorical-cem": 7,
+    "tree": 8,
+}
+"""The planners, each with its number in pyjepa.h."""
+
 SAMPLINGS = ("gaussian", "sobol")
 INTERPOLATIONS = ("zero", "linear", "cubic")
 TEMPERATURE_SCALES = ("std", "absolute")
@@ -57,6 +68,8 @@ class Task:
     learning_rate: float | None = None
     restarts: int | None = None
     polish: int | None = None
+    exploration: float | None = None
+    branching: int | None = None
     bounds: tuple[npt.ArrayLike, npt.ArrayLike] | None = None
     weights: Mapping[str, float] | None = None
     rollout: Rollout | None = None
@@ -92,6 +105,8 @@ def resolve(spec: Spec, task: Task) -> tuple[dict[str, Any], int | None]:
             batch = int(shape[0])
         goal = observation_array(spec, task.goal, "goal", batch=batch)
 
+    if task.bounds is not None and spec.actions.kind != "box":
+        raise InvalidArgumentError("bounds belong to continuous actions, this agent's are discrete")
     low, high = (
         (None, None)
         if task.bounds is None
@@ -99,7 +114,7 @@ def resolve(spec: Spec, task: Task) -> tuple[dict[str, Any], int | None]:
     )
     return {
         "environments": 1 if batch is None else _integer("environments", batch),
-        "algorithm": 0 if task.planner is None else 1 + _index("planner", task.planner, ALGORITHMS),
+        "algorithm": 0 if task.planner is None else ALGORITHMS[_known("planner", task.planner, ALGORITHMS)],
         "horizon": _integer("horizon", task.horizon),
         "candidates": _integer("candidates", task.candidates),
         "iterations": _integer("iterations", task.iterations),
@@ -126,6 +141,8 @@ def resolve(spec: Spec, task: Task) -> tuple[dict[str, Any], int | None]:
         "learning_rate": _number("learning_rate", task.learning_rate),
         "restarts": _integer("restarts", task.restarts),
         "polish": _integer("polish", task.polish),
+        "exploration": _number("exploration", task.exploration),
+        "branching": _integer("branching", task.branching),
         "seed": _seed(task.seed),
         "goal": goal,
         "low": low,
@@ -168,10 +185,14 @@ def _number(name: str, value: float | None) -> float:
     return number
 
 
-def _index(name: str, value: str, known: Sequence[str]) -> int:
+def _known(name: str, value: str, known: Collection[str]) -> str:
     if value not in known:
         raise InvalidArgumentError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-    return known.index(value)
+    return value
+
+
+def _index(name: str, value: str, known: Sequence[str]) -> int:
+    return known.index(_known(name, value, known))
 
 
 def _bound(spec: Spec, value: npt.ArrayLike, name: str) -> FloatArray:

@@ -22,7 +22,9 @@ SPEC_VERSION = 1
 Norm: TypeAlias = Literal["none", "layer", "simnorm", "layer+simnorm"]
 Activation: TypeAlias = Literal["none", "relu", "gelu", "silu", "mish", "tanh"]
 InputName: TypeAlias = Literal["observation", "state", "action", "goal"]
-Algorithm: TypeAlias = Literal["cem", "mppi", "predictive-sampling", "icem", "gradient", "hybrid"]
+Algorithm: TypeAlias = Literal[
+    "cem", "mppi", "predictive-sampling", "icem", "gradient", "hybrid", "categorical-cem", "tree"
+]
 Sampling: TypeAlias = Literal["gaussian", "sobol"]
 Interpolation: TypeAlias = Literal["zero", "linear", "cubic"]
 CostKind: TypeAlias = Literal[
@@ -48,7 +50,7 @@ class Actions:
     """The action space. ``box``: bounds ``low``/``high`` (A,), and modules read ``(a - center) / scale``; left out,
     these map the bounds to -1 and 1.
 
-    ``discrete``: ``count`` actions, read one-hot (reserved in version 1: no engine planner takes it yet).
+    ``discrete``: ``count`` actions, which modules read one-hot; outside them an action is its index.
     """
 
     kind: Literal["box", "discrete"] = "box"
@@ -65,6 +67,11 @@ class Actions:
             object.__setattr__(self, "center", tuple((low + high) / 2 for low, high in bounds))
         if not self.scale:
             object.__setattr__(self, "scale", tuple((high - low) / 2 for low, high in bounds))
+
+    @property
+    def size(self) -> int:
+        """How many numbers modules read of an action: A of a box, ``count`` of discrete actions."""
+        return len(self.low) if self.kind == "box" else self.count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,13 +268,16 @@ class Planner:
     """Planner defaults; ``agent.configure(...)`` overrides each by name.
 
     ``horizon`` is in environment steps (a multiple of the level's action_block). ``std`` and ``min_std`` are fractions
-    of half the action range. ``knots`` 0 means one per predictor step. ``elites``, ``min_std`` and ``momentum`` belong
-    to cem, icem and hybrid, ``keep_elites`` and ``decay`` to icem, ``learning_rate`` and ``restarts`` to gradient and
-    hybrid, ``polish`` to hybrid. ``temperature`` belongs to mppi: in standard deviations of the costs, or with
-    ``temperature_scale`` absolute in units of cost. With ``elite_refit`` (TD-MPC2) mppi weighs only the ``elites`` and
-    refits the spread to them as well, within [``min_std``, ``max_std``]. ``policy_candidates`` of the candidates are
-    rollouts of the policy, made once a plan. ``noise_beta`` None: the algorithm's own, 0 (white) but for icem.
-    ``docs/planners.md`` says what each does.
+    of half the action range. ``knots`` 0 means one per predictor step. ``elites`` and ``momentum`` belong to cem, icem,
+    hybrid and categorical-cem, ``min_std`` to the first three, ``keep_elites`` and ``decay`` to icem, ``learning_rate``
+    and ``restarts`` to gradient and hybrid, ``polish`` to hybrid. ``temperature`` belongs to mppi: in standard
+    deviations of the costs, or with ``temperature_scale`` absolute in units of cost. With ``elite_refit`` (TD-MPC2)
+    mppi weighs only the ``elites`` and refits the spread to them as well, within [``min_std``, ``max_std``].
+    ``policy_candidates`` of the candidates are rollouts of the policy, made once a plan (of a box, and by planners that
+    draw candidates). ``noise_beta`` None: the algorithm's own, 0 (white) but for icem. ``exploration`` is the share of
+    each distribution that categorical-cem keeps uniform, ``branching`` the number of actions that tree weighs at a node
+    where it samples them (a box, or more discrete actions than that). categorical-cem plans discrete actions only, tree
+    both, the others boxes only. ``docs/planners.md`` says what each does.
     """
 
     algorithm: Algorithm = "cem"
@@ -292,6 +302,8 @@ class Planner:
     learning_rate: float = 0.2
     restarts: int = 8
     polish: int = 10
+    exploration: float = 0.05
+    branching: int = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,9 +312,9 @@ class Spec:
 
     ``policy_head`` says what the policy's outputs are: ``deterministic``, u with the action tanh(u) of the way to the
     bounds; ``gaussian_tanh``, mean and log standard deviation of u, the latter bounded smoothly to [-10, 2] as in
-    TD-MPC2; ``categorical``, logits of discrete actions (reserved). ``critic`` names a module that reads the state (V),
-    or state and action (Q, at the policy's mean action), and the goal if it likes. ``discount``: the cost of predictor
-    step t = 0, 1, … counts ``discount ** t``, the critic after it ``discount ** (t + 1)``.
+    TD-MPC2; ``categorical``, logits of discrete actions, whose head it must be. ``critic`` names a module that reads
+    the state (V), or state and action (Q, at the policy's mean action), and the goal if it likes. ``discount``: the
+    cost of predictor step t = 0, 1, … counts ``discount ** t``, the critic after it ``discount ** (t + 1)``.
     """
 
     observation: Observation

@@ -16,21 +16,19 @@ class WorldModel(nn.Module):
 
     Symbols: B batch, S predictor steps, A action dimension, A' what the predictor reads per step (A with ``hold``,
     else ``action_block * A``), L latent dimension. Actions are in the environment's units everywhere; they are
-    normalised inside. Parameters are named as in the agent file.
+    normalised inside; discrete ones are indices or one-hot (A = count). Parameters are named as in the agent file.
     """
 
     def __init__(self, spec: Spec) -> None:
         """Raises NotImplementedError for what torch lacks and ValueError for what does not fit together."""
         super().__init__()
-        if spec.actions.kind != "box":
-            raise NotImplementedError(f"the torch back end lacks {spec.actions.kind} actions")
         if len(spec.levels) != 1:
             raise NotImplementedError(f"the torch back end takes one level, the spec has {len(spec.levels)}")
         self.spec = spec
         level = spec.levels[0]
         if level.encoder is None or level.predictor is None:
             raise ValueError("a world model needs a level with an encoder and a predictor")
-        self.action_dim = len(spec.actions.low)
+        self.action_dim = spec.actions.size
         repeats = 1 if level.hold else level.action_block
         self.plan_dim = self.action_dim * repeats
         self.encoder_name, self.predictor_name = level.encoder, level.predictor
@@ -48,6 +46,7 @@ class WorldModel(nn.Module):
                 self.add_module(name, Network(module, shapes))  # type: ignore[arg-type]
         self.register_buffer("_low", torch.tensor(spec.actions.low), persistent=False)
         self.register_buffer("_high", torch.tensor(spec.actions.high), persistent=False)
+        self._discrete = spec.actions.kind == "discrete"
         self.register_buffer("_center", torch.tensor(spec.actions.center * repeats), persistent=False)
         self.register_buffer("_scale", torch.tensor(spec.actions.scale * repeats), persistent=False)
 
@@ -64,7 +63,17 @@ class WorldModel(nn.Module):
         return latent.reshape(*batch, self.latent_dim)
 
     def normalise(self, actions: Tensor) -> Tensor:
-        """Actions (..., A') in the environment's units -> what the predictor reads."""
+        """Actions (..., A') in the environment's units -> what the predictor reads.
+
+        Discrete actions are one-hot (..., A') already, or integers (..., A' / count), which become it. Raises
+        ValueError for an index that is none.
+        """
+        if self._discrete:
+            if actions.is_floating_point():
+                return actions
+            if actions.numel() and not 0 <= int(actions.min()) <= int(actions.max()) < self.action_dim:
+                raise ValueError(f"actions: indices must be between 0 and {self.action_dim - 1}")
+            return nn.functional.one_hot(actions.long(), self.action_dim).flatten(-2).float()
         return (actions - self.get_buffer("_center")) / self.get_buffer("_scale")
 
     def step(self, state: Tensor, action: Tensor) -> Tensor:
@@ -94,9 +103,11 @@ class WorldModel(nn.Module):
         return outputs if self.spec.modules[name].ensemble > 1 else outputs.unsqueeze(0)
 
     def act(self, state: Tensor, goal: Tensor | None = None) -> Tensor:
-        """The policy's mean actions (B, A), in the environment's units, at states (B, L)."""
+        """The policy's mean actions (B, A), in the environment's units, at states (B, L); discrete ones one-hot."""
         assert self.spec.policy is not None
         u = self.head(self.spec.policy, state, goal=goal)[0][:, : self.action_dim]
+        if self._discrete:
+            return nn.functional.one_hot(u.argmax(-1), self.action_dim).float()
         low, high = self.get_buffer("_low"), self.get_buffer("_high")
         return (low + high) / 2 + (high - low) / 2 * torch.tanh(u)
 

@@ -194,7 +194,7 @@ FAULTS = {
         r"module 'encoder': block 'gru' is not available in the C\+\+ engine",
         UnsupportedError,
     ),
-    "reserved actions": Fault(in_spec('"box"', '"discrete"'), "action kind 'discrete'", UnsupportedError),
+    "discrete with bounds": Fault(in_spec('"box"', '"discrete"'), "spec.actions.low: discrete actions have a count"),
 }
 
 
@@ -302,7 +302,8 @@ def specs(draw: st.DrawFn) -> Spec:
 
     encoder = Module(inputs=("observation",), blocks=tuple(mlp() for _ in range(draw(st.integers(1, 2)))))
     latent = encoder.blocks[-1].layers[-1].out
-    actions = draw(sizes)
+    actions, discrete = draw(sizes), draw(st.booleans())
+    box = Actions(low=(-1.0,) * actions, high=(draw(st.floats(0, 100)),) * actions)
     predictor = Module(
         inputs=draw(st.sampled_from([("state", "action"), ("action", "state")])),
         blocks=(mlp(out=latent),),
@@ -316,14 +317,18 @@ def specs(draw: st.DrawFn) -> Spec:
             dtype=draw(st.sampled_from(["float32", "uint8"])),
             scale=draw(st.floats(-2, 2, width=32)),
         ),
-        actions=Actions(low=(-1.0,) * actions, high=(draw(st.floats(0, 100)),) * actions),
+        actions=Actions(kind="discrete", count=actions) if discrete else box,
         modules={"encoder": encoder, "predictor": predictor},
         levels=(Level(encoder="encoder", predictor="predictor", action_block=block, hold=draw(st.booleans())),),
         planner=Planner(
             horizon=block * draw(st.integers(1, 5)),
             candidates=candidates,
             elites=draw(st.integers(1, candidates)),
-            algorithm=draw(st.sampled_from(["cem", "mppi", "predictive-sampling"])),
+            algorithm=draw(
+                st.sampled_from(
+                    ["categorical-cem", "tree"] if discrete else ["cem", "mppi", "predictive-sampling", "tree"]
+                )
+            ),
         ),
         name=draw(st.text(max_size=20)),
         provenance=draw(st.dictionaries(st.text(max_size=8), st.text(max_size=8), max_size=3)),
@@ -334,7 +339,7 @@ def tensors_of(spec: Spec) -> dict[str, np.ndarray[Any, Any]]:
     """The tensors that the format's description calls for, reckoned independently of the engine."""
     level = spec.levels[0]
     latent = spec.modules["encoder"].blocks[-1].layers[-1].out
-    actions = len(spec.actions.low) * (1 if level.hold else level.action_block)
+    actions = spec.actions.size * (1 if level.hold else level.action_block)
     size = {"encoder": int(np.prod(spec.observation.shape)), "predictor": latent + actions}
     shapes: dict[str, tuple[int, ...]] = {}
     for name, module in spec.modules.items():
@@ -414,6 +419,7 @@ GOLDEN_FILES = {
     "version-1": "a382dcd9eb0d19be187dd664a92bc0be91596d91097e859d11fb985d886085b6",
     "version-1-image": "aaa01bdab034585e73c76cea44bc15b42d4669e0012cdfed34a879d7e54dbd92",
     "version-1-heads": "854167d896df007eabd4b5accdfff43eb4e355ae97308e0a00b4afa1387edecd",
+    "version-1-discrete": "dc18e655b64c35be60b4abb2bb17dcc73488e0fb82525fb00239752dc8ecfcc2",
 }
 
 

@@ -201,7 +201,6 @@ def test_without_hold_the_predictor_reads_the_whole_block():
     [
         ({"levels": (Level(), Level())}, NotImplementedError, "one level"),
         ({"levels": (Level(predictor="dynamics"),)}, ValueError, "encoder and a predictor"),
-        ({"actions": Actions(kind="discrete", count=4)}, NotImplementedError, "discrete"),
     ],
 )
 def test_what_torch_lacks_is_an_error(changes, error, message):

@@ -149,7 +149,7 @@ pyjepa_status pyjepa_model_get_dims(const pyjepa_model* model, pyjepa_model_dims
         pyjepa_model_dims dims = versioned(out, pyjepa_model_dims{}, "out");
         dims.observation_size = s.observation_size;
         dims.observation_dtype = s.observation.dtype == pyjepa::DType::uint8 ? PYJEPA_UINT8 : PYJEPA_FLOAT32;
-        dims.action_dim = s.action_dim;
+        dims.action_dim = s.action_width;
         dims.latent_dim = s.latent_dim;
         dims.action_block = s.level.action_block;
         dims.cost_terms = static_cast<int32_t>(s.cost.size());
@@ -157,6 +157,7 @@ pyjepa_status pyjepa_model_get_dims(const pyjepa_model* model, pyjepa_model_dims
         dims.has_predictor = m.predictor() != nullptr;
         dims.has_policy = m.policy() != nullptr;
         dims.precision = static_cast<int32_t>(m.precision());
+        dims.action_count = s.actions.count;
         give_back(out, dims);
     });
 }
@@ -223,10 +224,11 @@ void pyjepa_task_init(pyjepa_task* task, size_t size) {
     pyjepa_task defaults{};
     defaults.environments = 1;
     defaults.horizon = defaults.candidates = defaults.iterations = defaults.elites = defaults.knots = -1;
-    defaults.elite_refit = defaults.policy_candidates = defaults.prune = -1;
+    defaults.elite_refit = defaults.policy_candidates = defaults.prune = defaults.branching = -1;
     defaults.std = defaults.min_std = defaults.momentum = defaults.temperature = defaults.max_std =
         std::nanf("");
-    defaults.noise_beta = defaults.keep_elites = defaults.decay = defaults.learning_rate = std::nanf("");
+    defaults.noise_beta = defaults.keep_elites = defaults.decay = defaults.learning_rate =
+        defaults.exploration = std::nanf("");
     defaults.restarts = defaults.polish = -1;
     std::memcpy(static_cast<void*>(task), &defaults, size < sizeof defaults ? size : sizeof defaults);
     task->size = size;
@@ -322,8 +324,10 @@ pyjepa_status pyjepa_get_settings(const pyjepa_agent* agent, pyjepa_settings* ou
         settings.elite_refit = s.elite_refit;
         settings.policy_candidates = s.policy_candidates;
         settings.max_std = s.max_std;
-        settings.sampling = static_cast<int32_t>(s.sampling) + 1;
-        settings.noise_beta = s.noise_beta;
+        if (pyjepa::draws_noise(s.algorithm)) {
+            settings.sampling = static_cast<int32_t>(s.sampling) + 1;
+            settings.noise_beta = s.noise_beta;
+        }
         if (s.algorithm == pyjepa::Algorithm::icem) {
             settings.keep_elites = s.keep_elites;
             settings.decay = s.decay;
@@ -333,6 +337,8 @@ pyjepa_status pyjepa_get_settings(const pyjepa_agent* agent, pyjepa_settings* ou
             settings.learning_rate = s.learning_rate;
         }
         if (s.algorithm == pyjepa::Algorithm::hybrid) settings.polish = s.polish;
+        if (s.algorithm == pyjepa::Algorithm::categorical_cem) settings.exploration = s.exploration;
+        if (s.algorithm == pyjepa::Algorithm::tree) settings.branching = s.branching;
         give_back(out, settings);
     });
 }

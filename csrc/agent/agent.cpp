@@ -101,7 +101,7 @@ void Agent::act(float* actions, size_t count) {
         throw Error(PYJEPA_UNSUPPORTED, "this agent file has no policy: plan instead");
     Task& task = observed_task();
     check_count("actions", count,
-                static_cast<size_t>(task.environments()) * static_cast<size_t>(model_->spec().action_dim));
+                static_cast<size_t>(task.environments()) * static_cast<size_t>(model_->spec().action_width));
     if (model_->policy_reads_goal() && task.request().goal.empty())
         throw Error(PYJEPA_NOT_READY, "the policy reads a goal: configure one");
     task.act(actions);

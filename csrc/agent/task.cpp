@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "error.hpp"
+#include "planner/tree.hpp"
 #include "rollout/callback.hpp"
 #include "rollout/native.hpp"
 
@@ -31,6 +32,18 @@ float or_default(float value, float otherwise) {
 size_t observation_bytes(const Spec& spec) {
     const size_t element = spec.observation.dtype == DType::uint8 ? 1 : sizeof(float);
     return element * static_cast<size_t>(spec.observation_size);
+}
+
+// What only a box has.
+void refuse_box_options(const pyjepa_task& task) {
+    const auto refuse = [](const char* name, bool given) {
+        if (given) invalid(std::string(name) + " belongs to continuous actions, this agent's are discrete");
+    };
+    refuse("std", !std::isnan(task.std));
+    refuse("min_std", !std::isnan(task.min_std));
+    refuse("action bounds: low", task.action_low != nullptr);
+    refuse("action bounds: high", task.action_high != nullptr);
+    refuse("interpolation other than zero", task.interpolation > PYJEPA_ZERO);
 }
 
 // The bounds of each plan dimension: the action's, repeated where a predictor step reads several actions.
@@ -65,12 +78,22 @@ TaskRequest::TaskRequest(const Model& model, const pyjepa_task& task)
     const int block = spec.level.action_block;
     PlannerSettings& s = settings;
 
-    in_range("algorithm", task.algorithm, PYJEPA_ALGORITHM_DEFAULT, PYJEPA_HYBRID);
+    in_range("algorithm", task.algorithm, PYJEPA_ALGORITHM_DEFAULT, PYJEPA_TREE);
     in_range("sampling", task.sampling, PYJEPA_SAMPLING_DEFAULT, PYJEPA_SOBOL);
+    s.algorithm =
+        task.algorithm == PYJEPA_ALGORITHM_DEFAULT ? p.algorithm : static_cast<Algorithm>(task.algorithm - 1);
     in_range("interpolation", task.interpolation, PYJEPA_INTERPOLATION_DEFAULT, PYJEPA_CUBIC);
-    s.algorithm = task.algorithm == 0 ? p.algorithm : static_cast<Algorithm>(task.algorithm - 1);
     s.interpolation =
         task.interpolation == 0 ? p.interpolation : static_cast<Interpolation>(task.interpolation - 1);
+    if (const std::string mismatch = planner_mismatch(s.algorithm, spec.actions); !mismatch.empty())
+        invalid(mismatch);
+    if (spec.actions.discrete()) refuse_box_options(task);
+    if (s.algorithm == Algorithm::tree) {
+        if (task.interpolation > PYJEPA_ZERO)
+            invalid("the planner tree holds its actions: interpolation must be zero");
+        s.interpolation = Interpolation::zero;
+    }
+    s.count = spec.actions.count;
     s.environments = in_range("environments", task.environments, 1, 1 << 16);
     const int horizon = in_range("horizon", task.horizon == -1 ? p.horizon : task.horizon, 1, 100000);
     if (horizon % block != 0)
@@ -95,13 +118,15 @@ TaskRequest::TaskRequest(const Model& model, const pyjepa_task& task)
     belongs("elite_refit", task.elite_refit == 1, mppi, "the planner mppi");
     s.elite_refit = mppi && (task.elite_refit == -1 ? p.elite_refit : task.elite_refit == 1);
     const bool elites = cems || s.elite_refit;
-    const char* const elite_planners = "the planners cem, icem and hybrid, and to mppi with elite_refit";
+    const bool categorical = s.algorithm == Algorithm::categorical_cem, tree = s.algorithm == Algorithm::tree;
     belongs("candidates", given(task.candidates), s.algorithm != Algorithm::gradient,
             "planners that sample; gradient has restarts");
-    belongs("elites", given(task.elites), elites, elite_planners);
-    belongs("min_std", given(task.min_std), elites, elite_planners);
+    belongs("elites", given(task.elites), elites,
+            "the planners cem, icem, hybrid and categorical-cem, and to mppi with elite_refit");
+    belongs("min_std", given(task.min_std), elites && !categorical,
+            "the planners cem, icem and hybrid, and to mppi with elite_refit");
     belongs("max_std", given(task.max_std), s.elite_refit, "the planner mppi with elite_refit");
-    belongs("momentum", given(task.momentum), cems, "the planners cem, icem and hybrid");
+    belongs("momentum", given(task.momentum), cems, "the planners cem, icem, hybrid and categorical-cem");
     belongs("temperature", given(task.temperature), mppi, "the planner mppi");
     belongs("temperature_scale", task.temperature_scale != 0, mppi, "the planner mppi");
     belongs("keep_elites", given(task.keep_elites), icem, "the planner icem");
@@ -109,9 +134,17 @@ TaskRequest::TaskRequest(const Model& model, const pyjepa_task& task)
     belongs("learning_rate", given(task.learning_rate), descends, "the planners gradient and hybrid");
     belongs("restarts", given(task.restarts), descends, "the planners gradient and hybrid");
     belongs("polish", given(task.polish), s.algorithm == Algorithm::hybrid, "the planner hybrid");
+    belongs("exploration", given(task.exploration), categorical, "the planner categorical-cem");
+    belongs("branching", given(task.branching), tree, "the planner tree");
+    const bool noisy = draws_noise(s.algorithm);
+    const std::string noise_planners =
+        std::string("planners that draw normal noise, not to ") + algorithm_name(s.algorithm);
+    belongs("sampling", task.sampling != 0, noisy, noise_planners.c_str());
+    belongs("noise_beta", given(task.noise_beta), noisy, noise_planners.c_str());
 
     s.restarts = in_range("restarts", given(task.restarts) ? task.restarts : p.restarts, 1, 4096);
     s.polish = in_range("polish", given(task.polish) ? task.polish : p.polish, 1, 10000);
+    s.branching = in_range("branching", given(task.branching) ? task.branching : p.branching, 2, 1024);
     s.candidates =
         s.algorithm == Algorithm::gradient
             ? s.restarts
@@ -148,11 +181,14 @@ TaskRequest::TaskRequest(const Model& model, const pyjepa_task& task)
     s.knots = knots == 0 ? s.steps : in_range("knots", knots, 1, s.steps);
 
     s.policy_candidates = task.policy_candidates == -1 ? p.policy_candidates : task.policy_candidates;
-    if (task.policy_candidates == -1 && (rollout != nullptr || s.policy_candidates >= s.candidates))
+    if (task.policy_candidates == -1 && (rollout != nullptr || tree || s.policy_candidates >= s.candidates))
         s.policy_candidates = 0;  // the file's default, where there is no place for it
     in_range("policy_candidates", s.policy_candidates, 0, s.candidates - 1);
     if (s.policy_candidates > 0) {
         if (rollout != nullptr) invalid("policy_candidates need the model's own rollout");
+        if (tree) invalid("policy_candidates belong to planners that draw candidates, not to tree");
+        if (spec.actions.discrete())
+            invalid("policy_candidates belong to continuous actions, this agent's are discrete");
         if (!spec.policy) throw Error(PYJEPA_UNSUPPORTED, "policy_candidates: this agent file has no policy");
         if (s.policy_candidates > 1 && spec.policy_head == PolicyHead::deterministic)
             invalid("policy_candidates over 1 need a policy head that samples, gaussian_tanh");
@@ -176,9 +212,13 @@ TaskRequest::TaskRequest(const Model& model, const pyjepa_task& task)
     s.keep_elites = or_default(task.keep_elites, p.keep_elites);
     s.decay = or_default(task.decay, p.decay);
     s.learning_rate = or_default(task.learning_rate, p.learning_rate);
-    s.noise_beta =
-        or_default(task.noise_beta, p.noise_beta.value_or(s.algorithm == Algorithm::icem ? kIcemBeta : 0.0f));
-    s.sampling = task.sampling == 0 ? p.sampling : static_cast<Sampling>(task.sampling - 1);
+    s.exploration = or_default(task.exploration, p.exploration);
+    if (noisy) {
+        s.noise_beta = or_default(task.noise_beta, p.noise_beta.value_or(icem ? kIcemBeta : 0.0f));
+        s.sampling = task.sampling == 0 ? p.sampling : static_cast<Sampling>(task.sampling - 1);
+    }
+    if (!(s.exploration >= 0.0f && s.exploration <= 1.0f))
+        invalid("exploration must be in [0, 1], got " + std::to_string(s.exploration));
     if (!(s.std > 0.0f && s.std <= 10.0f)) invalid("std must be in (0, 10], got " + std::to_string(s.std));
     if (!(s.min_std >= 0.0f && s.min_std <= s.std))
         invalid("min_std must be in [0, std], got " + std::to_string(s.min_std));
@@ -261,11 +301,21 @@ Task::Task(const Model& model, Pool& pool, TaskRequest request)
         invalid("the cost term " + std::string(cost_.needs_goal()) + " needs a goal");
 
     planner_ = make_planner(s);
+    const bool tree = s.algorithm == Algorithm::tree;
+    if (tree && request_.rollout != nullptr)
+        throw Error(
+            PYJEPA_UNSUPPORTED,
+            "the planner tree needs the model's own predictor: a rollout callback has no single moves");
     const RolloutLimits limits{
-        s.environments,         s.candidates,  s.steps, planner_->scratch(1), planner_->snapshot_size(),
-        planner_->descending(), request_.prune};
+        s.environments,         s.candidates,   s.steps, planner_->scratch(1), planner_->snapshot_size(),
+        planner_->descending(), request_.prune, tree};
     rollout_ = make_rollout(limits);
-    optimiser_ = std::make_unique<Optimiser>(*planner_, *rollout_);
+    if (rollout_->has_prior() && planning_->reads_goal() && request_.goal.empty())
+        invalid("the planner tree asks the policy, which reads a goal: configure one");
+    if (tree)
+        optimiser_ = std::make_unique<TreeSearch>(*planner_, *rollout_, spec.latent_dim);
+    else
+        optimiser_ = std::make_unique<Optimiser>(*planner_, *rollout_);
 
     states_ = AlignedFloats(e * latent);
     previous_ = AlignedFloats(e * static_cast<size_t>(s.plan_dim));
@@ -278,7 +328,7 @@ Task::Task(const Model& model, Pool& pool, TaskRequest request)
 
     size_t work = 0;
     if (model.encoder() != nullptr) work = model.encoder()->workspace(1);
-    if (acting_) work = std::max(work, acting_->workspace(1));
+    if (acting_) work = std::max(work, acting_->workspace(1) + static_cast<size_t>(spec.action_dim));
     work = std::max(work, cost_.workspace(1));
     lane_ = (static_cast<size_t>(spec.observation_size) + work + 15) / 16 * 16;
     work_ = AlignedFloats(lane_ * static_cast<size_t>(pool.threads()));
@@ -308,6 +358,8 @@ double Task::flops() const noexcept {
     double candidates = 0.0;  // back takes as much as forward
     for (int i = 0; i < s.iterations; ++i)
         candidates += planner_->count(i) * (planner_->descends(i) ? 2.0 : 1.0);
+    // A simulation of a tree search carries out every action of one node, for the steps between two knots.
+    if (s.algorithm == Algorithm::tree) candidates *= 1.0 * branching(s) / s.knots;
     return s.environments * (rollout_->flops_per_candidate() * candidates +
                              rollout_->flops_per_proposal() * s.policy_candidates);
 }
@@ -351,12 +403,16 @@ bool Task::observed() const noexcept {
 }
 
 void Task::act(float* actions) noexcept {
-    const int latent = model_.spec().latent_dim, count = model_.spec().action_dim;
-    for (int e = 0; e < environments(); ++e, actions += count) {
+    const Spec& spec = model_.spec();
+    const bool discrete = spec.actions.discrete();
+    const int latent = spec.latent_dim, count = spec.action_dim;
+    for (int e = 0; e < environments(); ++e, actions += spec.action_width) {
         const ptrdiff_t at = static_cast<ptrdiff_t>(e) * latent;
+        float* const action = discrete ? work_.data() : actions;
         acting_->act(simd::kernels(), states_.data() + at, latent, 1,
-                     acting_->reads_goal() ? goals_.data() + at : nullptr, nullptr, 0, actions, count,
-                     work_.data());
+                     acting_->reads_goal() ? goals_.data() + at : nullptr, nullptr, 0, action, count,
+                     work_.data() + (discrete ? count : 0));
+        if (discrete) *actions = static_cast<float>(std::max_element(action, action + count) - action);
     }
 }
 
@@ -406,7 +462,7 @@ bool Task::plan(double deadline, Interrupt& interrupt, pyjepa_plan_out& out) {
         planned_[i] = true;
         if (out.actions != nullptr)
             expand_to_actions(spec, plan, s.steps,
-                              out.actions + static_cast<ptrdiff_t>(e) * horizon() * spec.action_dim);
+                              out.actions + static_cast<ptrdiff_t>(e) * horizon() * spec.action_width);
         if (out.cost != nullptr) out.cost[e] = optimiser_->cost(e);
         if (out.best_cost != nullptr)
             std::copy_n(optimiser_->history(e), s.iterations + 1,
@@ -449,6 +505,19 @@ void Task::evaluate(const float* plans, int count, float* cost, float* gradient)
     };
     const PlannerSettings& s = request_.settings;
     const ptrdiff_t size = static_cast<ptrdiff_t>(s.steps) * s.plan_dim;
+    std::vector<float> one_hot;
+    if (s.count > 0) {
+        if (gradient != nullptr) throw Error(PYJEPA_UNSUPPORTED, "discrete actions have no gradient");
+        one_hot.resize(static_cast<size_t>(s.environments) * static_cast<size_t>(count) *
+                       static_cast<size_t>(size));
+        for (size_t i = 0; i < one_hot.size(); i += static_cast<size_t>(s.count), ++plans) {
+            if (!(*plans >= 0.0f && *plans < static_cast<float>(s.count) && *plans == std::floor(*plans)))
+                invalid("plans hold " + std::to_string(*plans) + ", which is none of the actions 0 to " +
+                        std::to_string(s.count - 1));
+            one_hot[i + static_cast<size_t>(*plans)] = 1.0f;
+        }
+        plans = one_hot.data();
+    }
     const Given given(plans, count * size, size);
     const auto rollout =
         make_rollout({s.environments, count, s.steps, 0, 0, gradient == nullptr ? 0 : count});

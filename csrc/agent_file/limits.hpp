@@ -36,6 +36,7 @@ inline constexpr float std = 10.0f;
 inline constexpr float noise_beta = 10.0f;
 inline constexpr float learning_rate = 10.0f;
 inline constexpr int restarts = 4096;
+inline constexpr int branching = 1024;
 inline constexpr std::int64_t plan_elements = std::int64_t{1} << 28;  // candidates * horizon * A
 
 // Text, in bytes.

@@ -213,13 +213,19 @@ void check_policy(const Spec& spec) {
     if (reads(policy, Input::observation) || reads(policy, Input::action)) {
         invalid("spec.modules." + name + ".inputs", "a policy reads only 'state' and 'goal'");
     }
+    if (spec.actions.discrete() != (spec.policy_head == PolicyHead::categorical)) {
+        invalid("spec.policy_head", spec.actions.discrete()
+                                        ? "a policy of discrete actions has the head 'categorical'"
+                                        : "the head 'categorical' is for discrete actions");
+    }
     const bool gaussian = spec.policy_head == PolicyHead::gaussian_tanh;
     const int size = output_size(spec, name);
     if (size != spec.action_dim * (gaussian ? 2 : 1)) {
-        invalid("spec.modules." + name,
-                "a policy puts out " + std::to_string(spec.action_dim) +
-                    (gaussian ? " means and as many log standard deviations" : " actions") +
-                    ", this one puts out " + std::to_string(size));
+        const char* what = spec.actions.discrete() ? " logits"
+                           : gaussian              ? " means and as many log standard deviations"
+                                                   : " actions";
+        invalid("spec.modules." + name, "a policy puts out " + std::to_string(spec.action_dim) + what +
+                                            ", this one puts out " + std::to_string(size));
     }
     if (policy.residual && (!reads(policy, Input::state) || size != spec.latent_dim)) {
         invalid("spec.modules." + name + ".residual",
@@ -335,6 +341,7 @@ void check_policy_candidates(const Spec& spec) {
     const std::string where = "spec.planner.policy_candidates";
     if (spec.planner.policy_candidates == 0) return;
     if (!spec.policy) invalid(where, "there is no policy");
+    if (spec.actions.discrete()) invalid(where, "the policy proposes no discrete actions");
     if (spec.plan_dim != spec.action_dim) invalid(where, "the predictor reads several actions a step");
     if (spec.planner.knots != 0) invalid(where, "candidates of the policy have no knots");
 }
@@ -414,6 +421,7 @@ void resolve_spec(Spec& spec) {
     spec.observation_size = 1;
     for (const int size : spec.observation.shape) spec.observation_size *= size;
     spec.action_dim = static_cast<int>(spec.actions.low.size());
+    spec.action_width = spec.actions.discrete() ? 1 : spec.action_dim;
     const std::int64_t plan_dim =
         std::int64_t{spec.action_dim} * (spec.level.hold ? 1 : spec.level.action_block);
     if (plan_dim > limits::dimension) {
@@ -425,6 +433,12 @@ void resolve_spec(Spec& spec) {
     if (std::int64_t{planner.candidates} * planner.horizon > limits::plan_elements / spec.action_dim) {
         invalid("spec.planner",
                 "candidates * horizon * actions is more than " + std::to_string(limits::plan_elements));
+    }
+    if (const std::string mismatch = planner_mismatch(planner.algorithm, spec.actions); !mismatch.empty()) {
+        invalid("spec.planner.algorithm", mismatch);
+    }
+    if (spec.actions.discrete() && planner.interpolation != Interpolation::zero) {
+        invalid("spec.planner.interpolation", "between discrete actions there is only 'zero'");
     }
     resolve_encoder(spec);
     check_predictor(spec);

@@ -78,7 +78,17 @@ ActionSpec read_actions(const Json& value) {
     const auto kind =
         object.choice<Kind>("kind", Kind::box, {{"box", Kind::box}, {"discrete", Kind::discrete}});
     const int count = object.integer("count", 0, 0, limits::dimension);
-    if (kind == Kind::discrete) not_in_engine(object.where("kind"), "action kind 'discrete'");
+    if (kind == Kind::discrete) {
+        for (const char* key : {"low", "high", "center", "scale"}) {
+            if (!read_numbers(object, key).empty()) {
+                invalid(object.where(key), "discrete actions have a count, no bounds and no scale");
+            }
+        }
+        if (count == 0) invalid(object.where("count"), "discrete actions need their count, at least 1");
+        const auto size = static_cast<std::size_t>(count);
+        const std::vector<float> zeros(size, 0.0f), ones(size, 1.0f);
+        return {zeros, ones, zeros, ones, count};
+    }
     if (count != 0) invalid(object.where("count"), "only discrete actions have a count");
 
     const std::vector<double> low = read_numbers(object, "low"), high = read_numbers(object, "high");
@@ -102,7 +112,7 @@ ActionSpec read_actions(const Json& value) {
     }
 
     const auto floats = [](const std::vector<double>& v) { return std::vector<float>(v.begin(), v.end()); };
-    return {floats(low), floats(high), floats(center), floats(scale)};
+    return {floats(low), floats(high), floats(center), floats(scale), 0};
 }
 
 // ---- modules
@@ -421,7 +431,7 @@ PlannerSpec read_planner(const Json& value, int action_block) {
                                                     "elite_refit",   "max_std",       "policy_candidates",
                                                     "sampling",      "noise_beta",    "keep_elites",
                                                     "decay",         "learning_rate", "restarts",
-                                                    "polish"});
+                                                    "polish",        "exploration",   "branching"});
     PlannerSpec planner;
     planner.algorithm = object.choice<Algorithm>("algorithm", planner.algorithm,
                                                  {{"cem", Algorithm::cem},
@@ -429,7 +439,9 @@ PlannerSpec read_planner(const Json& value, int action_block) {
                                                   {"predictive-sampling", Algorithm::predictive_sampling},
                                                   {"icem", Algorithm::icem},
                                                   {"gradient", Algorithm::gradient},
-                                                  {"hybrid", Algorithm::hybrid}});
+                                                  {"hybrid", Algorithm::hybrid},
+                                                  {"categorical-cem", Algorithm::categorical_cem},
+                                                  {"tree", Algorithm::tree}});
     planner.horizon = object.integer("horizon", planner.horizon, 1, limits::horizon);
     planner.candidates = object.integer("candidates", planner.candidates, 1, limits::candidates);
     planner.iterations = object.integer("iterations", planner.iterations, 1, limits::iterations);
@@ -476,6 +488,9 @@ PlannerSpec read_planner(const Json& value, int action_block) {
         invalid(object.where("polish"), std::to_string(planner.polish) + " is more than the " +
                                             std::to_string(planner.iterations) + " iterations");
     }
+    planner.exploration =
+        range("exploration", planner.exploration, [](float v) { return v >= 0 && v <= 1; }, "in [0, 1]");
+    planner.branching = object.integer("branching", planner.branching, 2, limits::branching);
 
     // Here rather than with the other defaults of the planner: a default, too, must fit the file's
     // action_block.
@@ -507,13 +522,10 @@ void check_version(const Json& root) {
 }
 
 PolicyHead read_policy_head(const JsonObject& spec) {
-    enum class Kind { deterministic, gaussian_tanh, categorical };
-    const auto kind = spec.choice<Kind>("policy_head", Kind::deterministic,
-                                        {{"deterministic", Kind::deterministic},
-                                         {"gaussian_tanh", Kind::gaussian_tanh},
-                                         {"categorical", Kind::categorical}});
-    if (kind == Kind::categorical) not_in_engine("spec.policy_head", "policy head 'categorical'");
-    return kind == Kind::gaussian_tanh ? PolicyHead::gaussian_tanh : PolicyHead::deterministic;
+    return spec.choice<PolicyHead>("policy_head", PolicyHead::deterministic,
+                                   {{"deterministic", PolicyHead::deterministic},
+                                    {"gaussian_tanh", PolicyHead::gaussian_tanh},
+                                    {"categorical", PolicyHead::categorical}});
 }
 
 // Provenance is for people: checked, then left in the text.

@@ -26,9 +26,8 @@ size_t Policy::workspace(int rows) const noexcept {
     return network_.workspace(rows) + row * static_cast<size_t>(rows);
 }
 
-void Policy::act(const simd::Kernels& kernels, const float* states, ptrdiff_t ld, int rows, const float* goal,
-                 const float* noise, ptrdiff_t noise_ld, float* actions, ptrdiff_t action_ld,
-                 float* work) const noexcept {
+float* Policy::forward(const simd::Kernels& kernels, const float* states, ptrdiff_t ld, int rows,
+                       const float* goal, float* work) const noexcept {
     float* const output = work;
     work += output_ld_ * rows;
     const float* input = states;
@@ -44,7 +43,29 @@ void Policy::act(const simd::Kernels& kernels, const float* states, ptrdiff_t ld
     if (network_.residual())
         for (int r = 0; r < rows; ++r) std::copy_n(states + r * ld, latent_, output + r * output_ld_);
     network_.forward(kernels, input, input_ld, rows, output, output_ld_, network_.residual(), work);
+    return output;
+}
 
+void Policy::prior(const simd::Kernels& kernels, const float* states, ptrdiff_t ld, int rows,
+                   const float* goal, float* out, ptrdiff_t out_ld, float* work) const noexcept {
+    float* const output = forward(kernels, states, ld, rows, goal, work);
+    if (head_ != PolicyHead::categorical)
+        kernels.activate(output, output_ld_, rows, actions_, simd::Act::tanh);
+    for (int r = 0; r < rows; ++r) std::copy_n(output + r * output_ld_, actions_, out + r * out_ld);
+}
+
+void Policy::act(const simd::Kernels& kernels, const float* states, ptrdiff_t ld, int rows, const float* goal,
+                 const float* noise, ptrdiff_t noise_ld, float* actions, ptrdiff_t action_ld,
+                 float* work) const noexcept {
+    float* const output = forward(kernels, states, ld, rows, goal, work);
+    if (head_ == PolicyHead::categorical) {
+        for (int r = 0; r < rows; ++r) {
+            const float* logits = output + r * output_ld_;
+            std::fill_n(actions + r * action_ld, actions_, 0.0f);
+            actions[r * action_ld + (std::max_element(logits, logits + actions_) - logits)] = 1.0f;
+        }
+        return;
+    }
     if (noise != nullptr && samples())
         for (int r = 0; r < rows; ++r) {
             float* u = output + r * output_ld_;

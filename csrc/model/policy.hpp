@@ -19,15 +19,23 @@ class Policy {
     bool samples() const noexcept { return head_ == PolicyHead::gaussian_tanh; }
     // Floats of scratch for act.
     size_t workspace(int rows) const noexcept;
-    // Actions (rows, A) in the environment's units at states (rows, L) and a goal (L,), nullptr if it reads
-    // none. `noise` (rows, A): normals for a head that samples, and may be `actions` itself; nullptr: the
-    // mean. Real-time safe.
+    // Actions (rows, A) in the environment's units, one-hot where they are discrete: the first of the largest
+    // logits. At states (rows, L) and a goal (L,), nullptr if it reads none. `noise` (rows, A): normals for a
+    // head that samples, and may be `actions` itself; nullptr: the mean. Real-time safe.
     void act(const simd::Kernels& kernels, const float* states, ptrdiff_t ld, int rows, const float* goal,
              const float* noise, ptrdiff_t noise_ld, float* actions, ptrdiff_t action_ld,
              float* work) const noexcept;
+    // What it thinks, (rows, A): the logits of discrete actions, or its mean action as a place between the
+    // bounds, -1 to 1. Real-time safe.
+    void prior(const simd::Kernels& kernels, const float* states, ptrdiff_t ld, int rows, const float* goal,
+               float* out, ptrdiff_t out_ld, float* work) const noexcept;
     double flops() const noexcept { return network_.flops(); }
 
   private:
+    // The network's outputs (rows, output_ld_), at the beginning of work.
+    float* forward(const simd::Kernels& kernels, const float* states, ptrdiff_t ld, int rows,
+                   const float* goal, float* work) const noexcept;
+
     const Network& network_;
     PolicyHead head_;
     bool reads_state_, reads_goal_;

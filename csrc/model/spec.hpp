@@ -14,7 +14,8 @@ enum class DType { float32, uint8 };
 enum class Norm { none, layer, simnorm, layer_simnorm };
 enum class Activation { none, relu, gelu, silu, mish, tanh };
 enum class Input { observation, state, action, goal };
-enum class Algorithm { cem, mppi, predictive_sampling, icem, gradient, hybrid };
+// One less than in pyjepa.h, where 0 is the file's.
+enum class Algorithm { cem, mppi, predictive_sampling, icem, gradient, hybrid, categorical_cem, tree };
 enum class Interpolation { zero, linear, cubic };
 enum class Sampling { gaussian, sobol };
 enum class CostKind {
@@ -31,7 +32,7 @@ enum class CostKind {
 enum class Metric { l2, squared_l2, l1, cosine };
 enum class Reduce { mean, min, max, variance };  // no file asks for variance by name: disagreement does
 enum class Estimates { reward, cost };
-enum class PolicyHead { deterministic, gaussian_tanh };  // the reader refuses categorical
+enum class PolicyHead { deterministic, gaussian_tanh, categorical };
 enum class TemperatureScale { std, absolute };
 
 struct ObservationSpec {
@@ -41,8 +42,12 @@ struct ObservationSpec {
     float offset = 0.0f;
 };
 
-struct ActionSpec {  // box only: the reader refuses discrete, which no planner takes yet
-    std::vector<float> low, high, center, scale;  // (A,)
+// A discrete action is one-hot wherever modules, rollouts and planners meet it: the corners of a box from 0
+// to 1 that needs no normalisation.
+struct ActionSpec {
+    std::vector<float> low, high, center, scale;  // (A,); one-hot: (count,)
+    int count = 0;                                // of discrete actions; 0: a box
+    bool discrete() const noexcept { return count > 0; }
 };
 
 struct LayerSpec {
@@ -142,6 +147,8 @@ struct PlannerSpec {
     float learning_rate = 0.2f;
     int restarts = 8;
     int polish = 10;
+    float exploration = 0.05f;  // share of each categorical distribution that stays uniform
+    int branching = 8;          // actions per node of a tree, where it samples them
 };
 
 struct Spec {
@@ -161,10 +168,15 @@ struct Spec {
     // Sizes that follow from the above; the reader fills them in after checking that everything fits
     // together.
     int observation_size = 0;  // product of observation.shape
-    int action_dim = 0;        // A
+    int action_dim = 0;        // A: numbers of an action as modules read it (one-hot where it is discrete)
+    int action_width = 0;      // numbers of an action at the API: A, or 1, an index
     int latent_dim = 0;        // L: what the encoder puts out (without encoder: observation_size)
     int plan_dim = 0;          // what the predictor reads per step: A, or action_block * A without hold
 };
+
+const char* algorithm_name(Algorithm algorithm);
+// What is wrong with planning these actions by this algorithm; "" if nothing is.
+std::string planner_mismatch(Algorithm algorithm, const ActionSpec& actions);
 
 // The shape of a module's input and of what each of its blocks puts out; (size,) or (C, H, W).
 using Shape = std::vector<int>;

@@ -41,6 +41,31 @@ bool Optimiser::evaluate_mean(const Situation& now, const Deadline& deadline, bo
     return true;
 }
 
+bool Optimiser::improve(const Situation& now, int iteration, const Deadline& deadline) {
+    const PlannerSettings& s = planner_.settings();
+    const ptrdiff_t plan = static_cast<ptrdiff_t>(s.steps) * s.plan_dim;
+    planner_.iterate(iteration);
+    const int count = planner_.count(iteration);
+    const bool descends = planner_.descends(iteration);
+    if (!(descends ? rollout_.gradient(now, planner_, count, cost_.data(), gradient_.data(), deadline)
+                   : rollout_.evaluate(now, planner_, count, cost_.data(), deadline)))
+        return false;
+    for (int e = 0; e < s.environments; ++e) {
+        const float* cost = cost_.data() + static_cast<ptrdiff_t>(e) * count;
+        const auto best = std::min_element(cost, cost + count) - cost;  // the first of equals
+        const auto i = static_cast<size_t>(e);
+        if (cost[best] < best_cost_[i]) {
+            best_cost_[i] = cost[best];
+            planner_.sample(e, static_cast<int>(best), best_.data() + i * planner_.knots_size());
+        }
+        if (descends)
+            planner_.descend(e, cost, gradient_.data() + e * count * plan);
+        else
+            planner_.refit(e, cost);
+    }
+    return true;
+}
+
 int Optimiser::plan(const Situation& now, const float* shift, const Deadline& deadline) {
     const PlannerSettings& s = planner_.settings();
     for (int e = 0; e < s.environments; ++e) planner_.begin(e, shift[e]);
@@ -51,35 +76,14 @@ int Optimiser::plan(const Situation& now, const float* shift, const Deadline& de
             history_[static_cast<size_t>(e) * history_size() + static_cast<size_t>(iteration)] = cost(e);
     };
     record(0);
-    const ptrdiff_t plan = static_cast<ptrdiff_t>(s.steps) * s.plan_dim;
     bool on_time = true;
     if (s.policy_candidates > 0) {
         planner_.draw_proposals();
         on_time = rollout_.propose(now, s.policy_candidates, planner_.proposals(), deadline);
     }
     int completed = 0;
-    for (; on_time && completed < s.iterations; ++completed) {
-        planner_.iterate(completed);
-        const int count = planner_.count(completed);
-        const bool descends = planner_.descends(completed);
-        if (!(descends ? rollout_.gradient(now, planner_, count, cost_.data(), gradient_.data(), deadline)
-                       : rollout_.evaluate(now, planner_, count, cost_.data(), deadline)))
-            break;
-        for (int e = 0; e < s.environments; ++e) {
-            const float* cost = cost_.data() + static_cast<ptrdiff_t>(e) * count;
-            const auto best = std::min_element(cost, cost + count) - cost;  // the first of equals
-            const auto i = static_cast<size_t>(e);
-            if (cost[best] < best_cost_[i]) {
-                best_cost_[i] = cost[best];
-                planner_.sample(e, static_cast<int>(best), best_.data() + i * planner_.knots_size());
-            }
-            if (descends)
-                planner_.descend(e, cost, gradient_.data() + e * count * plan);
-            else
-                planner_.refit(e, cost);
-        }
+    for (; on_time && completed < s.iterations && improve(now, completed, deadline); ++completed)
         record(completed + 1);
-    }
     // What the last refit arrived at has not been evaluated yet.
     if (completed == s.iterations && completed > 0) evaluate_mean(now, deadline, false);
     for (int e = 0; e < s.environments; ++e)

@@ -12,6 +12,7 @@ class Optimiser {
   public:
     // planner and rollout outlive it.
     Optimiser(Planner& planner, Rollout& rollout);
+    virtual ~Optimiser() = default;
 
     // Plans for every environment from `now`, warm-started `shift` (E,) steps on; returns the iterations
     // completed. When the deadline passes, the unfinished iteration is dropped; the incumbent was always
@@ -32,6 +33,15 @@ class Optimiser {
     // The first iteration after which the incumbent's cost was within 1 % of what it came to; 0: the start.
     int converged(int e) const noexcept;
 
+  protected:
+    // One iteration; false where the deadline passed first, and then all is as it was before.
+    virtual bool improve(const Situation& now, int iteration, const Deadline& deadline);
+    // Evaluates the planner's means, and keeps those that are better than the incumbents, or all of them.
+    bool evaluate_mean(const Situation& now, const Deadline& deadline, bool first);
+
+    Planner& planner_;
+    Rollout& rollout_;
+
   private:
     // The planner's mean as a proposal of one candidate.
     class Mean final : public Proposal {
@@ -46,10 +56,7 @@ class Optimiser {
         const Planner& planner_;
     };
     size_t history_size() const noexcept { return static_cast<size_t>(planner_.settings().iterations) + 1; }
-    bool evaluate_mean(const Situation& now, const Deadline& deadline, bool first);
 
-    Planner& planner_;
-    Rollout& rollout_;
     Mean mean_;
     AlignedFloats cost_;            // (E, N)
     AlignedFloats gradient_;        // (E, P, S, D), where the planner descends with P candidates

@@ -48,7 +48,8 @@ void Planner::reset(int e) noexcept {
     float* mean = mean_.data() + offset(e);
     for (size_t i = 0; i < knots_size_; ++i) {
         const size_t d = i % static_cast<size_t>(settings_.plan_dim);
-        mean[i] = 0.5f * (settings_.low[d] + settings_.high[d]);
+        mean[i] = settings_.count > 0 ? (d % static_cast<size_t>(settings_.count) == 0 ? 1.0f : 0.0f)
+                                      : 0.5f * (settings_.low[d] + settings_.high[d]);
     }
 }
 
@@ -246,6 +247,10 @@ std::unique_ptr<Planner> make_planner(const PlannerSettings& settings) {
             return make_gradient(settings);
         case Algorithm::hybrid:
             return make_hybrid(settings);
+        case Algorithm::categorical_cem:
+            return make_categorical_cem(settings);
+        case Algorithm::tree:
+            return make_last_plan(settings);
     }
     return nullptr;
 }

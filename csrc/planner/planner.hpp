@@ -18,10 +18,15 @@
 namespace pyjepa {
 
 inline bool uses_elites(Algorithm a) noexcept {
-    return a == Algorithm::cem || a == Algorithm::icem || a == Algorithm::hybrid;
+    return a == Algorithm::cem || a == Algorithm::icem || a == Algorithm::hybrid ||
+           a == Algorithm::categorical_cem;
 }
 inline bool uses_gradient(Algorithm a) noexcept {
     return a == Algorithm::gradient || a == Algorithm::hybrid;
+}
+// Whether candidates are normal noise around a mean, of whatever sampling and colour.
+inline bool draws_noise(Algorithm a) noexcept {
+    return a != Algorithm::categorical_cem && a != Algorithm::tree;
 }
 
 // Everything a planner needs to know, defaults resolved and checked.
@@ -41,9 +46,12 @@ struct PlannerSettings {
     float keep_elites = 0.3f, decay = 1.25f;
     float learning_rate = 0.2f;
     int restarts = 8, polish = 10;
+    int count = 0;  // of discrete actions, one-hot in a plan; 0: a box
+    float exploration = 0.05f;
+    int branching = 8;
 };
 
-// What a planner's last iteration tells about itself.
+// What a planner's last iteration tells about itself; of a tree search nothing, it weighs no candidates.
 struct Diagnosis {
     float effective_samples = 0.0f;  // (sum w)^2 / sum w^2 of the weights w that candidates had in it
     float spread = 0.0f;             // of those candidates: standard deviation, in halves of the action range
@@ -53,7 +61,7 @@ class Planner : public Proposal {
   public:
     explicit Planner(const PlannerSettings& settings);
 
-    // A new episode: the plan is the middle of the bounds, plan count 0.
+    // A new episode: the plan is the middle of the bounds (of discrete actions: the first), plan count 0.
     virtual void reset(int e) noexcept;
     // A new plan: the last one `shift` predictor steps later, and the first spread.
     virtual void begin(int e, float shift) noexcept;
@@ -87,12 +95,12 @@ class Planner : public Proposal {
     void expand(const float* knots, float* plan) const noexcept;
 
     size_t knots_size() const noexcept { return knots_size_; }
+    const Knots& knots() const noexcept { return knots_; }
     const float* mean(int e) const noexcept { return mean_.data() + offset(e); }
     // Where the next plan starts from.
     void set_mean(int e, const float* knots) noexcept;
-    uint64_t plans(int e) const noexcept {
-        return plans_[static_cast<size_t>(e)];
-    }  // since the episode began
+    // How often this environment has planned since its episode began.
+    uint64_t plans(int e) const noexcept { return plans_[static_cast<size_t>(e)]; }
     const PlannerSettings& settings() const noexcept { return settings_; }
 
   protected:
@@ -123,8 +131,8 @@ class Planner : public Proposal {
 
     PlannerSettings settings_;
     Knots knots_;
-    size_t knots_size_;                                    // K * D
-    AlignedFloats mean_, std_;                             // (E, K, D)
+    size_t knots_size_;         // K * D
+    AlignedFloats mean_, std_;  // (E, K, D); std_: of categoricals, the probabilities
     std::vector<float> first_std_, least_std_, most_std_;  // (D,)
     std::vector<int> order_;                               // (N,)
     int count_ = 0;                                        // candidates of this iteration
@@ -160,5 +168,8 @@ std::unique_ptr<Planner> make_predictive_sampling(const PlannerSettings& setting
 std::unique_ptr<Planner> make_icem(const PlannerSettings& settings);
 std::unique_ptr<Planner> make_gradient(const PlannerSettings& settings);
 std::unique_ptr<Planner> make_hybrid(const PlannerSettings& settings);
+std::unique_ptr<Planner> make_categorical_cem(const PlannerSettings& settings);
+// Keeps the last plan for a tree search (tree.hpp), which draws nothing from it.
+std::unique_ptr<Planner> make_last_plan(const PlannerSettings& settings);
 
 }  // namespace pyjepa

@@ -23,7 +23,16 @@ constexpr int noise_row(int count) {
 // out[(n - n0), j] for candidates n0 .. n1 - 1 and j < noise_row(count), row length noise_row(count).
 void gaussian(NoiseKey key, uint32_t stream, int n0, int n1, int count, float* out) noexcept;
 
+// Likewise uniform numbers in [0, 1), multiples of 2^-24.
+void uniform(NoiseKey key, uint32_t stream, int n0, int n1, int count, float* out) noexcept;
+
 // exp(x) for x <= 0, in double precision, the same on every machine. Relative error below 1e-15.
 double stable_exp(double x) noexcept;
+
+// log(x) for normal x > 0, likewise.
+double stable_log(double x) noexcept;
+
+// A standard Gumbel variable from a uniform one in [0, 1), a multiple of 2^-24.
+double gumbel(float u) noexcept;
 
 }  // namespace pyjepa

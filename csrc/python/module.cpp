@@ -107,6 +107,7 @@ class Model {
         out["has_predictor"] = d.has_predictor != 0;
         out["has_policy"] = d.has_policy != 0;
         out["precision"] = precisions()[static_cast<size_t>(d.precision)];
+        out["action_count"] = d.action_count;
         return out;
     }
     std::pair<size_t, size_t> module_sizes(const std::string& module) const {
@@ -160,7 +161,7 @@ class Agent {
                    uint64_t seed, const std::optional<py::array>& goal, const std::optional<Floats>& low,
                    const std::optional<Floats>& high, const std::optional<Floats>& weights,
                    const py::object& rollout, int sampling, float noise_beta, float keep_elites, float decay,
-                   float learning_rate, int restarts, int polish) {
+                   float learning_rate, int restarts, int polish, float exploration, int branching) {
         Task task;
         pyjepa_task_init(&task.raw, sizeof task.raw);
         task.raw.environments = environments;
@@ -180,6 +181,8 @@ class Agent {
         task.raw.max_std = max_std;
         task.raw.policy_candidates = policy_candidates;
         task.raw.prune = prune ? 1 : 0;
+        task.raw.exploration = exploration;
+        task.raw.branching = branching;
         task.raw.seed = seed;
         task.raw.sampling = sampling;
         task.raw.noise_beta = noise_beta;
@@ -317,6 +320,8 @@ class Agent {
         out["learning_rate"] = s.learning_rate;
         out["restarts"] = s.restarts;
         out["polish"] = s.polish;
+        out["exploration"] = s.exploration;
+        out["branching"] = s.branching;
         out["flops"] = s.flops;
         out["tile"] = s.tile;
         return out;
@@ -471,7 +476,8 @@ PYBIND11_MODULE(_engine, m) {
              py::arg("elite_refit"), py::arg("max_std"), py::arg("policy_candidates"), py::arg("prune"),
              py::arg("seed"), py::arg("goal"), py::arg("low"), py::arg("high"), py::arg("weights"),
              py::arg("rollout"), py::arg("sampling"), py::arg("noise_beta"), py::arg("keep_elites"),
-             py::arg("decay"), py::arg("learning_rate"), py::arg("restarts"), py::arg("polish"))
+             py::arg("decay"), py::arg("learning_rate"), py::arg("restarts"), py::arg("polish"),
+             py::arg("exploration"), py::arg("branching"))
         .def("observe", &Agent::observe, py::arg("observation"), py::arg("steps"))
         .def("act", &Agent::act, py::arg("out").noconvert())
         .def("state", &Agent::state, py::arg("out").noconvert())

@@ -9,9 +9,18 @@
 namespace pyjepa {
 
 void expand_to_actions(const Spec& spec, const float* plan, int steps, float* actions) noexcept {
-    const int repeat = spec.level.hold ? spec.level.action_block : 1;
+    const int per_step = spec.plan_dim / spec.action_dim;  // actions
+    const int repeat = spec.level.action_block / per_step;
     for (int s = 0; s < steps; ++s, plan += spec.plan_dim)
-        for (int i = 0; i < repeat; ++i, actions += spec.plan_dim) std::copy_n(plan, spec.plan_dim, actions);
+        for (int i = 0; i < repeat; ++i)
+            for (int b = 0; b < per_step; ++b, actions += spec.action_width) {
+                const float* action = plan + b * spec.action_dim;
+                if (spec.actions.discrete())
+                    *actions =
+                        static_cast<float>(std::max_element(action, action + spec.action_dim) - action);
+                else
+                    std::copy_n(action, spec.action_dim, actions);
+            }
 }
 
 CallbackRollout::CallbackRollout(const Spec& spec, pyjepa_rollout_fn function, void* user,
@@ -20,7 +29,7 @@ CallbackRollout::CallbackRollout(const Spec& spec, pyjepa_rollout_fn function, v
     const auto n = static_cast<size_t>(limits.candidates), s = static_cast<size_t>(steps_);
     plans_ = AlignedFloats(n * s * static_cast<size_t>(spec.plan_dim));
     actions_ = AlignedFloats(static_cast<size_t>(limits.environments) * n * s *
-                             static_cast<size_t>(spec.level.action_block * spec.action_dim));
+                             static_cast<size_t>(spec.level.action_block * spec.action_width));
     scratch_ = AlignedFloats(n * limits.proposal_scratch_per_row);
     snapshot_ = AlignedFloats(limits.proposal_snapshot);
 }
@@ -34,7 +43,7 @@ bool CallbackRollout::evaluate(const Situation& now, const Proposal& proposal, i
     proposal.snapshot(snapshot_.data());
     for (int e = 0; e < now.environments; ++e) {
         proposal.fill(snapshot_.data(), e, 0, candidates, plans_.data(), scratch_.data());
-        for (int n = 0; n < candidates; ++n, to += static_cast<ptrdiff_t>(horizon) * spec_.action_dim)
+        for (int n = 0; n < candidates; ++n, to += static_cast<ptrdiff_t>(horizon) * spec_.action_width)
             expand_to_actions(spec_, plans_.data() + n * plan, steps_, to);
     }
     const ptrdiff_t count = static_cast<ptrdiff_t>(now.environments) * candidates;
@@ -42,7 +51,7 @@ bool CallbackRollout::evaluate(const Situation& now, const Proposal& proposal, i
     const int result =
         function_(user_, now.states, now.goals, actions_.data(), static_cast<size_t>(now.environments),
                   static_cast<size_t>(candidates), static_cast<size_t>(horizon),
-                  static_cast<size_t>(spec_.action_dim), static_cast<size_t>(spec_.latent_dim), cost);
+                  static_cast<size_t>(spec_.action_width), static_cast<size_t>(spec_.latent_dim), cost);
     if (result != 0)
         throw Error(PYJEPA_CALLBACK, "the rollout callback failed with code " + std::to_string(result));
     for (ptrdiff_t i = 0; i < count; ++i)

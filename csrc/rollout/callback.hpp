@@ -24,7 +24,7 @@ class CallbackRollout final : public Rollout {
     AlignedFloats plans_, actions_, scratch_, snapshot_;
 };
 
-// A plan (S, D) as environment actions (S * action_block, A): held, or taken apart.
+// A plan (S, D) as environment actions (S * action_block, A): held, or taken apart; discrete ones as indices.
 void expand_to_actions(const Spec& spec, const float* plan, int steps, float* actions) noexcept;
 
 }  // namespace pyjepa

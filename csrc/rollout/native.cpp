@@ -159,6 +159,7 @@ NativeRollout::NativeRollout(const Model& model, Cost& cost, const Policy* polic
     for (int i = 0; i < pool.threads(); ++i)
         evaluations_.push_back(std::make_unique<Evaluation>(*this, limits));
     if (limits.descending > 0) gradient_ = std::make_unique<NativeGradient>(model, cost, pool, limits);
+    if (limits.moves) moves_ = std::make_unique<NativeMoves>(model, cost, policy, pool, limits.steps);
 }
 
 NativeRollout::~NativeRollout() {

@@ -14,6 +14,7 @@
 #include "parallel/pool.hpp"
 #include "rollout/cost.hpp"
 #include "rollout/native_gradient.hpp"
+#include "rollout/native_moves.hpp"
 #include "rollout/rollout.hpp"
 
 namespace pyjepa {
@@ -34,6 +35,13 @@ class NativeRollout final : public Rollout {
     bool trace(const Situation& now, int e, const float* plan, float* states, float* terms) noexcept override;
     bool propose(const Situation& now, int count, float* plans, const Deadline& deadline) override;
     double flops_per_proposal() const noexcept override;
+    void move(const Situation& now, const Moves& moves) noexcept override { moves_->move(now, moves); }
+    bool can_move() const noexcept override { return moves_ != nullptr; }
+    void prior(const Situation& now, int e, int rows, const float* const* states,
+               float* const* out) noexcept override {
+        moves_->prior(now, e, rows, states, out);
+    }
+    bool has_prior() const noexcept override { return moves_ != nullptr && moves_->has_prior(); }
     double flops_per_candidate() const noexcept override {
         return predictor_.flops() * steps_ + cost_.flops(steps_);
     }
@@ -69,6 +77,7 @@ class NativeRollout final : public Rollout {
     AlignedFloats memory_;
     std::vector<std::unique_ptr<Evaluation>> evaluations_;  // as many as threads
     std::unique_ptr<NativeGradient> gradient_;              // where the limits ask for it
+    std::unique_ptr<NativeMoves> moves_;                    // where the limits ask for it
 };
 
 }  // namespace pyjepa

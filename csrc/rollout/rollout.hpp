@@ -84,6 +84,7 @@ struct RolloutLimits {
     size_t proposal_snapshot;  // floats at most
     int descending = 0;        // candidates of gradient() at most; 0: it is not asked for
     bool prune = false;        // give up candidates that cannot be among those the proposer keeps
+    bool moves = false;        // whether move() and prior() are asked for
 };
 
 // The present, per environment. `goals` stay as they are while the rollout lives; the rest is read during the
@@ -95,6 +96,21 @@ struct Situation {
     const float* previous;     // (E, D): the normalised action before this plan
     const bool* has_previous;  // (E,)
     const uint64_t* draws;     // (E,): random bits of this plan, for what is drawn once a plan
+};
+
+// Moves of a tree search, all in one environment: each row holds an action for some predictor steps.
+struct Moves {
+    int environment;
+    int rows;
+    const float* const* from;    // (rows,): states (L,)
+    const float* const* action;  // (rows,): (D,)
+    const float* const*
+        previous;      // (rows,): the action before (D,); nullptr: the one before the plan, if any
+    const int* first;  // (rows,): the predictor step of the plan that the move begins with
+    const int* steps;  // (rows,): for how many it lasts, at least 1
+    float* const* to;  // (rows,): states (L,); not one of `from`
+    float* cost;       // (rows,): what these steps cost; +infinity where it is not finite
+    float* rest;       // (rows,): what the rest of the horizon would cost if the state stayed
 };
 
 class Rollout {
@@ -120,6 +136,15 @@ class Rollout {
     virtual bool propose(const Situation&, int, float*, const Deadline&) { return false; }
     // Multiply-adds * 2 for one proposal; 0 if unknown.
     virtual double flops_per_proposal() const noexcept { return 0.0; }
+    // Carries out moves. Only where can_move().
+    virtual void move(const Situation&, const Moves&) noexcept {}
+    virtual bool can_move() const noexcept { return false; }
+    // What the policy thinks in `rows` states of an environment, each (D,): the logits of discrete actions,
+    // or its action as a place between the bounds, -1 to 1. Only where has_prior(), and with a goal if it
+    // reads one.
+    virtual void prior(const Situation&, int /*e*/, int /*rows*/, const float* const* /*states*/,
+                       float* const* /*out*/) noexcept {}
+    virtual bool has_prior() const noexcept { return false; }
     // Multiply-adds * 2 for one candidate; 0 if unknown.
     virtual double flops_per_candidate() const noexcept = 0;
     // Candidates that a thread rolls out together; 0: all.

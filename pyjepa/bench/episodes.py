@@ -41,15 +41,16 @@ def play(
     mode: Literal[1, 2] = 2,
     deadline: float | None = None,
     watch: Watch | None = None,
+    world_type: type[TwoRooms] = TwoRooms,
 ) -> Iterator[Record]:
     """Plays every episode of ``episodes`` in turn with ``agent`` (configured by ``task``), one record each.
 
     In mode 2 it plans, ``deadline`` seconds at most, and executes the plan's first block of actions before it looks
-    again; in mode 1 it looks before every action, which is its policy's.
+    again; in mode 1 it looks before every action, which is its policy's. ``world_type``: the world they are played in.
     """
     block = agent.model.action_block
     for i in range(len(episodes)):
-        world = TwoRooms(1)
+        world = world_type(1)
         world.begin(episodes[i : i + 1])
         agent.configure(goal=world.goal_observation[0], **task)
         record = Record(False, 0, bool(episodes.cross_room[i]), 0.0)
@@ -59,7 +60,7 @@ def play(
             agent.observe(observation, steps=block if mode == 2 else 1)
             perceived = time.perf_counter()
             if mode == 1:
-                actions = agent.act()[None]
+                actions = np.asarray(agent.act())[None]
             else:
                 plan = agent.plan(deadline=deadline)
                 actions = plan.actions[:block]
@@ -76,8 +77,8 @@ def play(
         yield record
 
 
-def execute(world: TwoRooms, actions: npt.NDArray[np.float32]) -> None:
-    """Carries out actions (n, 2) until they end or the episode does."""
+def execute(world: TwoRooms, actions: npt.NDArray[np.float32] | npt.NDArray[np.int64]) -> None:
+    """Carries out actions (n, 2), or indices (n,), until they end or the episode does."""
     for action in actions:
         if world.success[0] or world.truncated[0]:
             return

@@ -28,7 +28,6 @@ from pyjepa import agent_file
 from pyjepa.agent import Agent, Model
 from pyjepa.bench.peers import FloatArray
 from pyjepa.bench.workloads import WORKLOADS, Problem, Workload
-from pyjepa.configurator import ALGORITHMS
 from pyjepa.spec import Observation, Planner, Spec
 
 PEER = Planner(algorithm="cem", candidates=300, iterations=30, elites=30, std=1.0)
@@ -76,6 +75,7 @@ WARM = (
         "hybrid", {"planner": "hybrid", **_NEARBY, "iterations": 1, "restarts": 4, "learning_rate": 0.1}, polish=True
     ),
 )
+PLANNERS = tuple(entrant.name for entrant in COLD)
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def cases(name: str, workload: Workload, count: int) -> list[Case]:
 def measure(
     name: str,
     states: int = 50,
-    planners: Sequence[str] = ALGORITHMS,
+    planners: Sequence[str] = PLANNERS,
     *,
     report: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> list[dict[str, Any]]:

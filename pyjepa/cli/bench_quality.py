@@ -9,14 +9,13 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from pyjepa.configurator import ALGORITHMS
-
 WORKLOADS = ("W0L", "two-rooms")
+PLANNERS = ("cem", "icem", "mppi", "predictive-sampling", "gradient", "hybrid")
 
 
 @click.command("quality")
 @click.argument("workloads", nargs=-1, type=click.Choice(WORKLOADS), metavar="[WORKLOAD]...")
-@click.option("--planner", "planners", multiple=True, type=click.Choice(ALGORITHMS), help="Again for more. [all]")
+@click.option("--planner", "planners", multiple=True, type=click.Choice(PLANNERS), help="Again for more. [all]")
 @click.option("--states", type=click.IntRange(1, 10_000), default=50, show_default=True, help="States to plan from.")
 @click.option("--json", "path", type=click.Path(), metavar="FILE", help="Write the results to FILE.")
 def quality(workloads: tuple[str, ...], planners: tuple[str, ...], states: int, path: str | None) -> None:
@@ -34,7 +33,7 @@ def quality(workloads: tuple[str, ...], planners: tuple[str, ...], states: int, 
     rows: list[dict[str, Any]] = []
     for name in workloads or WORKLOADS:
         try:
-            rows += bench.measure(name, states, planners or ALGORITHMS, report=lambda row: notes.print(_line(row)))
+            rows += bench.measure(name, states, planners or PLANNERS, report=lambda row: notes.print(_line(row)))
         except ImportError as error:
             raise click.ClickException(f"the planner to compare with is not installed: {error}") from error
     table = Table("workload", "start", "planner", "reached", "ms", "faster", "strictly", "ms", "faster", "peer ms")

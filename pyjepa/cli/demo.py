@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import click
+
+from pyjepa.configurator import ALGORITHMS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,8 +21,16 @@ if TYPE_CHECKING:
 @click.option("--episodes", type=click.IntRange(1, 100_000), default=20, show_default=True, help="Episodes to play.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of episodes and planner.")
 @click.option(
+    "--env",
+    "world",
+    type=click.Choice(["two-rooms", "two-rooms-discrete"]),
+    default="two-rooms",
+    show_default=True,
+    help="The world to play in; the discrete one has eight moves.",
+)
+@click.option(
     "--planner",
-    type=click.Choice(["cem", "icem", "mppi", "predictive-sampling", "gradient", "hybrid"]),
+    type=click.Choice(list(ALGORITHMS)),
     help="Planning algorithm.  [default: the agent's]",
 )
 @click.option("--mode", type=click.Choice(["1", "2"]), default="2", show_default=True, help="1: act; 2: plan.")
@@ -34,6 +44,7 @@ if TYPE_CHECKING:
 def command(
     episodes: int,
     seed: int,
+    world: str,
     planner: str | None,
     mode: str,
     no_critic: bool,
@@ -53,12 +64,24 @@ def command(
     from pyjepa.atomic import write_text
     from pyjepa.bench.episodes import play, summary
     from pyjepa.bench.machine import describe
-    from pyjepa.envs.two_rooms import evaluation_episodes
+    from pyjepa.envs import TwoRooms, TwoRoomsDiscrete, evaluation_episodes
 
     for option, file in (("--json", json_file), ("--gif", gif_file)):
         if file not in (None, "-") and not Path(str(file)).absolute().parent.is_dir():
             raise click.BadParameter(f"there is no folder {Path(str(file)).parent}", param_hint=option)
-    agent = pyjepa.load(agents.path("two_rooms") if agent_file is None else agent_file, threads=threads)
+    discrete = world == "two-rooms-discrete"
+    if agent_file is not None:
+        agent = pyjepa.load(agent_file, threads=threads)
+        if agent.spec.actions.kind != ("discrete" if discrete else "box"):
+            known = {"discrete": "discrete actions", "box": "a box of actions"}
+            needed = known["discrete" if discrete else "box"]
+            raise click.BadParameter(
+                f"{world} takes {needed}, this agent has {known[agent.spec.actions.kind]}", param_hint="--agent"
+            )
+    elif discrete:
+        agent = pyjepa.Agent(agents.two_rooms_discrete(), threads=threads)
+    else:
+        agent = pyjepa.load(agents.path("two_rooms"), threads=threads)
     film = None
     if gif_file is not None:
         from pyjepa.cli.film import Film
@@ -81,7 +104,9 @@ def command(
     with _Scoreboard(episodes, sys.stderr if json_file == "-" else sys.stdout) as board:
         seconds = None if deadline is None else deadline / 1e3
         watch = None if film is None else film.shoot
-        for record in play(agent, drawn, task, mode=1 if mode == "1" else 2, deadline=seconds, watch=watch):
+        played_in = TwoRoomsDiscrete if discrete else TwoRooms
+        played_mode: Literal[1, 2] = 1 if mode == "1" else 2
+        for record in play(agent, drawn, task, mode=played_mode, deadline=seconds, watch=watch, world_type=played_in):
             records.append(record)
             board.show(records)
 

@@ -78,7 +78,7 @@ def _inspect(file: Path) -> _Report:
         bytes=file.stat().st_size,
         spec=spec,
         observation_size=observation_size,
-        action_size=len(spec.actions.low),
+        action_size=spec.actions.size,
         latent_size=modules[encoder].output_size if encoder else observation_size,
         modules=modules,
         tensors=tensors,
@@ -161,9 +161,9 @@ def _print(report: _Report) -> None:
         "version": str(spec.version),
         "observation": f"{_shape(observation.shape)} {observation.dtype}, read as x * {observation.scale:g} + "
         f"{observation.offset:g}",
-        "actions": ", ".join(
-            f"[{low:g}, {high:g}]" for low, high in zip(spec.actions.low, spec.actions.high, strict=True)
-        ),
+        "actions": f"one of {spec.actions.count}"
+        if spec.actions.kind == "discrete"
+        else ", ".join(f"[{low:g}, {high:g}]" for low, high in zip(spec.actions.low, spec.actions.high, strict=True)),
         "state": f"{report.latent_size} (from {level.encoder or 'the observation itself'})",
         "predictor": f"{level.predictor or 'none: a callback rolls out'}, {level.action_block} environment step(s) "
         f"at once{', one held action' if level.hold else ''}",

@@ -10,18 +10,15 @@ from numpy.typing import NDArray
 
 from pyjepa.envs.registration import register
 from pyjepa.envs.two_rooms import MAX_STEPS, SIZE, STEP, Split, TwoRooms
+from pyjepa.envs.two_rooms_discrete import MOVES, TwoRoomsDiscrete
 
 Observation: TypeAlias = dict[str, NDArray[np.uint8]]
 
 
-class TwoRoomsEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
-    """One Two Rooms world, ``pyjepa/TwoRooms-v0``.
+class _Env(gymnasium.Env[Observation, Any]):
+    """What one Two Rooms world is to Gymnasium, whatever moves it."""
 
-    Observations are ``{"observation": uint8 (2, 64, 64), "goal": uint8 (2, 64, 64)}``, actions float32 (2,) in
-    [-3, 3] px (shortened to 3 px). The reward is -1 a step and 0 on the step that reaches the goal, which terminates
-    the episode; 200 steps truncate it. ``info`` has ``success``, ``distance`` (px), ``position`` and ``door``.
-    """
-
+    world: type[TwoRooms]
     metadata: dict[str, Any] = {  # noqa: RUF012 (Gymnasium declares it an instance attribute)
         "render_modes": ["rgb_array"],
         "render_fps": 30,
@@ -35,8 +32,8 @@ class TwoRoomsEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         picture = gymnasium.spaces.Box(0, 255, (2, SIZE, SIZE), np.uint8)
         pictures = gymnasium.spaces.Dict({"observation": picture, "goal": picture})
         self.observation_space = cast("gymnasium.Space[Observation]", pictures)
-        self.action_space = gymnasium.spaces.Box(-STEP, STEP, (2,), np.float32)
-        self._world = TwoRooms(1, split=split)
+        self.action_space = self._actions()
+        self._world = self.world(1, split=split)
         self._seed: int | None = None
         self._episode = 0
 
@@ -56,8 +53,8 @@ class TwoRoomsEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         self._goal = self._world.goal_observation[0]
         return self._observation(), self._info()
 
-    def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Move by ``action`` (2,)."""
+    def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Move by ``action``, one of the action space."""
         self._world.step(np.asarray(action)[None])
         success = bool(self._world.success[0])
         truncated = not success and int(self._world.steps[0]) >= MAX_STEPS
@@ -74,6 +71,9 @@ class TwoRoomsEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         picture[..., ::2] -= np.minimum(self._goal[0][..., None], picture[..., ::2])
         return picture
 
+    def _actions(self) -> gymnasium.Space[Any]:
+        raise NotImplementedError
+
     def _observation(self) -> Observation:
         return {"observation": self._world.observation[0], "goal": self._goal.copy()}
 
@@ -84,6 +84,31 @@ class TwoRoomsEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
             "position": self._world.position[0].copy(),
             "door": int(self._world.door[0]),
         }
+
+
+class TwoRoomsEnv(_Env):
+    """One Two Rooms world, ``pyjepa/TwoRooms-v0``.
+
+    Observations are ``{"observation": uint8 (2, 64, 64), "goal": uint8 (2, 64, 64)}``, actions float32 (2,) in
+    [-3, 3] px (shortened to 3 px). The reward is -1 a step and 0 on the step that reaches the goal, which terminates
+    the episode; 200 steps truncate it. ``info`` has ``success``, ``distance`` (px), ``position`` and ``door``.
+    """
+
+    world = TwoRooms
+
+    def _actions(self) -> gymnasium.Space[Any]:
+        return gymnasium.spaces.Box(-STEP, STEP, (2,), np.float32)
+
+
+class TwoRoomsDiscreteEnv(_Env):
+    """The same with eight moves, ``pyjepa/TwoRoomsDiscrete-v0``: actions are integers from 0 to 7, the compass
+    directions of `two_rooms_discrete.MOVES`.
+    """
+
+    world = TwoRoomsDiscrete
+
+    def _actions(self) -> gymnasium.Space[Any]:
+        return gymnasium.spaces.Discrete(len(MOVES))
 
 
 register()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 
 def register() -> None:
-    """Register ``pyjepa/TwoRooms-v0`` with Gymnasium (doing nothing the second time)."""
+    """Register ``pyjepa/TwoRooms-v0`` and ``pyjepa/TwoRoomsDiscrete-v0`` (doing nothing the second time)."""
     from gymnasium.envs.registration import register, registry
 
-    if "pyjepa/TwoRooms-v0" not in registry:
-        register(id="pyjepa/TwoRooms-v0", entry_point="pyjepa.envs.gymnasium:TwoRoomsEnv")
+    for name in ("TwoRooms", "TwoRoomsDiscrete"):
+        if f"pyjepa/{name}-v0" not in registry:
+            register(id=f"pyjepa/{name}-v0", entry_point=f"pyjepa.envs.gymnasium:{name}Env")

@@ -32,11 +32,13 @@ def train_policy(
     ones were refined less. The loss is the mean squared error of the normalised mean action; a ``gaussian_tanh`` head
     also learns how far the planner's actions scatter around it (the Gaussian's negative log likelihood before tanh).
 
-    Raises ValueError for a model without a policy.
+    Raises ValueError for a model without a policy and for discrete actions.
     """
     spec = model.spec
     if spec.policy is None:
         raise ValueError("the spec names no policy")
+    if spec.actions.kind != "box":
+        raise ValueError("the policy is fitted to continuous actions, this agent's are discrete")
     depth = min(depth, plans.actions.shape[1])
     states = torch.from_numpy(plans.states[:, :depth]).flatten(0, 1)
     goals = torch.from_numpy(plans.goals)[:, None].expand(-1, depth, -1).flatten(0, 1)

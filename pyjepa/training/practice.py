@@ -84,7 +84,9 @@ SILENCE = Silence()
 
 
 def practised_spec(spec: Spec, settings: Settings) -> Spec:
-    """``spec`` with a critic, a policy and the cost of the time to the goal."""
+    """``spec`` with a critic, a policy and the cost of the time to the goal. Raises ValueError for discrete actions."""
+    if spec.actions.kind != "box":
+        raise ValueError("practice is for continuous actions, this agent's are discrete")
 
     def network(hidden: tuple[int, ...], out: int) -> Module:
         layers = (*(Layer(out=size, activation="relu") for size in hidden), Layer(out=out))

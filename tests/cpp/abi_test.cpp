@@ -52,6 +52,7 @@ namespace {
 
 using testing::agent_bytes;
 using testing::callback_spec;
+using testing::discrete_spec;
 using testing::heads_spec;
 using testing::pixel_spec;
 
@@ -76,23 +77,28 @@ std::vector<unsigned char> pixels(int environments, unsigned seed) {
     return out;
 }
 
-constexpr int every_algorithm[] = {PYJEPA_CEM,  PYJEPA_MPPI,     PYJEPA_PREDICTIVE_SAMPLING,
-                                   PYJEPA_ICEM, PYJEPA_GRADIENT, PYJEPA_HYBRID};
-
-// Every algorithm with either agent; that with heads has no gradient.
+// Every algorithm with every agent that it plans for.
 struct Case {
     const char* spec;
+    size_t width;  // numbers per action
     int algorithm;
 };
-std::vector<Case> every_case() {
-    std::vector<Case> cases;
-    for (const int algorithm : every_algorithm) {
-        cases.push_back({pixel_spec, algorithm});
-        if (algorithm != PYJEPA_GRADIENT && algorithm != PYJEPA_HYBRID)
-            cases.push_back({heads_spec, algorithm});
-    }
-    return cases;
-}
+const Case every_case[] = {
+    {pixel_spec, 2, PYJEPA_CEM},
+    {pixel_spec, 2, PYJEPA_MPPI},
+    {pixel_spec, 2, PYJEPA_PREDICTIVE_SAMPLING},
+    {pixel_spec, 2, PYJEPA_ICEM},
+    {pixel_spec, 2, PYJEPA_GRADIENT},
+    {pixel_spec, 2, PYJEPA_HYBRID},
+    {pixel_spec, 2, PYJEPA_TREE},
+    {heads_spec, 2, PYJEPA_CEM},  // no gradient
+    {heads_spec, 2, PYJEPA_MPPI},
+    {heads_spec, 2, PYJEPA_PREDICTIVE_SAMPLING},
+    {heads_spec, 2, PYJEPA_ICEM},
+    {heads_spec, 2, PYJEPA_TREE},
+    {discrete_spec, 1, PYJEPA_CATEGORICAL_CEM},
+    {discrete_spec, 1, PYJEPA_TREE},
+};
 
 struct Result {
     std::vector<float> actions, states, cost, terms;
@@ -135,21 +141,25 @@ TEST(Abi, NothingIsAllocatedAfterConfigure) {
     const long before_probe = allocations.load();
     std::free(std::malloc(100));
     ASSERT_GT(allocations.load(), before_probe) << "the counter does not count";
-    for (const Case& c : every_case())
+    for (const Case& c : every_case)
         for (const int threads : {1, 3}) {
             const std::string what =
                 "threads " + std::to_string(threads) + ", algorithm " + std::to_string(c.algorithm);
             Loaded l(c.spec, threads);
             const auto goal = pixels(2, 1), seen = pixels(2, 2);
             pyjepa_task task = task_with(goal, 2, c.algorithm);
-            task.sampling = threads == 1 ? PYJEPA_GAUSSIAN : PYJEPA_SOBOL;
-            task.noise_beta = 1.5f;
+            const bool tree = c.algorithm == PYJEPA_TREE;
+            if (!tree && c.algorithm != PYJEPA_CATEGORICAL_CEM) {
+                task.sampling = threads == 1 ? PYJEPA_GAUSSIAN : PYJEPA_SOBOL;
+                task.noise_beta = 1.5f;
+            }
             ASSERT_EQ(pyjepa_configure(l.agent, &task), PYJEPA_OK) << pyjepa_last_error();
             ASSERT_EQ(pyjepa_remember(l.agent, 7), PYJEPA_OK);
             pyjepa_settings settings{};
             settings.size = sizeof settings;
             ASSERT_EQ(pyjepa_get_settings(l.agent, &settings), PYJEPA_OK);
-            std::vector<float> actions(2 * 24 * 2), states(2 * 7 * 24), cost(2), terms(2 * 3 * 6), act(4);
+            std::vector<float> actions(2 * 24 * 2), states(2 * 7 * 24), cost(2), terms(2 * 3 * 6),
+                act(2 * c.width);
             std::vector<float> best(2 * static_cast<size_t>(settings.iterations + 1)), samples(2), spread(2);
             std::vector<int32_t> converged(2);
             pyjepa_plan_out out{};
@@ -184,12 +194,13 @@ TEST(Abi, NothingIsAllocatedAfterConfigure) {
                 if (converged[e] > 0) {
                     EXPECT_GT(history[converged[e] - 1], within);
                 }
-                EXPECT_GE(samples[e], 1.0f) << what;
-                EXPECT_LE(samples[e], 100.0f) << what;
-                // Restarts may all have ended in the same corner.
-                if (c.algorithm == PYJEPA_PREDICTIVE_SAMPLING) {
+                EXPECT_GE(samples[e], tree ? 0.0f : 1.0f) << what;
+                EXPECT_LE(samples[e], tree ? 0.0f : 100.0f) << what;
+                // Restarts may all have ended in the same corner, elites of one-hot actions be the same.
+                if (c.algorithm == PYJEPA_PREDICTIVE_SAMPLING || tree) {
                     EXPECT_EQ(spread[e], 0.0f);
-                } else if (c.algorithm != PYJEPA_GRADIENT && c.algorithm != PYJEPA_HYBRID) {
+                } else if (c.algorithm != PYJEPA_GRADIENT && c.algorithm != PYJEPA_HYBRID &&
+                           c.algorithm != PYJEPA_CATEGORICAL_CEM) {
                     EXPECT_GT(spread[e], 0.0f) << what;
                 }
             }
@@ -198,12 +209,13 @@ TEST(Abi, NothingIsAllocatedAfterConfigure) {
 
 TEST(Abi, ThreadsDoNotChangeABit) {
     const auto goal = pixels(1, 1), seen = pixels(1, 2);
-    for (const Case& c : every_case()) {
+    for (const Case& c : every_case) {
         std::vector<Result> results;
         for (const int threads : {1, 2, 3, 5}) {
             Loaded l(c.spec, threads);
             pyjepa_task task = task_with(goal, 1, c.algorithm);
-            task.sampling = c.algorithm % 2 == 0 ? PYJEPA_SOBOL : PYJEPA_GAUSSIAN;
+            if (c.algorithm == PYJEPA_MPPI || c.algorithm == PYJEPA_ICEM || c.algorithm == PYJEPA_HYBRID)
+                task.sampling = PYJEPA_SOBOL;
             ASSERT_EQ(pyjepa_configure(l.agent, &task), PYJEPA_OK) << pyjepa_last_error();
             for (int i = 0; i < 3; ++i) {
                 ASSERT_EQ(pyjepa_observe(l.agent, seen.data(), seen.size(), -1), PYJEPA_OK);
@@ -244,14 +256,15 @@ TEST(Abi, ManyMoreThreadsThanProcessorsDoNotChangeABit) {
     }
 }
 
-class Batch : public ::testing::TestWithParam<int> {};
-INSTANTIATE_TEST_SUITE_P(EveryPlanner, Batch, ::testing::ValuesIn(every_algorithm));
+class Batch : public ::testing::TestWithParam<Case> {};
+INSTANTIATE_TEST_SUITE_P(EveryPlanner, Batch, ::testing::ValuesIn(every_case));
 
 TEST_P(Batch, PlansAsItsMembersAlone) {
     const auto goals = pixels(3, 1), seen = pixels(3, 2);
     const size_t one = goals.size() / 3;
-    Loaded batch(pixel_spec, 2);
-    const pyjepa_task task = task_with(goals, 3, GetParam());
+    const auto& [spec, width, algorithm] = GetParam();
+    Loaded batch(spec, 2);
+    const pyjepa_task task = task_with(goals, 3, algorithm);
     ASSERT_EQ(pyjepa_configure(batch.agent, &task), PYJEPA_OK);
     std::vector<Result> together;
     for (int i = 0; i < 2; ++i) {
@@ -259,16 +272,17 @@ TEST_P(Batch, PlansAsItsMembersAlone) {
         together.push_back(plan(batch.agent, 3));
     }
     for (size_t e = 0; e < 3; ++e) {
-        Loaded single(pixel_spec);
+        Loaded single(spec);
         const std::vector<unsigned char> goal(goals.begin() + static_cast<ptrdiff_t>(e * one),
                                               goals.begin() + static_cast<ptrdiff_t>((e + 1) * one));
-        const pyjepa_task own = task_with(goal, 1, GetParam());
+        const pyjepa_task own = task_with(goal, 1, algorithm);
         ASSERT_EQ(pyjepa_configure(single.agent, &own), PYJEPA_OK);
         for (const Result& all : together) {
             ASSERT_EQ(pyjepa_observe(single.agent, seen.data() + e * one, one, -1), PYJEPA_OK);
             const Result alone = plan(single.agent, 1);
-            EXPECT_TRUE(std::equal(alone.actions.begin(), alone.actions.end(),
-                                   all.actions.begin() + static_cast<ptrdiff_t>(e) * 48));
+            EXPECT_TRUE(std::equal(alone.actions.begin(),
+                                   alone.actions.begin() + static_cast<ptrdiff_t>(24 * width),
+                                   all.actions.begin() + static_cast<ptrdiff_t>(e * 24 * width)));
             EXPECT_TRUE(std::equal(alone.states.begin(), alone.states.end(),
                                    all.states.begin() + static_cast<ptrdiff_t>(e) * 7 * 24));
             EXPECT_EQ(alone.cost[0], all.cost[e]);
@@ -593,7 +607,7 @@ TEST(Abi, ErrorsNameWhatIsWrong) {
     expect("horizon", [](pyjepa_task& t) { t.horizon = 0; });
     expect("multiple of the model's action_block 4", [](pyjepa_task& t) { t.horizon = 10; });
     expect("elites (65) exceed candidates (64)", [](pyjepa_task& t) { t.candidates = 64, t.elites = 65; });
-    expect("elites belong to the planners cem, icem and hybrid",
+    expect("elites belong to the planners cem, icem, hybrid and categorical-cem",
            [](pyjepa_task& t) { t.algorithm = PYJEPA_MPPI, t.elites = 3; });
     expect("decay belongs to the planner icem", [](pyjepa_task& t) { t.decay = 1.5f; });
     expect("decay must be at least 1", [](pyjepa_task& t) { t.algorithm = PYJEPA_ICEM, t.decay = 0.9f; });
@@ -615,6 +629,15 @@ TEST(Abi, ErrorsNameWhatIsWrong) {
            [](pyjepa_task& t) { t.sampling = PYJEPA_SOBOL, t.horizon = 160; });
     expect("coloured noise takes up to 1024 knots",
            [](pyjepa_task& t) { t.noise_beta = 1.0f, t.horizon = 8000, t.candidates = 64; });
+    expect("algorithm must be between", [](pyjepa_task& t) { t.algorithm = PYJEPA_TREE + 1; });
+    expect("algorithm must be between", [](pyjepa_task& t) { t.algorithm = INT32_MIN; });
+    expect("sampling belongs to planners that draw normal noise, not to tree",
+           [](pyjepa_task& t) { t.algorithm = PYJEPA_TREE, t.sampling = PYJEPA_SOBOL; });
+    expect("noise_beta belongs to planners that draw normal noise, not to tree",
+           [](pyjepa_task& t) { t.algorithm = PYJEPA_TREE, t.noise_beta = 1.0f; });
+    expect("branching belongs to the planner tree", [](pyjepa_task& t) { t.branching = 4; });
+    expect("exploration belongs to the planner categorical-cem",
+           [](pyjepa_task& t) { t.exploration = 0.1f; });
     expect("candidates", [](pyjepa_task& t) { t.candidates = 0; });
     expect("environments", [](pyjepa_task& t) { t.environments = 0; });
     expect("too much for one plan", [](pyjepa_task& t) { t.environments = 60000, t.candidates = 1 << 20; });

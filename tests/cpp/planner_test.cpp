@@ -151,6 +151,35 @@ TEST(KnotsTest, PullingBackIsTheTransposeOfExpanding) {
         }
 }
 
+TEST(Sampling, UniformNumbersFillTheirRangeAndDependOnTheirNameAlone) {
+    const int candidates = 4000, count = 6, row = noise_row(count);
+    std::vector<float> all(static_cast<size_t>(candidates * row)), one(static_cast<size_t>(row));
+    const NoiseKey key = noise_key(3, 1, 0, 2);
+    uniform(key, 0, 0, candidates, count, all.data());
+    for (const int n : {0, 1, 17, 3999}) {
+        uniform(key, 0, n, n + 1, count, one.data());
+        EXPECT_TRUE(std::equal(one.begin(), one.end(), all.begin() + static_cast<ptrdiff_t>(n) * row)) << n;
+    }
+    std::sort(all.begin(), all.end());
+    EXPECT_GE(all.front(), 0.0f);
+    EXPECT_LT(all.back(), 1.0f);
+    double worst = 0.0;
+    const auto size = static_cast<double>(all.size());
+    for (size_t i = 0; i < all.size(); ++i)  // Kolmogorov-Smirnov
+        worst =
+            std::max(worst, std::abs((static_cast<double>(i) + 0.5) / size - static_cast<double>(all[i])));
+    EXPECT_LT(worst, 1.95 / std::sqrt(size));  // p = 0.001
+}
+
+TEST(Sampling, LogarithmAgreesWithTheLibrary) {
+    for (double x = 1e-300; x < 1e300; x *= 1.37)
+        EXPECT_NEAR(stable_log(x), std::log(x), 4e-16 * std::max(1.0, std::abs(std::log(x)))) << x;
+    for (double x = 0.5; x < 2.0; x += 0.003) EXPECT_NEAR(stable_log(x), std::log(x), 3e-16) << x;
+    EXPECT_EQ(stable_log(1.0), 0.0);
+    EXPECT_TRUE(std::isfinite(gumbel(0.0f)) && std::isfinite(gumbel(0x1.fffffep-1f)));
+    EXPECT_NEAR(gumbel(0.36787944f), 0.0, 1e-6);  // exp(-1)
+}
+
 TEST(KnotsTest, ZeroOrderHolds) {
     const Knots knots(6, 3, Interpolation::zero);
     const float in[3] = {1, 2, 3};
@@ -407,6 +436,47 @@ TEST(Diagnosis, CountsTheCandidatesThatMattered) {
         EXPECT_NEAR(found.effective_samples, temperature < 1.0f ? 1.0f : 200.0f, 0.1f);
         EXPECT_NEAR(found.spread, temperature < 1.0f ? 0.0f : 0.47f, 0.05f);  // drawn with 0.5, clamped
     }
+}
+
+// A table of what each action costs at each step: categorical CEM finds the cheapest of each.
+TEST(CategoricalCem, FindsTheCheapestActionOfEveryStep) {
+    PlannerSettings s = settings(Algorithm::categorical_cem);
+    s.steps = s.knots = 5;
+    s.plan_dim = s.count = 4;
+    s.low.assign(4, 0.0f);
+    s.high.assign(4, 1.0f);
+    s.exploration = 0.05f;
+    s.iterations = 8;
+    class Table final : public Rollout {
+      public:
+        bool evaluate(const Situation&, const Proposal& proposal, int candidates, float* cost,
+                      const Deadline&) override {
+            std::vector<float> plans(static_cast<size_t>(candidates) * 20), scratch(1 << 16),
+                snapshot(1 << 12);
+            proposal.snapshot(snapshot.data());
+            proposal.fill(snapshot.data(), 0, 0, candidates, plans.data(), scratch.data());
+            for (int n = 0; n < candidates; ++n) {
+                cost[n] = 0.0f;
+                for (int t = 0; t < 5; ++t) {
+                    const float* one_hot = plans.data() + (n * 5 + t) * 4;
+                    EXPECT_EQ(std::count(one_hot, one_hot + 4, 1.0f), 1);
+                    EXPECT_EQ(std::count(one_hot, one_hot + 4, 0.0f), 3);
+                    for (int a = 0; a < 4; ++a)
+                        cost[n] += one_hot[a] * static_cast<float>((a + 3 * t + 1) % 4);
+                }
+            }
+            return true;
+        }
+        bool trace(const Situation&, int, const float*, float*, float*) noexcept override { return false; }
+        double flops_per_candidate() const noexcept override { return 0.0; }
+    } rollout;
+    const auto planner = make_planner(s);
+    Optimiser optimiser(*planner, rollout);
+    const bool no = false;
+    const float no_shift = 0.0f;
+    optimiser.plan({1, nullptr, nullptr, nullptr, &no, nullptr}, &no_shift, Deadline());
+    EXPECT_EQ(optimiser.cost(0), 0.0f);
+    for (int t = 0; t < 5; ++t) EXPECT_EQ(optimiser.knots(0)[4 * t + (3 + t) % 4], 1.0f) << t;
 }
 
 std::string planner_name(const ::testing::TestParamInfo<Algorithm>& tested) {

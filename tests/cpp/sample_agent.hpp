@@ -89,6 +89,23 @@ inline const char* const heads_spec = R"({
 "planner": {"horizon": 24, "candidates": 100, "iterations": 4, "elites": 12, "elite_refit": true, "policy_candidates": 9},
 "version": 1})";
 
+// pixel_spec with five discrete actions.
+inline const char* const discrete_spec = R"({
+"observation": {"shape": [2, 16, 16], "dtype": "uint8", "scale": 0.00392156862745098},
+"actions": {"kind": "discrete", "count": 5},
+"modules": {
+  "encoder": {"inputs": ["observation"], "blocks": [{"kind": "mlp", "layers": [{"out": 24}]}]},
+  "predictor": {"inputs": ["state", "action"], "residual": true, "blocks": [
+     {"kind": "mlp", "layers": [{"out": 40, "activation": "relu"}, {"out": 24}]}]},
+  "policy": {"inputs": ["state", "goal"], "blocks": [
+     {"kind": "mlp", "layers": [{"out": 16, "activation": "mish"}, {"out": 5}]}]}},
+"levels": [{"encoder": "encoder", "predictor": "predictor", "action_block": 4, "hold": true}],
+"policy": "policy", "policy_head": "categorical",
+"cost": [{"kind": "goal_distance"}, {"kind": "action_size", "stage": 0.01, "terminal": 0.01},
+         {"kind": "action_change", "stage": 0.02, "terminal": 0.02}],
+"planner": {"algorithm": "categorical-cem", "horizon": 24, "candidates": 100, "iterations": 4, "elites": 12},
+"version": 1})";
+
 // No modules at all: the state is the observation, and rollouts come from a callback.
 inline const char* const callback_spec = R"({
 "observation": {"shape": [3]}, "actions": {"low": [-1, -1], "high": [1, 1]},

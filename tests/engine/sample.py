@@ -58,7 +58,7 @@ def networks(spec, seed=0):
         None if level.encoder is None else Network(spec.modules[level.encoder], {"observation": spec.observation.shape})
     )
     latent = spec.observation.shape if encoder is None else encoder.output_shape
-    actions = len(spec.actions.low)
+    actions = spec.actions.size
     made = torch.nn.ModuleDict()
     for name, module in spec.modules.items():
         action = (actions * (level.action_block if name == level.predictor and not level.hold else 1),)

@@ -105,7 +105,7 @@ def test_batches_have_a_leading_axis(model):
         assert alone.cost == plan.cost[e]
 
 
-@pytest.mark.parametrize("planner", PLANNERS)
+@pytest.mark.parametrize("planner", [*PLANNERS, "tree"])
 def test_the_plan_is_what_torch_says_it_is(model, modules, planner):
     """States, terms and cost of the returned plan, recomputed in torch; and it beats every plan drawn at random."""
     spec, seen = pixel_spec(), observations(2, seed=3)
@@ -335,10 +335,13 @@ def test_a_clone_calls_back_on_its_own():
         ({"candidates": 10**9}, "candidates"),
         ({"candidates": 10, "elites": 11}, r"elites \(11\) exceed candidates \(10\)"),
         ({"elites": 0}, "elites"),
-        ({"planner": "mppi", "elites": 5}, "elites belong to the planners cem, icem and hybrid"),
+        (
+            {"planner": "mppi", "elites": 5},
+            "elites belong to the planners cem, icem, hybrid and categorical-cem, and to mppi with elite_refit",
+        ),
         (
             {"planner": "simulated-annealing"},
-            "planner must be one of cem, mppi, predictive-sampling, icem, gradient, hybrid",
+            "planner must be one of cem, mppi, predictive-sampling, icem, gradient, hybrid, categorical-cem, tree",
         ),
         ({"interpolation": "quintic"}, "interpolation must be one of"),
         ({"knots": 7}, "knots"),

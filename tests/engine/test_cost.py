@@ -556,7 +556,7 @@ def test_policy_candidates_are_the_same_for_any_number_of_threads():
         ),
         (
             {"planner": "mppi", "elites": 5},
-            "elites belong to the planners cem, icem and hybrid, and to mppi with elite_refit",
+            "elites belong to the planners cem, icem, hybrid and categorical-cem, and to mppi with elite_refit",
         ),
         ({**TDMPC2, "elites": 50}, r"elites \(50\) exceed candidates \(40\)"),
         ({**TDMPC2, "max_std": 0.01}, r"min_std \(0.05.*\) exceeds max_std"),

@@ -13,6 +13,8 @@
  * pyjepa_configure starts new ones. An agent that was inside a call when another thread forked stays busy
  * there.
  *
+ * Discrete actions cross this interface as one float each (A = 1), their index.
+ *
  * Symbols: E environments, A action dimension, L latent dimension, H horizon in environment steps, S = H /
  * action_block predictor steps, N candidates, T cost terms.
  */
@@ -58,7 +60,9 @@ typedef enum pyjepa_algorithm {
     PYJEPA_PREDICTIVE_SAMPLING = 3,
     PYJEPA_ICEM = 4,
     PYJEPA_GRADIENT = 5, /* needs the model's own rollouts, in fp32, through mlp blocks; so does hybrid */
-    PYJEPA_HYBRID = 6
+    PYJEPA_HYBRID = 6,
+    PYJEPA_CATEGORICAL_CEM = 7, /* discrete actions only */
+    PYJEPA_TREE = 8
 } pyjepa_algorithm;
 
 typedef enum pyjepa_interpolation {
@@ -111,7 +115,8 @@ typedef struct pyjepa_model_dims {
     int32_t has_encoder;
     int32_t has_predictor;
     int32_t has_policy;
-    int32_t precision; /* pyjepa_precision of the predictor, as it runs */
+    int32_t precision;    /* pyjepa_precision of the predictor, as it runs */
+    int32_t action_count; /* of discrete actions; 0: a box */
 } pyjepa_model_dims;
 
 PYJEPA_API pyjepa_status pyjepa_model_load(const char* path, pyjepa_model** out);
@@ -182,6 +187,8 @@ typedef struct pyjepa_task {
     int32_t polish;      /* hybrid: iterations, the last ones, that descend; -1: default */
     int32_t prune; /* give up candidates as soon as they cannot be among those the planner keeps; 0: do not;
                       the plan is the same. -1: default (do) */
+    float exploration; /* categorical-cem: share of each distribution that stays uniform; default: NaN */
+    int32_t branching; /* tree: actions per node where it samples them; default: -1 */
 } pyjepa_task;
 
 /* The defaults, in as much of `task` as `size` = sizeof(pyjepa_task) says that the caller knows. */
@@ -238,6 +245,8 @@ typedef struct pyjepa_settings {
     float max_std;
     int32_t sampling, restarts, polish; /* 0 where the algorithm has none, as all that follow */
     float noise_beta, keep_elites, decay, learning_rate;
+    float exploration;
+    int32_t branching;
 } pyjepa_settings;
 
 PYJEPA_API pyjepa_status pyjepa_get_settings(const pyjepa_agent* agent, pyjepa_settings* out);
@@ -297,9 +306,9 @@ PYJEPA_API const char* pyjepa_precision_isa(int32_t precision);
 
 /* What `n` plans for every environment cost from the last observation, with the task's cost: plans (E, n, S,
  * D) within the bounds, D numbers per predictor step (A where the level holds its action, else action_block *
- * A); cost (E, n), infinity where the prediction is not finite. gradient (E, n, S, D): of each cost with
- * respect to its plan; NULL, or PYJEPA_UNSUPPORTED where the model has none. For tools and tests: it
- * allocates. */
+ * A; of discrete actions A is 1, an index); cost (E, n), infinity where the prediction is not finite.
+ * gradient (E, n, S, D): of each cost with respect to its plan; NULL, or PYJEPA_UNSUPPORTED where the model
+ * has none. For tools and tests: it allocates. */
 PYJEPA_API pyjepa_status pyjepa_evaluate(pyjepa_agent* agent, const float* plans, size_t n, float* cost,
                                          float* gradient);
 

@@ -8,7 +8,8 @@
 //     agent.observe(observation);
 //     agent.plan(plan, 5ms);                            // plan.actions: (E, H, A)
 //
-// Shapes are written with the symbols of pyjepa.h. Every function that can fail throws Error.
+// Shapes are written with the symbols of pyjepa.h, which also says how discrete actions look. Every function
+// that can fail throws Error.
 #ifndef PYJEPA_HPP
 #define PYJEPA_HPP
 

@@ -1,0 +1,38 @@
+#include "model/spec.hpp"
+
+namespace pyjepa {
+
+const char* algorithm_name(Algorithm algorithm) {
+    switch (algorithm) {
+        case Algorithm::cem:
+            return "cem";
+        case Algorithm::mppi:
+            return "mppi";
+        case Algorithm::predictive_sampling:
+            return "predictive-sampling";
+        case Algorithm::icem:
+            return "icem";
+        case Algorithm::gradient:
+            return "gradient";
+        case Algorithm::hybrid:
+            return "hybrid";
+        case Algorithm::categorical_cem:
+            return "categorical-cem";
+        case Algorithm::tree:
+            return "tree";
+    }
+    return "";
+}
+
+std::string planner_mismatch(Algorithm algorithm, const ActionSpec& actions) {
+    if (algorithm == Algorithm::tree || actions.discrete() == (algorithm == Algorithm::categorical_cem))
+        return "";
+    const std::string name = algorithm_name(algorithm);
+    return actions.discrete()
+               ? "'" + name +
+                     "' plans continuous actions, this agent's are discrete ('categorical-cem' and "
+                     "'tree' plan those)"
+               : "'" + name + "' plans discrete actions, this agent's are a box";
+}
+
+}  // namespace pyjepa
