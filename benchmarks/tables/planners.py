@@ -30,11 +30,11 @@ def ablation(results: Path) -> str:
         lines.append([planner, variant, *cells])
     alone = {row["planner"]: row for row in document["rows"] if "deadline_ms" not in row}
     machine = document["machine"]
+    act, random = alone["the policy alone"], alone["random"]
     about = (
         f"Success of {document['episodes']} episodes, half of them across the wall, and p99 of a decision in ms "
-        f"({machine['cpu']}, one thread, {machine['isa']}). "
-        f"Random actions reach {percent(alone['random']['success'])}; the policy alone {percent(alone['the policy alone']['success'])} in "
-        f"{milliseconds(alone['the policy alone']['decision_ms_p99'])} ms.\n"
+        f"({machine['cpu']}, one thread, {machine['isa']}). Random actions reach {percent(random['success'])}; the "
+        f"policy alone {percent(act['success'])} in {milliseconds(act['decision_ms_p99'])} ms.\n"
     )
     return about + "\n" + markdown(["planner", "with", *(f"{d} ms" for d in deadlines)], lines, left=2)
 
