@@ -11,7 +11,7 @@ from typing import Any
 Row = dict[str, Any]
 
 TITLES = {
-    "two-rooms": "Two Rooms (the shipped agent)",
+    "two-rooms": "Two Rooms (the shipped world model)",
     "W0s": "small (z 64, 64 candidates)",
     "W0": "compact (z 32, 256 candidates)",
     "W0L": "large (z 64, 512 candidates)",
@@ -120,6 +120,55 @@ def engine(results: Path) -> str:
     return markdown(headings, lines, left=2) + "\n" + source(document)
 
 
+def w1(results: Path) -> str:
+    """TD-MPC2's model and planner beside torch, on one thread and two."""
+    document = load(results, "w1")
+    base = {row["threads"]: row["plan_ms_p50"] for row in document["rows"] if row["peer"] == "torch"}
+    lines = [
+        [
+            name_of(row),
+            str(row["threads"]),
+            milliseconds(row["plan_ms_p50"]),
+            milliseconds(row["plan_ms_p99"]),
+            f"{row['gflops']:.0f}",
+            f"{base[row['threads']] / row['plan_ms_p50']:.2f}×",
+        ]
+        for row in document["rows"]
+    ]
+    headings = ["W1", "threads", "p50 ms", "p99", "GFLOP/s", "times as fast as torch"]
+    return markdown(headings, lines) + "\n" + source(document)
+
+
+def neighbour(results: Path) -> str:
+    """Planning while another process keeps one of the cores busy: one thread and two."""
+    document = load(results, "neighbour")
+    found = {(row["workload"], name_of(row), row["threads"]): row for row in document["rows"]}
+    lines = []
+    for workload, name in dict.fromkeys(key[:2] for key in found):
+        one, two = (found[workload, name, n]["plan_ms_p50"] for n in (1, 2))
+        tail = (milliseconds(found[workload, name, n]["plan_ms_p99"]) for n in (1, 2))
+        lines.append([workload, name, milliseconds(one), milliseconds(two), *tail, f"{two / one:.2f}×"])
+    headings = ["workload", "", "1 thread, p50 ms", "2 threads", "1 thread, p99", "2 threads", "2 against 1"]
+    return markdown(headings, lines, left=2) + "\n" + source(document)
+
+
+def paced(results: Path) -> str:
+    """A plan on every tick of a clock."""
+    document = load(results, "paced")
+    lines = [
+        [
+            f"{row['workload']}, {row['pace_hz']:g} Hz",
+            str(row["threads"]),
+            *(milliseconds(row[f"tick_ms_{key}"]) for key in ("p50", "p99", "p99_9", "max")),
+            f"{row['missed']} of {row['ticks']}",
+        ]
+        for row in document["rows"]
+    ]
+    return (
+        markdown(["loop", "threads", "p50 ms", "p99", "p99.9", "max", "ticks missed"], lines) + "\n" + source(document)
+    )
+
+
 def mode1(results: Path) -> str:
     """Acting without planning."""
     document = load(results, "mode1")
@@ -184,6 +233,9 @@ TABLES = {
     "peers-1": partial(peers, threads=1),
     "peers-2": partial(peers, threads=2),
     "engine": engine,
+    "w1": w1,
+    "neighbour": neighbour,
+    "paced": paced,
     "mode1": mode1,
     "demo": demo,
     "precision": precision,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,12 @@ def command(
         if file is not None and not file.absolute().parent.is_dir():
             raise click.BadParameter(f"there is no folder {file.parent}", param_hint=option)
     torch.set_num_threads(threads)
-    changes = {name: value for name, value in given.items() if value is not None}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     with _Display() as display:
         spec, memory = practise(
             agents.path("two_rooms") if agent_file is None else agent_file,
             out,
-            settings=Settings(**changes),
+            settings=dataclasses.replace(Settings(), **changes),
             memory=None if memory_file is None else Memory.load(memory_file),
             reporter=display,
             command=f"pyjepa distil --out {out.name}",

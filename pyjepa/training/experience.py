@@ -7,7 +7,7 @@ dimension.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -103,7 +103,7 @@ def walk(
     return agent.memory, reached / episodes
 
 
-def latent_model(spec: Spec, tensors: dict[str, FloatArray], **changes: object) -> Model:
+def latent_model(spec: Spec, tensors: Mapping[str, FloatArray]) -> Model:
     """The agent that begins at its latent state: without its encoder, so that stored states can be planned from."""
     (level,) = spec.levels
     if level.encoder is None:
@@ -115,7 +115,6 @@ def latent_model(spec: Spec, tensors: dict[str, FloatArray], **changes: object) 
         observation=Observation(shape=(latent,)),
         modules={name: module for name, module in spec.modules.items() if name != level.encoder},
         levels=(dataclasses.replace(level, encoder=None),),
-        **changes,  # type: ignore[arg-type]
     )
     kept = {name: value for name, value in tensors.items() if name.split(".")[0] != level.encoder}
     return Model.from_bytes(agent_file.to_bytes(bare, kept))
