@@ -53,7 +53,7 @@ def iterations(agent: pyjepa.Agent, task: dict[str, Any], milliseconds: float) -
     agent.configure(goal=world.goal_observation[0], **task)
     plans = [agent.plan(world.observation[0]) for _ in range(5)]
     each = min(plan.elapsed / plan.iterations for plan in plans)
-    return int(np.clip(milliseconds * 1e-3 / each, 1, MOST_ITERATIONS))
+    return int(np.clip(milliseconds * 1e-3 / each, 2, MOST_ITERATIONS))
 
 
 def conditions() -> Iterator[tuple[str, str, int]]:
@@ -83,6 +83,8 @@ def main() -> None:
     for planner, variant, milliseconds in track(list(conditions()), "playing"):
         task = {"planner": planner, "seed": options.seed, **VARIANTS[variant]}
         task["iterations"] = iterations(agent, task, milliseconds)
+        if planner == "hybrid":
+            task["polish"] = task["iterations"] // 2
         found = summary(list(play(agent, episodes, task, deadline=milliseconds / 1e3)))
         rows.append(
             row(found, planner=planner, variant=variant, deadline_ms=milliseconds, iterations=task["iterations"])
