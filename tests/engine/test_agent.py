@@ -448,7 +448,11 @@ def test_a_second_plan_at_the_same_time_is_busy(model):
 def run_script(code, path, **options):
     """A process of its own, started for what pytest itself must not go through."""
     return subprocess.Popen(
-        [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+        [sys.executable, "-P", "-c", code, str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
     )
 
 
