@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, TypeAlias, cast
 
 import gymnasium
@@ -19,6 +20,7 @@ class _Env(gymnasium.Env[Observation, Any]):
     """What one Two Rooms world is to Gymnasium, whatever moves it."""
 
     world: type[TwoRooms]
+    actions: gymnasium.Space[Any]
     metadata: dict[str, Any] = {  # noqa: RUF012 (Gymnasium declares it an instance attribute)
         "render_modes": ["rgb_array"],
         "render_fps": 30,
@@ -32,7 +34,7 @@ class _Env(gymnasium.Env[Observation, Any]):
         picture = gymnasium.spaces.Box(0, 255, (2, SIZE, SIZE), np.uint8)
         pictures = gymnasium.spaces.Dict({"observation": picture, "goal": picture})
         self.observation_space = cast("gymnasium.Space[Observation]", pictures)
-        self.action_space = self._actions()
+        self.action_space = copy.deepcopy(self.actions)  # each draws its own samples
         self._world = self.world(1, split=split)
         self._seed: int | None = None
         self._episode = 0
@@ -71,9 +73,6 @@ class _Env(gymnasium.Env[Observation, Any]):
         picture[..., ::2] -= np.minimum(self._goal[0][..., None], picture[..., ::2])
         return picture
 
-    def _actions(self) -> gymnasium.Space[Any]:
-        raise NotImplementedError
-
     def _observation(self) -> Observation:
         return {"observation": self._world.observation[0], "goal": self._goal.copy()}
 
@@ -95,9 +94,7 @@ class TwoRoomsEnv(_Env):
     """
 
     world = TwoRooms
-
-    def _actions(self) -> gymnasium.Space[Any]:
-        return gymnasium.spaces.Box(-STEP, STEP, (2,), np.float32)
+    actions = gymnasium.spaces.Box(-STEP, STEP, (2,), np.float32)
 
 
 class TwoRoomsDiscreteEnv(_Env):
@@ -106,9 +103,7 @@ class TwoRoomsDiscreteEnv(_Env):
     """
 
     world = TwoRoomsDiscrete
-
-    def _actions(self) -> gymnasium.Space[Any]:
-        return gymnasium.spaces.Discrete(len(MOVES))
+    actions = gymnasium.spaces.Discrete(len(MOVES))
 
 
 register()
