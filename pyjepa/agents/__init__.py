@@ -6,7 +6,7 @@ import dataclasses
 from importlib.resources import files
 from pathlib import Path
 
-from pyjepa.agent import Model
+from pyjepa.agent import Model, Precision
 
 
 def path(name: str) -> Path:
@@ -19,8 +19,11 @@ def path(name: str) -> Path:
     return found
 
 
-def two_rooms_discrete() -> Model:
-    """The agent of Two Rooms with eight moves: the shipped ``two_rooms``, its predictor composed with the moves."""
+def two_rooms_discrete(*, precision: Precision = "fp32") -> Model:
+    """The agent of Two Rooms with eight moves: the shipped ``two_rooms``, its predictor composed with the moves.
+
+    ``precision``: see `Model.load`.
+    """
     from safetensors.numpy import load_file
 
     from pyjepa import agent_file
@@ -32,4 +35,4 @@ def two_rooms_discrete() -> Model:
     # No policy proposes a candidate here, so there are more of them.
     planner = dataclasses.replace(spec.planner, candidates=2 * spec.planner.candidates)
     spec = dataclasses.replace(spec, name="two-rooms-discrete", planner=planner)
-    return Model.from_bytes(agent_file.to_bytes(spec, tensors))
+    return Model.from_bytes(agent_file.to_bytes(spec, tensors), precision=precision)

@@ -204,8 +204,8 @@ def _row(workload: Workload, entry: _Entry, operation: str, samples: Samples) ->
     row = _labels(workload, entry)
     if operation != "plan":
         row["operation"] = operation
-    quiet = [t for t, switched in zip(samples.seconds, samples.switches, strict=True) if not switched]
-    late = [t for t, switched in zip(samples.overrun, samples.switches, strict=False) if not switched]
+    quiet = [t for t, disturbed in zip(samples.seconds, samples.disturbed, strict=True) if not disturbed]
+    late = [t for t, disturbed in zip(samples.overrun, samples.disturbed, strict=False) if not disturbed]
     median = statistics.median(samples.seconds)
     flops = entry.facts["flops"][operation]
     return row | {

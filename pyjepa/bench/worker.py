@@ -43,6 +43,8 @@ class Samples:
     seconds: list[float] = field(default_factory=list)
     switches: list[int] = field(default_factory=list)
     """Involuntary context switches of the process during each call."""
+    disturbed: list[bool] = field(default_factory=list)
+    """Whether another had the processor during each call: a switch, or with a deadline time stolen by a hypervisor."""
     overrun: list[float] = field(default_factory=list)
     """Seconds beyond the deadline, by the engine's own clock, negative where a plan was done before; empty without."""
     stolen: float = 0.0
@@ -52,6 +54,7 @@ class Samples:
         """Adds another's."""
         self.seconds += other.seconds
         self.switches += other.switches
+        self.disturbed += other.disturbed
         self.overrun += other.overrun
         self.stolen += other.stolen
 
@@ -206,18 +209,22 @@ class _Stage:
         call, samples = self.operations[operation], Samples()
         gc.collect()
         gc.disable()
+        # Asking for the stolen time takes 40 µs, so between calls only where single ones are judged.
+        timed = self.contestant.deadline is not None
         stolen, stop = stolen_seconds(), time.perf_counter() + seconds
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+        before, stolen_before = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw, stolen
         while True:
             started = time.perf_counter()
             call()
             ended = time.perf_counter()
             after = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
             samples.seconds.append(ended - started)
+            stolen_after = stolen_seconds() if timed else stolen_before
             samples.switches.append(after - before)
+            samples.disturbed.append(after > before or stolen_after > stolen_before)
             if self.contestant.deadline is not None:
                 samples.overrun.append(self.elapsed() - self.contestant.deadline)
-            before = after
+            before, stolen_before = after, stolen_after
             if ended >= stop or len(samples.seconds) >= most:
                 break
         samples.stolen = stolen_seconds() - stolen

@@ -14,6 +14,7 @@ from pyjepa.configurator import ALGORITHMS
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from pyjepa.agent import Precision
     from pyjepa.bench.episodes import Record
 
 
@@ -38,6 +39,13 @@ if TYPE_CHECKING:
 @click.option("--horizon", type=int, metavar="H", help="Environment steps to look ahead.  [default: the agent's]")
 @click.option("--deadline", type=click.FloatRange(0, min_open=True), metavar="MS", help="Milliseconds per plan.")
 @click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="Planning threads.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "int8"]),
+    default="fp32",
+    show_default=True,
+    help="Of the weights that planning runs.",
+)
 @click.option("--agent", "agent_file", type=click.Path(), metavar="FILE", help="An agent file of yours.")
 @click.option("--json", "json_file", type=click.Path(), metavar="FILE", help="Write the result here (- = stdout).")
 @click.option("--gif", "gif_file", type=click.Path(), metavar="FILE", help="Draw the first episodes (extra: gif).")
@@ -51,6 +59,7 @@ def command(
     horizon: int | None,
     deadline: float | None,
     threads: int,
+    precision: Precision,
     agent_file: str | None,
     json_file: str | None,
     gif_file: str | None,
@@ -71,7 +80,7 @@ def command(
             raise click.BadParameter(f"there is no folder {Path(str(file)).parent}", param_hint=option)
     discrete = world == "two-rooms-discrete"
     if agent_file is not None:
-        agent = pyjepa.load(agent_file, threads=threads)
+        agent = pyjepa.load(agent_file, threads=threads, precision=precision)
         if agent.spec.actions.kind != ("discrete" if discrete else "box"):
             known = {"discrete": "discrete actions", "box": "a box of actions"}
             needed = known["discrete" if discrete else "box"]
@@ -79,9 +88,9 @@ def command(
                 f"{world} takes {needed}, this agent has {known[agent.spec.actions.kind]}", param_hint="--agent"
             )
     elif discrete:
-        agent = pyjepa.Agent(agents.two_rooms_discrete(), threads=threads)
+        agent = pyjepa.Agent(agents.two_rooms_discrete(precision=precision), threads=threads)
     else:
-        agent = pyjepa.load(agents.path("two_rooms"), threads=threads)
+        agent = pyjepa.load(agents.path("two_rooms"), threads=threads, precision=precision)
     film = None
     if gif_file is not None:
         from pyjepa.cli.film import Film
@@ -117,6 +126,7 @@ def command(
             "seed": seed,
             "mode": int(mode),
             "critic": not no_critic,
+            "precision": agent.model.precision,
             "deadline_ms": deadline,
         },
         "agent": {"name": agent.spec.name, "provenance": dict(agent.spec.provenance)},

@@ -59,3 +59,17 @@ def test_a_planner_or_an_agent_of_the_other_kind_is_named():
     result = CliRunner().invoke(main, ["demo", "--episodes", "1", "--planner", "categorical-cem"])
     assert result.exit_code == 2
     assert "'categorical-cem' plans discrete actions, this agent's are a box" in result.stderr
+
+
+@pytest.mark.filterwarnings("ignore:this machine has no")
+@pytest.mark.parametrize("world", ["two-rooms", "two-rooms-discrete"])
+def test_it_plays_in_the_precision_asked_for_or_says_that_the_machine_lacks_it(world):
+    for precision in ("bf16", "int8"):
+        result = CliRunner().invoke(
+            main, ["demo", "--episodes", "2", "--env", world, "--precision", precision, "--json", "-"]
+        )
+        assert result.exit_code == 0, result.output
+        report = json.loads(result.stdout)
+        wanted = Model.load(agents.path("two_rooms"), precision=precision).precision
+        assert report["settings"]["precision"] == wanted
+        assert report["success"] == 1.0
