@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <latch>
 
 #if defined(__linux__)
 #include <linux/futex.h>
@@ -20,6 +21,13 @@ using Clock = std::chrono::steady_clock;
 constexpr int kSpins = 2000;  // some tens of microseconds, then sleep: a neighbour may need the core
 constexpr auto kPatience = std::chrono::microseconds(20);
 constexpr auto kNap = std::chrono::microseconds(50);
+
+// Has the system back the part of this thread's stack that tiles use, so that none of them waits for a page.
+void touch_stack() noexcept {
+    constexpr size_t kUsed = 64 * 1024, kPage = 4096;
+    volatile char stack[kUsed];
+    for (size_t i = 0; i < kUsed; i += kPage) stack[i] = 0;
+}
 
 inline void pause() noexcept {
 #if defined(__x86_64__)
@@ -99,11 +107,17 @@ void Pool::start() {
     current_.store(nullptr);
     sleepers_.store(0);
     others_ = std::make_unique<Thread[]>(static_cast<size_t>(threads_ - 1));
+    std::latch started(threads_ - 1);
     try {
         for (int t = 1; t < threads_; ++t) {
             Thread& self = others_[static_cast<size_t>(t - 1)];
-            self.handle = std::thread([this, &self, t] { work(self, t); });
+            self.handle = std::thread([this, &self, &started, t] {
+                touch_stack();
+                started.count_down();
+                work(self, t);
+            });
         }
+        started.wait();
     } catch (...) {  // the system has no more threads: let go of those we have
         join();
         throw;

@@ -101,8 +101,12 @@ TEST(Pruning, ChangesNoCostThatIsLeftAndNoElite) {
                 for (const ptrdiff_t e : {0, 1})
                     EXPECT_EQ(elites(left.data() + e * candidates, candidates, keeps),
                               elites(all.data() + e * candidates, candidates, keeps));
-                if (candidates == 333 && keeps <= 5) EXPECT_GT(given_up, 0);
-                if (keeps == candidates) EXPECT_EQ(given_up, 0);
+                if (candidates == 333 && keeps <= 5) {
+                    EXPECT_GT(given_up, 0);
+                }
+                if (keeps == candidates) {
+                    EXPECT_EQ(given_up, 0);
+                }
             }
         }
 }
