@@ -92,7 +92,11 @@ simd_symbols() {
   done
 }
 
-# The C++ tests for a 64-bit ARM machine, in an emulator. Not the measured peak, which is a time.
+# Not in an emulator: the measured peak, which is a time; page faults, which are its own as well; and threads in a forked
+# child, on which qemu 7.2 itself fails an assertion.
+emulated="--gtest_brief=1 --gtest_filter=-Abi.ThePeak*:Abi.NothingIsAllocated*:Abi.AForkedChild*"
+
+# The C++ tests for a 64-bit ARM machine, in an emulator.
 aarch64_tests() {
   if ! command -v qemu-aarch64 aarch64-linux-gnu-g++ >/dev/null || [ ! -e /usr/src/googletest ]; then
     apt-get update -qq
@@ -101,8 +105,7 @@ aarch64_tests() {
   fi
   PATH=$venv/bin:$PATH cmake --preset aarch64 -DPython_EXECUTABLE="$venv/bin/python"
   PATH=$venv/bin:$PATH cmake --build --preset aarch64 -j "$(nproc)"
-  qemu-aarch64 -L /usr/aarch64-linux-gnu build/aarch64/tests/cpp/pyjepa_tests \
-    --gtest_brief=1 --gtest_filter=-Abi.ThePeak* 2>&1 | tee "$logs/gtest-aarch64.log"
+  qemu-aarch64 -L /usr/aarch64-linux-gnu build/aarch64/tests/cpp/pyjepa_tests $emulated 2>&1 | tee "$logs/gtest-aarch64.log"
 }
 
 # Nothing runs instructions that the machine lacks: the C++ tests on the oldest x86-64 there is, and a plan from Python
@@ -112,8 +115,7 @@ old_x86() {
     apt-get update -qq
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends qemu-user
   fi
-  qemu-x86_64 -cpu qemu64 build/release/tests/cpp/pyjepa_tests \
-    --gtest_brief=1 --gtest_filter=-Abi.ThePeak* 2>&1 | tee "$logs/gtest-qemu64.log"
+  qemu-x86_64 -cpu qemu64 build/release/tests/cpp/pyjepa_tests $emulated 2>&1 | tee "$logs/gtest-qemu64.log"
   local site=$PWD/$logs/old-x86
   rm -rf "$site"
   PIP_BUILD_CONSTRAINT=$PWD/tests/constraints.txt "$venv/bin/python" -m pip install --quiet --no-deps --target "$site" .
