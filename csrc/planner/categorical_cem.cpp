@@ -27,10 +27,9 @@ class CategoricalCem final : public Planner {
         const int elites = cheapest(cost, settings_.elites);
         if (elites == 0) return;
         std::fill(sum_.begin(), sum_.end(), 0.0);
-        for (int i = 0; i < elites; ++i) {
-            sample(e, order_[static_cast<size_t>(i)], drawn_.data());
-            for (size_t j = 0; j < knots_size_; ++j) sum_[j] += static_cast<double>(drawn_[j]);
-        }
+        for_each_drawn(e, order_.data(), elites, [&](int, const float* knots) {
+            for (size_t j = 0; j < knots_size_; ++j) sum_[j] += static_cast<double>(knots[j]);
+        });
         float* p = std_.data() + offset(e);
         const double keep = settings_.momentum, explore = settings_.exploration;
         for (size_t j = 0; j < knots_size_; ++j) {
@@ -54,12 +53,12 @@ class CategoricalCem final : public Planner {
     float uniform_share() const noexcept { return 1.0f / static_cast<float>(settings_.count); }
 
     // By inversion: one uniform number for every action.
-    void draw(const Source& from, int n0, int n1, float* knots, float* noise) const noexcept override {
+    void draw(const Source& from, const Picks& picks, float* knots, float* noise) const noexcept override {
         const size_t count = static_cast<size_t>(settings_.count), actions = knots_size_ / count;
         const auto row = static_cast<size_t>(noise_row(static_cast<int>(actions)));
-        uniform(from.key, 0, n0, n1, static_cast<int>(actions), noise);
-        for (int n = n0; n < n1; ++n, noise += row, knots += knots_size_) {
-            if (n == 0) {
+        uniform(from.key, 0, picks, static_cast<int>(actions), noise);
+        for (int i = 0; i < picks.count; ++i, noise += row, knots += knots_size_) {
+            if (picks[i] == 0) {
                 std::copy_n(from.mean, knots_size_, knots);
                 continue;
             }

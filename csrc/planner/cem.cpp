@@ -12,14 +12,13 @@ void Cem::refit(int e, const float* cost) noexcept {
     std::fill(square_sum_.begin(), square_sum_.end(), 0.0);
     float* mean = mean_.data() + offset(e);
     float* std = std_.data() + offset(e);
-    for (int i = 0; i < elites; ++i) {
-        sample(e, order_[static_cast<size_t>(i)], drawn_.data());
+    for_each_drawn(e, order_.data(), elites, [&](int, const float* knots) {
         for (size_t j = 0; j < knots_size_; ++j) {  // around the old mean, so that no digits cancel
-            const double d = static_cast<double>(drawn_[j]) - static_cast<double>(mean[j]);
+            const double d = static_cast<double>(knots[j]) - static_cast<double>(mean[j]);
             sum_[j] += d;
             square_sum_[j] += d * d;
         }
-    }
+    });
     const double keep = settings_.momentum;
     for (size_t j = 0; j < knots_size_; ++j) {
         const size_t d = j % static_cast<size_t>(settings_.plan_dim);

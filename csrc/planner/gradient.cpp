@@ -76,12 +76,11 @@ class Gradient final : public Cem {
     }
 
   protected:
-    void draw(const Source& from, int n0, int n1, float* knots, float* noise) const noexcept override {
-        if (from.own[points_size()] == 0.0f)
-            Cem::draw(from, n0, n1, knots, noise);
-        else
-            std::copy_n(from.own + static_cast<size_t>(n0) * knots_size_,
-                        static_cast<size_t>(n1 - n0) * knots_size_, knots);
+    void draw(const Source& from, const Picks& picks, float* knots, float* noise) const noexcept override {
+        if (from.own[points_size()] == 0.0f) return Cem::draw(from, picks, knots, noise);
+        for (int i = 0; i < picks.count; ++i)
+            std::copy_n(from.own + static_cast<size_t>(picks[i]) * knots_size_, knots_size_,
+                        knots + static_cast<size_t>(i) * knots_size_);
     }
 
   private:

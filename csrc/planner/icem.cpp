@@ -38,8 +38,9 @@ class Icem final : public Cem {
 
     void refit(int e, const float* cost) noexcept override {
         const int chosen = cheapest(cost, std::min(most_, settings_.elites));
-        for (int i = 0; i < chosen; ++i)
-            sample(e, order_[static_cast<size_t>(i)], chosen_.data() + static_cast<size_t>(i) * knots_size_);
+        for_each_drawn(e, order_.data(), chosen, [&](int i, const float* knots) {
+            std::copy_n(knots, knots_size_, chosen_.data() + static_cast<size_t>(i) * knots_size_);
+        });
         Cem::refit(e, cost);  // draws elites again, so those kept so far stay until it is done
         if (chosen == 0) return;
         std::copy_n(chosen_.data(), static_cast<size_t>(chosen) * knots_size_, own(e));
@@ -48,13 +49,14 @@ class Icem final : public Cem {
 
   protected:
     // The elites kept come after the policy's proposals.
-    void draw(const Source& from, int n0, int n1, float* knots, float* noise) const noexcept override {
-        Cem::draw(from, n0, n1, knots, noise);
+    void draw(const Source& from, const Picks& picks, float* knots, float* noise) const noexcept override {
+        Cem::draw(from, picks, knots, noise);
         const int first = 1 + settings_.policy_candidates;
-        const int end = std::min(n1, first + static_cast<int>(from.own[chosen_.size()]));
-        for (int n = std::max(n0, first); n < end; ++n)
-            std::copy_n(from.own + static_cast<size_t>(n - first) * knots_size_, knots_size_,
-                        knots + static_cast<size_t>(n - n0) * knots_size_);
+        const int end = first + static_cast<int>(from.own[chosen_.size()]);
+        for (int i = 0; i < picks.count; ++i)
+            if (const int n = picks[i]; n >= first && n < end)
+                std::copy_n(from.own + static_cast<size_t>(n - first) * knots_size_, knots_size_,
+                            knots + static_cast<size_t>(i) * knots_size_);
     }
 
   private:

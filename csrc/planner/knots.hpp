@@ -15,6 +15,8 @@ class Knots {
 
     int count() const noexcept { return knots_; }
     int steps() const noexcept { return steps_; }
+    // Whether a plan is its knots.
+    bool identity() const noexcept { return identity_; }
     // knots (K, D) -> out (S, D).
     void expand(const float* knots, int dim, float* out) const noexcept;
     // The transpose of expand: derivatives with respect to a plan (S, D) -> to its knots (K, D).

@@ -15,7 +15,8 @@ namespace {
 
 class Mppi final : public Planner {
   public:
-    using Planner::Planner;
+    explicit Mppi(const PlannerSettings& settings)
+        : Planner(settings), weight_(static_cast<size_t>(settings.candidates)) {}
 
     int keeps() const noexcept override { return settings_.elite_refit ? settings_.elites : 0; }
 
@@ -48,7 +49,7 @@ class Mppi final : public Planner {
         std::fill(sum_.begin(), sum_.end(), 0.0);
         std::fill(square_sum_.begin(), square_sum_.end(), 0.0);
         double weights = 0.0, squared_weights = 0.0;
-        float* mean = mean_.data() + offset(e);
+        int weighed = 0;
         for (int i = 0; i < count; ++i) {
             const int n = taking_part(i);
             if (!std::isfinite(cost[n])) continue;
@@ -56,13 +57,18 @@ class Mppi final : public Planner {
             if (w < 1e-12) continue;
             weights += w;
             squared_weights += w * w;
-            sample(e, n, drawn_.data());
+            weight_[static_cast<size_t>(weighed)] = w;
+            order_[static_cast<size_t>(weighed++)] = n;  // no further than where we read
+        }
+        float* mean = mean_.data() + offset(e);
+        for_each_drawn(e, order_.data(), weighed, [&](int i, const float* knots) {
+            const double w = weight_[static_cast<size_t>(i)];
             for (size_t j = 0; j < knots_size_; ++j) {
-                const double d = static_cast<double>(drawn_[j]) - static_cast<double>(mean[j]);
+                const double d = static_cast<double>(knots[j]) - static_cast<double>(mean[j]);
                 sum_[j] += w * d;
                 square_sum_[j] += w * d * d;
             }
-        }
+        });
         float* std = std_.data() + offset(e);
         for (size_t j = 0; j < knots_size_; ++j) {
             const double move = sum_[j] / weights;
@@ -75,6 +81,9 @@ class Mppi final : public Planner {
         }
         diagnose(e, weights, squared_weights, square_sum_);
     }
+
+  private:
+    std::vector<double> weight_;  // (N,): of the candidates weighed
 };
 
 }  // namespace

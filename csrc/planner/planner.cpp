@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <numeric>
 
 #include "planner/colour.hpp"
 
@@ -15,12 +14,12 @@ Planner::Planner(const PlannerSettings& settings)
     knots_size_ = static_cast<size_t>(settings_.knots) * dim;
     mean_ = AlignedFloats(e * knots_size_);
     std_ = AlignedFloats(e * knots_size_);
-    drawn_ = AlignedFloats(knots_size_);
     shifted_ = AlignedFloats(knots_size_);
     proposals_ = AlignedFloats(e * static_cast<size_t>(settings_.policy_candidates) * knots_size_);
     sum_.resize(knots_size_);
     square_sum_.resize(knots_size_);
     order_.resize(static_cast<size_t>(std::max(settings_.candidates, settings_.restarts)));
+    ranked_.resize(order_.size());
     plans_.resize(e);
     keys_.resize(e);
     diagnosis_.resize(e);
@@ -33,7 +32,12 @@ Planner::Planner(const PlannerSettings& settings)
         for (size_t i = 0; i < k; ++i)
             for (size_t j = 0; j < k; ++j) colour_[j * k + i] = matrix[i * k + j];
     }
-    sample_noise_ = AlignedFloats(scratch(1));
+    redrawn_ = AlignedFloats(static_cast<size_t>(kRedrawn) * knots_size_);
+    sample_noise_ = AlignedFloats(scratch(kRedrawn));
+    for (int i = 0; i < std::max(settings_.knots, settings_.steps); ++i) {
+        low_.insert(low_.end(), settings_.low.begin(), settings_.low.end());
+        high_.insert(high_.end(), settings_.high.begin(), settings_.high.end());
+    }
     for (size_t d = 0; d < dim; ++d) {
         const float half_range = 0.5f * (settings_.high[d] - settings_.low[d]);
         first_std_.push_back(settings_.std * half_range);
@@ -100,7 +104,7 @@ void Planner::draw_proposals() noexcept {
     for (const uint64_t plan : plans_) {
         const NoiseKey key = noise_key(settings_.seed, plan, 0, iteration);
         for (int n = 0; n < settings_.policy_candidates; ++n, to += knots_size_) {
-            gaussian(key, 0, n, n + 1, count, sample_noise_.data());
+            gaussian(key, 0, {n, 1}, count, sample_noise_.data());
             std::copy_n(sample_noise_.data(), knots_size_, to);
         }
     }
@@ -108,12 +112,12 @@ void Planner::draw_proposals() noexcept {
 
 // Environments share their noise: a batch plans exactly as its members would alone, and what one environment
 // draws never depends on who else is in the batch.
-void Planner::white(NoiseKey key, int n0, int n1, float* noise) const noexcept {
+void Planner::white(NoiseKey key, const Picks& picks, float* noise) const noexcept {
     const int count = static_cast<int>(knots_size_);
     if (sobol_ != nullptr)
-        sobol_->normals(key, n0, n1, noise_row(count), noise);
+        sobol_->normals(key, picks, noise_row(count), noise);
     else
-        gaussian(key, 0, n0, n1, count, noise);
+        gaussian(key, 0, picks, count, noise);
 }
 
 // Reads the white noise dimension by dimension: (D, K), so that the sum runs over whole rows of the matrix.
@@ -131,35 +135,27 @@ void Planner::colour(float* noise, float* coloured) const noexcept {
     }
 }
 
-void Planner::draw(const Source& from, int n0, int n1, float* knots, float* noise) const noexcept {
+void Planner::draw(const Source& from, const Picks& picks, float* knots, float* noise) const noexcept {
     const int count = static_cast<int>(knots_size_), row = noise_row(count);
-    white(from.key, n0, n1, noise);
-    float* const coloured = noise + static_cast<ptrdiff_t>(n1 - n0) * row;
-    for (int n = n0; n < n1; ++n, noise += row, knots += count) {
-        if (n == 0) {
-            std::copy_n(from.mean, count, knots);
-            continue;
-        }
-        if (n <= settings_.policy_candidates) {
-            std::copy_n(from.proposals + static_cast<size_t>(n - 1) * knots_size_, count, knots);
-            continue;
-        }
-        if (!colour_.empty()) colour(noise, coloured);
-        for (int i = 0; i < count; ++i) knots[i] = from.mean[i] + from.std[i] * noise[i];
-        clamp(knots, settings_.knots);
+    white(from.key, picks, noise);
+    if (!colour_.empty()) {
+        float* const coloured = noise + static_cast<ptrdiff_t>(picks.count) * row;
+        for (int i = 0; i < picks.count; ++i) colour(noise + static_cast<ptrdiff_t>(i) * row, coloured);
+    }
+    simd::kernels().perturb(from.mean, from.std, low_.data(), high_.data(), noise, row, picks.count, count,
+                            knots);
+    for (int i = 0; i < picks.count; ++i) {
+        const int n = picks[i];
+        if (n <= settings_.policy_candidates)
+            std::copy_n(n == 0 ? from.mean : from.proposals + static_cast<size_t>(n - 1) * knots_size_, count,
+                        knots + static_cast<ptrdiff_t>(i) * count);
     }
 }
 
-void Planner::clamp(float* values, int rows) const noexcept {
-    const auto dim = static_cast<size_t>(settings_.plan_dim);
-    for (int r = 0; r < rows; ++r, values += dim)
-        for (size_t d = 0; d < dim; ++d)
-            values[d] = std::min(std::max(values[d], settings_.low[d]), settings_.high[d]);
-}
-
 void Planner::expand(const float* knots, float* plan) const noexcept {
-    knots_.expand(knots, settings_.plan_dim, plan);
-    clamp(plan, settings_.steps);  // cubic curves overshoot their knots
+    const int dim = settings_.plan_dim;
+    knots_.expand(knots, dim, plan);
+    simd::kernels().clamp(low_.data(), high_.data(), 1, settings_.steps * dim, plan);  // cubics overshoot
 }
 
 size_t Planner::scratch(int rows) const noexcept {
@@ -189,11 +185,14 @@ void Planner::fill(const float* snapshot, int e, int n0, int n1, float* out, flo
                 proposals + offset(e) * static_cast<size_t>(settings_.policy_candidates),
                 owns + i * own_size_};
     std::memcpy(&from.key, reinterpret_cast<const char*>(keys) + i * sizeof from.key, sizeof from.key);
-    float* knots = scratch;
-    float* noise = scratch + static_cast<size_t>(n1 - n0) * knots_size_;
-    draw(from, n0, n1, knots, noise);
-    const ptrdiff_t plan = static_cast<ptrdiff_t>(settings_.steps) * settings_.plan_dim;
-    for (int n = n0; n < n1; ++n, knots += knots_size_, out += plan) expand(knots, out);
+    const int plan = settings_.steps * settings_.plan_dim;
+    float* knots = knots_.identity() ? out : scratch;
+    draw(from, {n0, n1 - n0}, knots, scratch + static_cast<size_t>(n1 - n0) * knots_size_);
+    if (!knots_.identity())
+        for (int n = 0; n < n1 - n0; ++n)
+            knots_.expand(knots + static_cast<size_t>(n) * knots_size_, settings_.plan_dim,
+                          out + static_cast<ptrdiff_t>(n) * plan);
+    simd::kernels().clamp(low_.data(), high_.data(), n1 - n0, plan, out);
 }
 
 Planner::Source Planner::source(int e) const noexcept {
@@ -202,7 +201,7 @@ Planner::Source Planner::source(int e) const noexcept {
 }
 
 void Planner::sample(int e, int n, float* knots) noexcept {
-    draw(source(e), n, n + 1, knots, sample_noise_.data());
+    draw(source(e), {n, 1}, knots, sample_noise_.data());
 }
 
 void Planner::set_mean(int e, const float* knots) noexcept {
@@ -210,12 +209,22 @@ void Planner::set_mean(int e, const float* knots) noexcept {
 }
 
 int Planner::cheapest(const float* cost, int count) noexcept {
-    const auto end = order_.begin() + count_;
-    count = std::min(count, count_);
-    std::iota(order_.begin(), end, 0);
-    const auto cheaper = [cost](int a, int b) { return cost[a] < cost[b] || (cost[a] == cost[b] && a < b); };
-    std::partial_sort(order_.begin(), order_.begin() + count, end, cheaper);
-    while (count > 0 && !std::isfinite(cost[order_[static_cast<size_t>(count - 1)]])) --count;
+    // One integer each that sorts as (cost, index) do: comparing those is half the time.
+    int finite = 0;
+    for (int n = 0; n < count_; ++n) {
+        if (!std::isfinite(cost[n])) continue;
+        const float c = cost[n] + 0.0f;  // one zero
+        uint32_t bits;
+        std::memcpy(&bits, &c, sizeof bits);
+        bits ^= (bits >> 31) != 0 ? 0xffffffffu : 0x80000000u;
+        ranked_[static_cast<size_t>(finite++)] = static_cast<uint64_t>(bits) << 32 | static_cast<uint32_t>(n);
+    }
+    count = std::min(count, finite);
+    const auto middle = ranked_.begin() + count;
+    if (count > 0 && count < finite) std::nth_element(ranked_.begin(), middle - 1, ranked_.begin() + finite);
+    std::sort(ranked_.begin(), middle);
+    for (size_t i = 0; i < static_cast<size_t>(count); ++i)
+        order_[i] = static_cast<int32_t>(ranked_[i] & 0xffffffffu);
     return count;
 }
 

@@ -6,6 +6,7 @@
 // line in make_planner.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <vector>
 
@@ -113,15 +114,24 @@ class Planner : public Proposal {
         NoiseKey key;
         const float *mean, *std, *proposals, *own;
     };
-    // Knots (n1 - n0, K, D) of candidates of this iteration, from nothing that changes but `from`; noise:
+    // Knots (picks, K, D) of candidates of this iteration, from nothing that changes but `from`; noise:
     // scratch for as many rows, less the knots.
-    virtual void draw(const Source& from, int n0, int n1, float* knots, float* noise) const noexcept;
+    virtual void draw(const Source& from, const Picks& picks, float* knots, float* noise) const noexcept;
+    // Draws `count` candidates of this iteration again, a few at a time: f(i, knots of which[i]), in order.
+    template <class F>
+    void for_each_drawn(int e, const int32_t* which, int count, F f) noexcept {
+        for (int first = 0; first < count; first += kRedrawn) {
+            const Picks picks{0, std::min(kRedrawn, count - first), which + first};
+            draw(source(e), picks, redrawn_.data(), sample_noise_.data());
+            for (int i = 0; i < picks.count; ++i)
+                f(first + i, redrawn_.data() + static_cast<size_t>(i) * knots_size_);
+        }
+    }
     // Room for `size` floats per environment of an algorithm's own that draw depends on: own(e), and
     // Source::own. For constructors.
     void reserve_own(size_t size);
     float* own(int e) noexcept { return own_.data() + static_cast<size_t>(e) * own_size_; }
     const float* own(int e) const noexcept { return own_.data() + static_cast<size_t>(e) * own_size_; }
-    void clamp(float* values, int rows) const noexcept;  // (rows, D), to the bounds
     // values seen `shift` predictor steps later, in place.
     void shift_knots(float* values, float shift) noexcept;
     // The diagnosis of weights given by their sum and sum of squares, and of the candidates' weighted
@@ -134,16 +144,16 @@ class Planner : public Proposal {
     size_t knots_size_;         // K * D
     AlignedFloats mean_, std_;  // (E, K, D); std_: of categoricals, the probabilities
     std::vector<float> first_std_, least_std_, most_std_;  // (D,)
-    std::vector<int> order_;                               // (N,)
+    std::vector<int32_t> order_;                           // (N,)
     int count_ = 0;                                        // candidates of this iteration
-    AlignedFloats drawn_;                                  // (K, D): one candidate
     std::vector<double> sum_, square_sum_;                 // (K, D)
 
   private:
+    static constexpr int kRedrawn = 16;
     // What draws are made from in environment e: of the planner as it is.
     Source source(int e) const noexcept;
-    // Normals (n1 - n0, K, D), rows noise_row(K * D) apart; coloured: scratch for one row.
-    void white(NoiseKey key, int n0, int n1, float* noise) const noexcept;
+    // Normals (picks, K, D), rows noise_row(K * D) apart; coloured: scratch for one row.
+    void white(NoiseKey key, const Picks& picks, float* noise) const noexcept;
     void colour(float* noise, float* coloured) const noexcept;
 
     std::vector<uint64_t> plans_;  // (E,): plans since the episode began
@@ -154,8 +164,10 @@ class Planner : public Proposal {
     std::unique_ptr<Sobol> sobol_;
     std::vector<float> colour_;  // (K, K) transposed, or empty for white noise
     std::vector<Diagnosis> diagnosis_;
-    AlignedFloats shifted_;  // (K, D)
-    AlignedFloats sample_noise_;
+    AlignedFloats shifted_;                 // (K, D)
+    AlignedFloats redrawn_, sample_noise_;  // (kRedrawn, K, D), and the scratch to draw them
+    std::vector<float> low_, high_;         // (max(K, S), D): the bounds, repeated
+    std::vector<uint64_t> ranked_;          // (N,)
 };
 
 constexpr int kMostColouredKnots = 1024;

@@ -14,8 +14,7 @@ class PredictiveSampling final : public Planner {
 
     void refit(int e, const float* cost) noexcept override {
         if (cheapest(cost, 1) == 0) return;
-        sample(e, order_[0], drawn_.data());
-        set_mean(e, drawn_.data());
+        for_each_drawn(e, order_.data(), 1, [&](int, const float* knots) { set_mean(e, knots); });
         std::fill(square_sum_.begin(), square_sum_.end(), 0.0);
         diagnose(e, 1.0, 1.0, square_sum_);  // the best alone counts
     }

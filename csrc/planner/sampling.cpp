@@ -18,18 +18,18 @@ NoiseKey noise_key(uint64_t seed, uint64_t plan, uint32_t level, uint32_t iterat
     return {c.w[0][0], c.w[1][0]};
 }
 
-void gaussian(NoiseKey key, uint32_t stream, int n0, int n1, int count, float* out) noexcept {
-    simd::kernels().gaussian(key.k0, key.k1, stream, n0, n1, count, out);
+void gaussian(NoiseKey key, uint32_t stream, const Picks& picks, int count, float* out) noexcept {
+    simd::kernels().gaussian(key.k0, key.k1, stream, picks.list, picks.first, picks.count, count, out);
 }
 
-void uniform(NoiseKey key, uint32_t stream, int n0, int n1, int count, float* out) noexcept {
+void uniform(NoiseKey key, uint32_t stream, const Picks& picks, int count, float* out) noexcept {
     const int groups = (count + 3) / 4;
-    const int64_t total = static_cast<int64_t>(n1 - n0) * groups;
+    const int64_t total = static_cast<int64_t>(picks.count) * groups;
     for (int64_t at = 0; at < total; at += simd::kLanes) {
         const int lanes = static_cast<int>(std::min<int64_t>(total - at, simd::kLanes));
         simd::Words c{};
         for (int i = 0; i < lanes; ++i) {
-            c.w[0][i] = static_cast<uint32_t>(n0 + (at + i) / groups);
+            c.w[0][i] = static_cast<uint32_t>(picks[static_cast<int>((at + i) / groups)]);
             c.w[1][i] = static_cast<uint32_t>((at + i) % groups);
             c.w[2][i] = stream;
         }

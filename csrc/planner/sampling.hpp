@@ -20,11 +20,18 @@ constexpr int noise_row(int count) {
     return (count + 3) / 4 * 4;
 }
 
-// out[(n - n0), j] for candidates n0 .. n1 - 1 and j < noise_row(count), row length noise_row(count).
-void gaussian(NoiseKey key, uint32_t stream, int n0, int n1, int count, float* out) noexcept;
+// Some candidates: `count` of them from `first` on or, if there is a list, those in it.
+struct Picks {
+    int first, count;
+    const int32_t* list = nullptr;
+    int operator[](int i) const noexcept { return list == nullptr ? first + i : list[i]; }
+};
+
+// out[i, j] for every candidate i of `picks` and j < noise_row(count), row length noise_row(count).
+void gaussian(NoiseKey key, uint32_t stream, const Picks& picks, int count, float* out) noexcept;
 
 // Likewise uniform numbers in [0, 1), multiples of 2^-24.
-void uniform(NoiseKey key, uint32_t stream, int n0, int n1, int count, float* out) noexcept;
+void uniform(NoiseKey key, uint32_t stream, const Picks& picks, int count, float* out) noexcept;
 
 // exp(x) for x <= 0, in double precision, the same on every machine. Relative error below 1e-15.
 double stable_exp(double x) noexcept;

@@ -168,7 +168,12 @@ uint32_t Sobol::point(int n, int j) const noexcept {
     return reverse(x);
 }
 
-void Sobol::normals(NoiseKey key, int n0, int n1, int row, float* out) const noexcept {
+void Sobol::normals(NoiseKey key, const Picks& picks, int row, float* out) const noexcept {
+    if (picks.list != nullptr) {
+        for (int i = 0; i < picks.count; ++i, out += row) normals(key, {picks[i], 1}, row, out);
+        return;
+    }
+    const int n0 = picks.first, n1 = n0 + picks.count;
     uint32_t x[kMostDimensions] = {}, seed[kMostDimensions];
     const auto walk = [&](size_t i) {
         const uint32_t* direction = reversed_.data() + i * static_cast<size_t>(dimensions_);

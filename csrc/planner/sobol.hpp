@@ -13,9 +13,9 @@ class Sobol {
     static constexpr int kMostDimensions = 64;
     explicit Sobol(int dimensions);  // 1 .. kMostDimensions
 
-    // As gaussian(): out[(n - n0), j] for candidates n0 .. n1 - 1 and j < dimensions, row length `row`. The
-    // key scrambles the points anew, keeping how evenly any 2^m in a row lie (hash-based, Burley 2020).
-    void normals(NoiseKey key, int n0, int n1, int row, float* out) const noexcept;
+    // As gaussian(): out[i, j] for every candidate i of `picks` and j < dimensions, row length `row`. The key
+    // scrambles the points anew, keeping how evenly any 2^m in a row lie (hash-based, Burley 2020).
+    void normals(NoiseKey key, const Picks& picks, int row, float* out) const noexcept;
     // Coordinate j of point n, unscrambled, as a fraction of 2^32. Points are in Gray code order.
     uint32_t point(int n, int j) const noexcept;
 

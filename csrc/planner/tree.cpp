@@ -129,7 +129,7 @@ void TreeSearch::plant(const Situation& now, int e) {
 bool TreeSearch::simulate(const Situation& now, int e, int iteration, const Deadline& deadline) {
     const PlannerSettings& s = planner_.settings();
     const int root = node(e, 0).first_child;
-    uniform(noise_key(s.seed, planner_.plans(e), of_root, static_cast<uint32_t>(iteration)), 0, 0, 1,
+    uniform(noise_key(s.seed, planner_.plans(e), of_root, static_cast<uint32_t>(iteration)), 0, {0, 1},
             children_, gumbel_.data());
     for (int c = 0; c < children_; ++c) {
         auto& g = gumbel_[static_cast<size_t>(c)];
@@ -305,7 +305,7 @@ void TreeSearch::choose_actions(int e, int parent, const float* prior) noexcept 
     if (s.count == dim_) {  // one discrete action
         std::iota(order_.begin(), order_.end(), 0);
         if (children_ < s.count) {  // the best plan's, then without replacement by the prior
-            uniform(key, 0, parent, parent + 1, dim_, noise_.data());
+            uniform(key, 0, {parent, 1}, dim_, noise_.data());
             const auto best = static_cast<size_t>(std::max_element(known, known + dim_) - known);
             for (size_t a = 0; a < dim; ++a)
                 scores_[a] = gumbel(noise_[a]) + (prior == nullptr ? 0.0 : static_cast<double>(prior[a]));
@@ -326,7 +326,7 @@ void TreeSearch::choose_actions(int e, int parent, const float* prior) noexcept 
     std::copy_n(known, dim_, out);
     int c = 1;
     if (s.count > 0) {  // a block of discrete actions
-        uniform(key, 0, parent, parent + 1, children_ * (dim_ / s.count), noise_.data());
+        uniform(key, 0, {parent, 1}, children_ * (dim_ / s.count), noise_.data());
         const float* u = noise_.data();
         for (; c < children_; ++c)
             for (int at = 0; at < dim_; at += s.count, ++u)
@@ -343,7 +343,7 @@ void TreeSearch::choose_actions(int e, int parent, const float* prior) noexcept 
                 clamped(0.5f * (s.low[d] + s.high[d]) + 0.5f * (s.high[d] - s.low[d]) * prior[d], d);
         ++c;
     }
-    gaussian(key, 0, parent, parent + 1, children_ * dim_, noise_.data());
+    gaussian(key, 0, {parent, 1}, children_ * dim_, noise_.data());
     for (; c < children_; ++c)
         for (size_t d = 0; d < dim; ++d) {
             const size_t at = static_cast<size_t>(c) * dim + d;

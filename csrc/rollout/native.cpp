@@ -285,9 +285,7 @@ int NativeRollout::roll(const Situation& now, int e, int rows, const Lane& l, fl
     const simd::Kernels& kernels = simd::kernels();
     const ptrdiff_t sequence = static_cast<ptrdiff_t>(steps_) * plan_dim_;
 
-    float* action = l.actions;
-    for (int r = 0; r < rows; ++r, action += sequence)
-        for (size_t i = 0; i < center_.size(); ++i) action[i] = (action[i] - center_[i]) / scale_[i];
+    kernels.normalise(center_.data(), scale_.data(), rows, static_cast<int>(sequence), l.actions);
     const float* start = now.states + static_cast<ptrdiff_t>(e) * latent_;
     for (int r = 0; r < rows; ++r)
         std::copy_n(start, latent_, l.state + static_cast<ptrdiff_t>(r) * state_ld_);
@@ -308,9 +306,10 @@ int NativeRollout::roll(const Situation& now, int e, int rows, const Lane& l, fl
             step.previous = now.previous + static_cast<ptrdiff_t>(e) * plan_dim_;
             step.previous_ld = 0;
         }
-        for (int r = 0; r < rows; ++r)
-            std::copy_n(step.actions + r * sequence, plan_dim_,
-                        l.state + static_cast<ptrdiff_t>(r) * state_ld_ + latent_);
+        for (int d = 0; d < plan_dim_;
+             ++d)  // column by column: a row is too short to be worth a call of memmove
+            for (int r = 0; r < rows; ++r)
+                l.state[static_cast<ptrdiff_t>(r) * state_ld_ + latent_ + d] = step.actions[r * sequence + d];
         const bool last = t + 1 == steps_;
         float each[kMaxCostTerms];
         float* const report = terms == nullptr ? nullptr : each;

@@ -11,7 +11,12 @@
 namespace pyjepa::simd::PYJEPA_ISA {
 
 // In noise_body.hpp, compiled with other options.
-void gaussian(uint32_t k0, uint32_t k1, uint32_t stream, int n0, int n1, int count, float* out);
+void gaussian(uint32_t k0, uint32_t k1, uint32_t stream, const int32_t* which, int first, int rows, int count,
+              float* out);
+void perturb(const float* mean, const float* std, const float* low, const float* high, const float* noise,
+             ptrdiff_t ld, int rows, int count, float* out);
+void clamp(const float* low, const float* high, int rows, int count, float* x);
+void normalise(const float* center, const float* scale, int rows, int count, float* x);
 
 namespace {
 
@@ -71,6 +76,27 @@ inline float sum(V v) {
         for (int i = 0; i < width; ++i) quarters[i] += quarters[i + width];
     const Q q = quarters[0];
     return (q[0] + q[2]) + (q[1] + q[3]);
+}
+
+// sum() of four vectors, to the same bits: out (4,).
+inline void sums(const V (&v)[4], float* out) {
+#if PYJEPA_VECTOR == 16  // the same additions, four vectors in one: 13 shuffles and additions, not 32
+    const auto halves = [](V a, V b) {  // a's quarters 0 + 2, 1 + 3, then b's
+        const I low{0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23},
+            high{8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31};
+        return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
+    };
+    const V ab = halves(v[0], v[1]), cd = halves(v[2], v[3]);
+    const I even{0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27},
+        odd{4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31};
+    V q = __builtin_shuffle(ab, cd, even) + __builtin_shuffle(ab, cd, odd);  // a quarter for each
+    q += __builtin_shuffle(q, I{2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13});
+    q += __builtin_shuffle(q, I{1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14});
+    q = __builtin_shuffle(q, I{0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12});
+    __builtin_memcpy(out, &q, 4 * sizeof(float));
+#else
+    for (int i = 0; i < 4; ++i) out[i] = sum(v[i]);
+#endif
 }
 
 // ---- elementary functions
@@ -362,19 +388,32 @@ void add(const float* x, ptrdiff_t ldx, int rows, int n, float* y, ptrdiff_t ldy
         for_row(y, n, [x](V v, int at, int count) { return v + load_part(x + at, count); });
 }
 
+// Of R rows, in lanes.
+template <int R>
+inline void squared_distances(const float* z, ptrdiff_t ld, int n, const float* goal, V (&total)[R]) {
+    const auto add = [&](int r, V a, V b) { total[r] += (a - b) * (a - b); };
+    for (int r = 0; r < R; ++r) total[r] = V{};
+    int j = 0;
+    for (; j + W <= n; j += W) {
+        const V g = load(goal + j);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) add(r, load(z + r * ld + j), g);
+    }
+    if (j < n)
+        for (int r = 0; r < R; ++r) add(r, load_part(z + r * ld + j, n - j), load_part(goal + j, n - j));
+}
+
 void squared_distance(const float* z, ptrdiff_t ld, int rows, int n, const float* goal, float* out) {
-    for (int r = 0; r < rows; ++r, z += ld) {
-        V total{};
-        int j = 0;
-        for (; j + W <= n; j += W) {
-            const V d = load(z + j) - load(goal + j);
-            total += d * d;
-        }
-        if (j < n) {
-            const V d = load_part(z + j, n - j) - load_part(goal + j, n - j);
-            total += d * d;
-        }
-        out[r] = sum(total);
+    int r = 0;
+    for (; r + 4 <= rows; r += 4) {
+        V total[4];
+        squared_distances(z + r * ld, ld, n, goal, total);
+        sums(total, out + r);
+    }
+    for (; r < rows; ++r) {
+        V total[1];
+        squared_distances(z + r * ld, ld, n, goal, total);
+        out[r] = sum(total[0]);
     }
 }
 
@@ -454,6 +493,9 @@ const Kernels table = {
     cosine_distance,
     two_hot,
     gaussian,
+    perturb,
+    clamp,
+    normalise,
     activate_backward,
     layer_norm_backward,
     simnorm_backward,

@@ -48,9 +48,19 @@ struct Kernels {
     // y[r, 0] = symexp(sum_j softmax(x[r])_j (low + j step)), added to y if `accumulate`. y may be x.
     void (*two_hot)(const float* x, ptrdiff_t ldx, int rows, int n, float low, float step, float* y,
                     ptrdiff_t ldy, bool accumulate);
-    // Normals for candidates n0 .. n1 - 1, `count` each rounded up to groups of four: out (n1 - n0, 4
-    // ceil(count / 4)). The same bits on every instruction set.
-    void (*gaussian)(uint32_t k0, uint32_t k1, uint32_t stream, int n0, int n1, int count, float* out);
+
+    // ---- the same bits on every instruction set
+    // Normals for so many candidates, first, first + 1, ... or, if it is given, which[0], which[1], ...:
+    // `count` each, rounded up to groups of four: out (rows, 4 ceil(count / 4)).
+    void (*gaussian)(uint32_t k0, uint32_t k1, uint32_t stream, const int32_t* which, int first, int rows,
+                     int count, float* out);
+    // out[r] = mean + std * noise[r] between low and high; out (rows, count), all others but noise (count,).
+    void (*perturb)(const float* mean, const float* std, const float* low, const float* high,
+                    const float* noise, ptrdiff_t ld, int rows, int count, float* out);
+    // x (rows, count), in place, between low and high (count,).
+    void (*clamp)(const float* low, const float* high, int rows, int count, float* x);
+    // x[r] = (x[r] - center) / scale; x (rows, count), in place.
+    void (*normalise)(const float* center, const float* scale, int rows, int count, float* x);
 
     // ---- derivatives: g, dL/d output, becomes dL/d input, in place
     // x: what activate() was given; for ReLU its output will do.

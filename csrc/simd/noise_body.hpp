@@ -1,12 +1,15 @@
-// Gaussian noise from counters (planner/sampling.hpp says what it is for), compiled once per instruction set
-// like body.hpp, but without contraction of multiply and add: every instruction set gives the same bits.
+// What must give the same bits on every instruction set - noise, and candidates made of it - compiled once
+// per instruction set like body.hpp, but without contraction of multiply and add. PYJEPA_OWN_GAUSSIAN: that
+// file brings a gaussian() of its own.
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 
 #include "simd/log_unit.hpp"
 #include "simd/philox.hpp"
 
 namespace pyjepa::simd::PYJEPA_ISA {
+#ifndef PYJEPA_OWN_GAUSSIAN
 namespace {
 
 // Two normals from two words.
@@ -31,20 +34,21 @@ inline void box_muller(uint32_t a, uint32_t b, float& n0, float& n1) noexcept {
 
 }  // namespace
 
-void gaussian(uint32_t k0, uint32_t k1, uint32_t stream, int n0, int n1, int count, float* out) {
+void gaussian(uint32_t k0, uint32_t k1, uint32_t stream, const int32_t* which, int first, int rows, int count,
+              float* out) {
     const int groups = (count + 3) / 4;
-    const int64_t total = static_cast<int64_t>(n1 - n0) * groups;
-    int candidate = n0, group = 0;
+    const int64_t total = static_cast<int64_t>(rows) * groups;
+    int row = 0, group = 0;
     for (int64_t at = 0; at < total; at += kLanes) {
         const int lanes = static_cast<int>(total - at < kLanes ? total - at : kLanes);
         Words c{};
         for (int i = 0; i < lanes; ++i) {
-            c.w[0][i] = static_cast<uint32_t>(candidate);
+            c.w[0][i] = static_cast<uint32_t>(which == nullptr ? first + row : which[row]);
             c.w[1][i] = static_cast<uint32_t>(group);
             c.w[2][i] = stream;
             if (++group == groups) {
                 group = 0;
-                ++candidate;
+                ++row;
             }
         }
         philox(k0, k1, c);
@@ -54,6 +58,30 @@ void gaussian(uint32_t k0, uint32_t k1, uint32_t stream, int n0, int n1, int cou
         for (int i = 0; i < lanes; ++i)
             for (int j = 0; j < 4; ++j) *out++ = n[j][i];
     }
+}
+#endif
+
+void perturb(const float* mean, const float* std, const float* low, const float* high, const float* noise,
+             ptrdiff_t ld, int rows, int count, float* out) {
+    for (int r = 0; r < rows; ++r, noise += ld, out += count)
+        for (int i = 0; i < count; ++i) {
+            float v = mean[i] + std[i] * noise[i];
+            v = v < low[i] ? low[i] : v;
+            out[i] = high[i] < v ? high[i] : v;
+        }
+}
+
+void clamp(const float* low, const float* high, int rows, int count, float* x) {
+    for (int r = 0; r < rows; ++r, x += count)
+        for (int i = 0; i < count; ++i) {
+            const float v = x[i] < low[i] ? low[i] : x[i];
+            x[i] = high[i] < v ? high[i] : v;
+        }
+}
+
+void normalise(const float* center, const float* scale, int rows, int count, float* x) {
+    for (int r = 0; r < rows; ++r, x += count)
+        for (int i = 0; i < count; ++i) x[i] = (x[i] - center[i]) / scale[i];
 }
 
 }  // namespace pyjepa::simd::PYJEPA_ISA

@@ -196,12 +196,53 @@ TEST_P(KernelsTest, DistanceAndAddAgreeWithDouble) {
 }
 
 TEST_P(KernelsTest, NoiseIsTheSameBitsAsTheBaselines) {
-    for (const int count : {1, 4, 10, 33}) {
+    const Kernels& baseline = *find_kernels("baseline");
+    std::vector<int32_t> which;
+    for (int i = 0; i < 37; ++i) which.push_back(i * i % 41);
+    for (const int count : {1, 4, 10, 20, 33, 64, 130}) {
         const size_t row = static_cast<size_t>((count + 3) / 4 * 4);
-        std::vector<float> expected(37 * row), got(37 * row);
-        find_kernels("baseline")->gaussian(11, 22, 3, 5, 42, count, expected.data());
-        kernels->gaussian(11, 22, 3, 5, 42, count, got.data());
+        std::vector<float> expected(37 * row), got(37 * row + 1, 7.0f), one(row);
+        baseline.gaussian(11, 22, 3, nullptr, 5, 37, count, expected.data());
+        kernels->gaussian(11, 22, 3, nullptr, 5, 37, count, got.data());
+        EXPECT_EQ(got.back(), 7.0f) << count;
+        got.pop_back();
         EXPECT_EQ(got, expected) << count;
+        kernels->gaussian(11, 22, 3, which.data(), 0, 37, count, got.data());
+        for (size_t i = 0; i < which.size(); ++i) {
+            baseline.gaussian(11, 22, 3, nullptr, which[i], 1, count, one.data());
+            EXPECT_TRUE(std::equal(one.begin(), one.end(), got.begin() + static_cast<ptrdiff_t>(i * row)))
+                << count << ", " << i;
+        }
+    }
+}
+
+TEST_P(KernelsTest, CandidatesAreTheSameBitsAsTheBaselines) {
+    const Kernels& baseline = *find_kernels("baseline");
+    for (const int count : {1, 2, 7, 16, 20, 50}) {
+        const int rows = 5, ld = (count + 3) / 4 * 4;
+        const auto n = static_cast<size_t>(count);
+        const auto mean = normal(n, 1), spread = normal(n, 2), noise = normal(5 * static_cast<size_t>(ld), 3),
+                   scale = normal(n, 4);
+        const std::vector<float> low(n, -0.5f), high(n, 0.6f);
+        const auto made = [&](const Kernels& k) {
+            std::vector<float> x(5 * n), y(noise.begin(), noise.begin() + static_cast<ptrdiff_t>(5 * n)), all;
+            k.perturb(mean.data(), spread.data(), low.data(), high.data(), noise.data(), ld, rows, count,
+                      x.data());
+            all = x;
+            k.normalise(mean.data(), scale.data(), rows, count, x.data());
+            all.insert(all.end(), x.begin(), x.end());
+            k.clamp(low.data(), high.data(), rows, count, y.data());
+            all.insert(all.end(), y.begin(), y.end());
+            return all;
+        };
+        const std::vector<float> got = made(*kernels);
+        EXPECT_EQ(got, made(baseline)) << count;
+        for (size_t i = 0; i < 5 * n; ++i) {
+            const float drawn = mean[i % n] + spread[i % n] * noise[i / n * static_cast<size_t>(ld) + i % n];
+            EXPECT_NEAR(got[i], std::clamp(drawn, -0.5f, 0.6f), 1e-6);
+            EXPECT_NEAR(got[5 * n + i] * scale[i % n] + mean[i % n], got[i], 1e-5);
+            EXPECT_EQ(got[10 * n + i], std::clamp(noise[i], -0.5f, 0.6f));
+        }
     }
 }
 

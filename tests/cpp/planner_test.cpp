@@ -18,7 +18,7 @@ namespace {
 TEST(Sampling, NoiseIsStandardNormal) {
     const int candidates = 20000, count = 10, row = noise_row(count);
     std::vector<float> noise(static_cast<size_t>(candidates * row));
-    gaussian(noise_key(1, 2, 0, 3), 0, 0, candidates, count, noise.data());
+    gaussian(noise_key(1, 2, 0, 3), 0, {0, candidates}, count, noise.data());
     std::sort(noise.begin(), noise.end());
     double mean = 0.0, variance = 0.0, worst = 0.0;
     const auto size = static_cast<double>(noise.size());
@@ -38,20 +38,20 @@ TEST(Sampling, ADrawDependsOnItsNameAlone) {
     const int count = 7, row = noise_row(count);
     std::vector<float> all(static_cast<size_t>(100 * row)), one(static_cast<size_t>(row));
     const NoiseKey key = noise_key(42, 7, 0, 1);
-    gaussian(key, 3, 0, 100, count, all.data());
+    gaussian(key, 3, {0, 100}, count, all.data());
     for (int n = 0; n < 100; ++n) {
-        gaussian(key, 3, n, n + 1, count, one.data());
+        gaussian(key, 3, {n, 1}, count, one.data());
         for (int j = 0; j < row; ++j)
             ASSERT_EQ(one[static_cast<size_t>(j)], all[static_cast<size_t>(n * row + j)]);
     }
     std::vector<float> other(static_cast<size_t>(row));
-    gaussian(key, 4, 0, 1, count, other.data());
+    gaussian(key, 4, {0, 1}, count, other.data());
     EXPECT_NE(other[0], all[0]);
-    gaussian(noise_key(43, 7, 0, 1), 3, 0, 1, count, other.data());
+    gaussian(noise_key(43, 7, 0, 1), 3, {0, 1}, count, other.data());
     EXPECT_NE(other[0], all[0]);
-    gaussian(noise_key(42, 8, 0, 1), 3, 0, 1, count, other.data());
+    gaussian(noise_key(42, 8, 0, 1), 3, {0, 1}, count, other.data());
     EXPECT_NE(other[0], all[0]);
-    gaussian(noise_key(42, 7, 0, 2), 3, 0, 1, count, other.data());
+    gaussian(noise_key(42, 7, 0, 2), 3, {0, 1}, count, other.data());
     EXPECT_NE(other[0], all[0]);
 }
 
@@ -65,7 +65,7 @@ TEST(Sampling, PhiloxMeetsItsKnownAnswers) {  // the first two words of Random12
 
 TEST(Sampling, NoiseIsTheSameForEver) {
     float noise[4];
-    gaussian(noise_key(0, 1, 0, 0), 0, 1, 2, 4, noise);
+    gaussian(noise_key(0, 1, 0, 0), 0, {1, 1}, 4, noise);
     const float golden[4] = {0x1.09be8p-1f, 0x1.39ba58p-5f, -0x1.2223dcp+0f, 0x1.92dcb8p+0f};
     for (int i = 0; i < 4; ++i) EXPECT_EQ(noise[i], golden[i]);
 }
@@ -90,8 +90,8 @@ TEST(SobolTest, ScrambledNormalsFillEveryDimensionEvenly) {
     constexpr int dims = Sobol::kMostDimensions, n = 256;
     const Sobol sobol(dims);
     std::vector<float> out(static_cast<size_t>(n * dims)), other(out.size()), one(static_cast<size_t>(dims));
-    sobol.normals(noise_key(1, 2, 0, 3), 0, n, dims, out.data());
-    sobol.normals(noise_key(1, 2, 0, 4), 0, n, dims, other.data());
+    sobol.normals(noise_key(1, 2, 0, 3), {0, n}, dims, out.data());
+    sobol.normals(noise_key(1, 2, 0, 4), {0, n}, dims, other.data());
     EXPECT_NE(out, other);
     for (int j = 0; j < dims; ++j) {  // each of 256 slices of equal probability holds one point
         std::vector<int> slices(n);
@@ -102,7 +102,7 @@ TEST(SobolTest, ScrambledNormalsFillEveryDimensionEvenly) {
         EXPECT_EQ(std::count(slices.begin(), slices.end(), 1), n) << j;
     }
     for (const int i : {0, 1, 77, 255}) {  // a draw depends on its name alone
-        sobol.normals(noise_key(1, 2, 0, 3), i, i + 1, dims, one.data());
+        sobol.normals(noise_key(1, 2, 0, 3), {i, 1}, dims, one.data());
         for (int j = 0; j < dims; ++j)
             ASSERT_EQ(one[static_cast<size_t>(j)], out[static_cast<size_t>(i * dims + j)]);
     }
@@ -155,9 +155,9 @@ TEST(Sampling, UniformNumbersFillTheirRangeAndDependOnTheirNameAlone) {
     const int candidates = 4000, count = 6, row = noise_row(count);
     std::vector<float> all(static_cast<size_t>(candidates * row)), one(static_cast<size_t>(row));
     const NoiseKey key = noise_key(3, 1, 0, 2);
-    uniform(key, 0, 0, candidates, count, all.data());
+    uniform(key, 0, {0, candidates}, count, all.data());
     for (const int n : {0, 1, 17, 3999}) {
-        uniform(key, 0, n, n + 1, count, one.data());
+        uniform(key, 0, {n, 1}, count, one.data());
         EXPECT_TRUE(std::equal(one.begin(), one.end(), all.begin() + static_cast<ptrdiff_t>(n) * row)) << n;
     }
     std::sort(all.begin(), all.end());
