@@ -217,7 +217,8 @@ class Agent:
             keep_elites: share of its elites that iCEM carries into the next iteration and, shifted, the next plan.
             decay: factor by which iCEM's candidates shrink every iteration, never below twice the elites.
             learning_rate: Adam's, in halves of the action range; falls to nothing over the plan.
-            restarts: plans that ``gradient`` and ``hybrid`` follow downhill side by side.
+            restarts: plans that ``gradient`` and ``hybrid`` follow downhill side by side; after every quarter of the
+                steps the cheaper half of them goes on.
             polish: iterations of ``hybrid``, the last ones, that go downhill instead of sampling.
             exploration: share of each distribution that categorical-cem keeps uniform.
             branching: actions that tree weighs at a node where it samples them.

@@ -43,10 +43,19 @@ void Descent::start(int e) noexcept {
     std::fill_n(squares_.data() + at(e, 0), count, 0.0f);
 }
 
-void Descent::step(int e, float* points, const float* cost, const float* gradient) noexcept {
+void Descent::keep(int e, float* points, const int* indices, int count) noexcept {
+    for (int i = 0; i < count; ++i) {
+        if (indices[i] == i) continue;
+        const size_t to = static_cast<size_t>(i) * size_, from = static_cast<size_t>(indices[i]) * size_;
+        for (float* values : {points, momentum_.data() + at(e, 0), squares_.data() + at(e, 0)})
+            std::copy_n(values + from, size_, values + to);
+    }
+}
+
+void Descent::step(int e, int count, float* points, const float* cost, const float* gradient) noexcept {
     const auto dim = static_cast<size_t>(settings_.plan_dim), plan = masked_.size();
     const auto i = static_cast<size_t>(std::min(taken_[static_cast<size_t>(e)]++, steps_ - 1));
-    for (int n = 0; n < settings_.restarts; ++n, gradient += plan) {
+    for (int n = 0; n < count; ++n, gradient += plan) {
         if (!std::isfinite(cost[n])) continue;
         float *x = points + static_cast<size_t>(n) * size_, *m = momentum_.data() + at(e, n),
               *v = squares_.data() + at(e, n);

@@ -14,9 +14,11 @@ class Descent {
 
     // Forgets the moments: what comes next is the first step.
     void start(int e) noexcept;
-    // One step of each of the points (restarts, K, D) of environment e whose cost is finite; gradient
-    // (restarts, S, D).
-    void step(int e, float* points, const float* cost, const float* gradient) noexcept;
+    // One step of each of the first `count` points (count, K, D) of environment e whose cost is finite;
+    // gradient (count, S, D).
+    void step(int e, int count, float* points, const float* cost, const float* gradient) noexcept;
+    // Goes on with the points (count,) of these indices, rising, alone: they become the first.
+    void keep(int e, float* points, const int* indices, int count) noexcept;
 
   private:
     size_t at(int e, int i) const noexcept {

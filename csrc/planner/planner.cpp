@@ -86,8 +86,10 @@ bool Planner::descends(int) const noexcept {
 }
 
 int Planner::descending() const noexcept {
-    const int last = settings_.iterations - 1;  // none descends before one that does not
-    return last >= 0 && descends(last) ? count(last) : 0;
+    int most = 0;
+    for (int i = 0; i < settings_.iterations; ++i)
+        if (descends(i)) most = std::max(most, count(i));
+    return most;
 }
 
 void Planner::descend(int, const float*, const float*) noexcept {}

@@ -70,7 +70,7 @@ class Planner : public Proposal {
     // Candidates of an iteration, and whether it takes the gradient of their costs.
     virtual int count(int iteration) const noexcept;
     virtual bool descends(int iteration) const noexcept;
-    // Candidates of the iterations that descend; 0: none does.
+    // The most candidates of an iteration that descends; 0: none does.
     int descending() const noexcept;
     // Normals, once a plan, for the rollout to make proposals of the policy from.
     void draw_proposals() noexcept;

@@ -1,30 +1,38 @@
 """Time to equal quality: how long each planner takes to reach the final cost of another planner, on the same weights.
 
 The other one is stable-worldmodel's CEM, 300 candidates and 30 iterations. For every state it plans once; each of our
-planners is then given growing budgets of iterations, from scratch every time, until the plan it returns costs no more
-(strict), or at most `TOLERANCE` more (equal: what two runs of the other differ by) - the costs of both by the engine's
-fp32 model. What counts is the time of that plan: CPU time of the planning thread, so
-that neighbours do not matter; both use one thread.
+planners is then given growing budgets of iterations, the same for all states and from scratch every time, until in more
+than half of the states the plan it returns costs no more (strict), or at most `TOLERANCE` more (equal: what two runs of
+the other differ by) - the costs of both by the engine's fp32 model. A state in which the plan costs more counts as
+infinitely long. What counts is the time of those plans: CPU time of the planning thread, so that neighbours do not
+matter; both use one thread. The time on the wall is noted beside it.
 
 *Warm* is one step later: the planner's own plan (its largest budget) has been executed for one predictor step, the
 model says where that led, and every element of that state has been disturbed by normal noise of `DISTURBANCE` times the
 root mean square of the step's change. Then the shifted plan is where ours starts; the other plans from scratch, as it
 does.
+
+`measure_practice` asks the same of practice: the shipped agent, whose planner starts from the policy's rollout, against
+the agent without. Its cost is that of the shipped agent for both: goal distance over the horizon, and the critic's
+estimate of what comes after.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import gc
+import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from pyjepa import agent_file
+from pyjepa import agent_file, agents
 from pyjepa.agent import Agent, Model
 from pyjepa.bench.peers import FloatArray
 from pyjepa.bench.workloads import WORKLOADS, Problem, Workload
@@ -36,12 +44,13 @@ DISTURBANCE = 0.3
 TOLERANCE = 1e-3
 BUDGETS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 50, 64)
 REPEATS = 3
-"""Of every timed plan here; the fastest counts. The peer's, which take a hundred times as long, run once."""
+"""Of every timed plan here; the fastest counts. The peer's, which take a hundred times as long, run once. So a plan here
+may find the weights in the cache, and the peer's does from its second iteration on."""
 
 
 @dataclass(frozen=True)
 class Entrant:
-    """A planner with its settings; ``extra``: iterations beside those of the budget."""
+    """A planner with its settings."""
 
     name: str
     task: dict[str, Any]
@@ -70,22 +79,60 @@ WARM = (
     Entrant("icem", {"planner": "icem", **_NEARBY}),
     Entrant("mppi", {"planner": "mppi", "candidates": 64, "std": 0.1, "temperature": 0.1}),
     Entrant("predictive-sampling", {"planner": "predictive-sampling", "candidates": 64, "std": 0.1}),
-    Entrant("gradient", {"planner": "gradient", "restarts": 4, "std": 0.2, "learning_rate": 0.1}),
+    Entrant("gradient", {"planner": "gradient", "restarts": 16, "std": 0.5}),
     Entrant(
         "hybrid", {"planner": "hybrid", **_NEARBY, "iterations": 1, "restarts": 4, "learning_rate": 0.1}, polish=True
     ),
 )
 PLANNERS = tuple(entrant.name for entrant in COLD)
+_AROUND_POLICY = {"planner": "gradient", "restarts": 2, "std": 0.1, "learning_rate": 0.1}
+PRACTISED = (
+    Entrant("cem", {"planner": "cem", "policy_candidates": 1}),
+    Entrant("mppi", {"planner": "mppi", "std": 0.2, "temperature": 0.1, "policy_candidates": 1}),
+    Entrant("gradient", {**_AROUND_POLICY, "policy_candidates": 1}),
+    Entrant("gradient, no policy", {**_AROUND_POLICY, "std": 1.0, "policy_candidates": 0}),
+)
+UNPRACTISED = {
+    "without policy": {"policy_candidates": 0},
+    "with neither": {"policy_candidates": 0, "weights": {"critic": 0.0}, "horizon": 80},
+}
+"""What the shipped agent's own planner goes without, cold: see `measure_practice`."""
 
 
 @dataclass(frozen=True)
 class Case:
     """A state to plan from."""
 
-    start: FloatArray
-    goal: FloatArray
-    before: FloatArray | None = None
+    start: npt.NDArray[Any]
+    goal: npt.NDArray[Any]
+    before: npt.NDArray[Any] | None = None
     """Warm: the state one predictor step earlier."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A plan's cost and how long it took, in seconds."""
+
+    cost: float
+    cpu: float
+    wall: float
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """Both clocks, from when it was made."""
+
+    cpu: float
+    wall: float
+
+    @staticmethod
+    def start() -> _Clock:
+        return _Clock(time.thread_time(), time.perf_counter())
+
+    def stop(self, cost: Callable[[], float]) -> Found:
+        """What has passed; the cost is found out afterwards."""
+        cpu, wall = time.thread_time() - self.cpu, time.perf_counter() - self.wall
+        return Found(cost(), cpu, wall)
 
 
 class World:
@@ -110,8 +157,10 @@ class World:
         """What a plan (S, A) costs, by the engine's fp32 model."""
         return float(dataclasses.replace(self.problem, start=case.start, goal=case.goal).costs(plan[None])[0])
 
-    def plan(self, entrant: Entrant, budget: int, case: Case) -> tuple[FloatArray, float]:
-        """A plan (S, A) and its CPU seconds. Warm: after plans one step earlier that make up the largest budget."""
+    def actions(self, entrant: Entrant, budget: int, case: Case) -> tuple[FloatArray, _Clock]:
+        """A plan (S, A), and a clock that was started with it. Warm: after plans one step earlier that make up the
+        largest budget.
+        """
         agent = self.agent
         agent.configure(goal=case.goal, **entrant.settings(budget))
         if case.before is not None:
@@ -119,48 +168,34 @@ class World:
                 agent.observe(case.before, steps=0)
                 agent.plan()
         agent.observe(case.start)
-        started = time.thread_time()
-        plan = agent.plan()
-        return plan.actions[:: self.block], time.thread_time() - started
+        clock = _Clock.start()
+        return agent.plan().actions[:: self.block], clock
 
-    def peer(self, case: Case) -> tuple[float, float]:
-        """The cost of the other planner's plan, and its CPU seconds. Raises ImportError where it is not installed."""
+    def plan(self, entrant: Entrant, budget: int, case: Case) -> Found:
+        """One plan; see `actions`."""
+        plan, clock = self.actions(entrant, budget, case)
+        return clock.stop(lambda: self.cost(case, plan))
+
+    def peer(self, case: Case) -> Found:
+        """The other planner's plan. Raises ImportError where it is not installed."""
         from pyjepa.bench.peers import stable_worldmodel
 
         problem = dataclasses.replace(self.problem, start=case.start, goal=case.goal)
         prepared = stable_worldmodel.prepare(problem, 1, "CEM")
-        started = time.thread_time()
+        clock = _Clock.start()
         plan = prepared.plan()
-        seconds = time.thread_time() - started
         within = np.asarray(np.clip(np.asarray(plan), problem.low, problem.high), np.float32)
-        return self.cost(case, within), seconds
+        return clock.stop(lambda: self.cost(case, within))
 
     def disturbed(self, entrant: Entrant, case: Case, seed: int) -> Case:
         """The case one step on: the entrant's plan executed for one predictor step, and the state disturbed."""
-        plan, _ = self.plan(entrant, BUDGETS[-1], case)
+        plan, _ = self.actions(entrant, BUDGETS[-1], case)
         normalised = (plan[:1] - self.problem.center) / self.problem.scale
         state = np.concatenate([case.start[None], normalised], axis=1)
         after = self.problem.engine.forward(self.problem.predictor, state)[0]
         size = DISTURBANCE * np.sqrt(np.mean(np.square(after - case.start)))
         noise = np.random.default_rng(seed).standard_normal(after.shape)
         return Case((after + size * noise).astype(np.float32), case.goal, case.start)
-
-    def times_to(self, entrant: Entrant, case: Case, targets: tuple[float, ...]) -> list[tuple[float, int] | None]:
-        """Seconds and budget of the first plan that costs no more, for each target, the loosest first; None: not within
-        the largest budget.
-        """
-        found: list[tuple[float, int] | None] = []
-        for budget in BUDGETS:
-            plan, seconds = self.plan(entrant, budget, case)
-            cost = self.cost(case, plan)
-            if cost > targets[len(found)]:
-                continue
-            again = [self.plan(entrant, budget, case)[1] for _ in range(REPEATS - 1)]
-            while len(found) < len(targets) and cost <= targets[len(found)]:
-                found.append((min(seconds, *again), budget))
-            if len(found) == len(targets):
-                return found
-        return [*found, *[None] * (len(targets) - len(found))]
 
 
 def cases(name: str, workload: Workload, count: int) -> list[Case]:
@@ -188,54 +223,114 @@ def measure(
     workload = WORKLOADS[name]()
     world = World(workload)
     starts = cases(name, workload, states)
-    gc.disable()
-    try:
+    rows: list[dict[str, Any]] = []
+
+    def enter(start: str, entrant: Entrant, cases: list[Case], peers: list[Found]) -> None:
+        labels = {"workload": name, "start": start, "planner": entrant.name, "settings": entrant.task}
+        rows.append(labels | race(lambda budget, case: world.plan(entrant, budget, case), cases, peers))
+        report(rows[-1])
+
+    with _without_collection():
         peers = [world.peer(case) for case in starts]
-        rows: list[dict[str, Any]] = []
-
-        def enter(start: str, entrant: Entrant, states: list[Case], peers: list[tuple[float, float]]) -> None:
-            found = [
-                world.times_to(entrant, case, (cost + TOLERANCE * abs(cost), cost))
-                for case, (cost, _) in zip(states, peers, strict=True)
-            ]
-            rows.append(_row(name, start, entrant, peers, found))
-            report(rows[-1])
-
         for entrant in (e for e in COLD if e.name in planners):
             enter("cold", entrant, starts, peers)
         for entrant in (e for e in WARM if e.name in planners):
             later = [world.disturbed(entrant, case, seed) for seed, case in enumerate(starts)]
             enter("warm", entrant, later, [world.peer(case) for case in later])
-    finally:
-        gc.enable()
     return rows
 
 
-def _row(
-    workload: str,
-    start: str,
-    entrant: Entrant,
-    peers: list[tuple[float, float]],
-    found: list[list[tuple[float, int] | None]],
-) -> dict[str, Any]:
-    """Medians over states; a state in which the target was not reached counts as infinitely long."""
-    theirs = statistics.median(seconds for _, seconds in peers)
+def measure_practice(
+    states: int = 50, *, report: Callable[[dict[str, Any]], None] = lambda row: None
+) -> list[dict[str, Any]]:
+    """What practice saves the shipped agent: one row for each planner of `PRACTISED` against each of `UNPRACTISED`.
+
+    Those are the agent file's own planner and its settings, once without the policy's rollout among the candidates, and
+    once without the critic as well, which then has to look as far ahead as the agent had to before it practised. Every
+    plan is judged by the shipped agent's cost: of a longer one, its first part.
+    """
+    from pyjepa.envs.two_rooms import TwoRooms, evaluation_episodes
+
+    world = TwoRooms(states)
+    world.begin(evaluation_episodes(states))
+    agent, judge = (Agent(Model.load(agents.path("two_rooms"))) for _ in range(2))
+    starts = [Case(s, g) for s, g in zip(world.observation, world.goal_observation, strict=True)]
+    block, horizon = agent.model.action_block, agent.model.spec.planner.horizon
+    rows: list[dict[str, Any]] = []
+
+    def plan(task: dict[str, Any], case: Case) -> Found:
+        agent.configure(goal=case.goal, **task)
+        agent.observe(case.start)
+        clock = _Clock.start()
+        actions = agent.plan().actions
+
+        def cost() -> float:
+            judge.configure(goal=case.goal)
+            judge.observe(case.start)
+            return float(judge.evaluate(actions[None, :horizon:block])[0])
+
+        return clock.stop(cost)
+
+    with _without_collection():
+        for missing, task in UNPRACTISED.items():
+            cold = [_fastest([plan(task, case) for _ in range(REPEATS)]) for case in starts]
+            for entrant in PRACTISED:
+                labels = {"workload": "practice", "start": missing, "planner": entrant.name, "settings": entrant.task}
+                found = race(lambda budget, case, e=entrant: plan(e.settings(budget), case), starts, cold)  # type: ignore[misc]
+                rows.append(labels | found)
+                report(rows[-1])
+    return rows
+
+
+_TIMES = ("ms", "ratio", "wall_ratio")
+
+
+def race(plan: Callable[[int, Case], Found], cases: list[Case], others: list[Found]) -> dict[str, Any]:
+    """The least budget with which ``plan`` reaches what the ``others`` cost in more than half of the cases, and how long
+    it takes: medians over the cases, in which one that was not reached counts as infinitely long.
+    """
     row: dict[str, Any] = {
-        "workload": workload,
-        "start": start,
-        "planner": entrant.name,
-        "settings": entrant.task,
-        "states": len(found),
-        "peer_ms": round(1e3 * theirs, 4),
-        "peer_cost": statistics.median(cost for cost, _ in peers),
+        "states": len(cases),
+        "peer_ms": round(1e3 * statistics.median(other.cpu for other in others), 4),
+        "peer_wall_ms": round(1e3 * statistics.median(other.wall for other in others), 4),
+        "peer_cost": statistics.median(other.cost for other in others),
     }
-    for i, quality in enumerate(("equal", "strict")):
-        ours = statistics.median(float("inf") if f[i] is None else f[i][0] for f in found)  # type: ignore[index]
-        reached = [f[i][1] for f in found if f[i] is not None]  # type: ignore[index]
-        row[quality] = {
-            "reached": round(len(reached) / len(found), 6),
-            "iterations": statistics.median(reached) if reached else None,
-            "ms": round(1e3 * ours, 4) if ours < float("inf") else None,
-            "ratio": round(theirs / ours, 3) if ours < float("inf") else None,
-        }
+    tolerances = {"equal": TOLERANCE, "strict": 0.0}
+    for budget in BUDGETS:
+        runs = [plan(budget, case) for case in cases]
+        timed: list[Found] = []
+        for quality in [name for name in tolerances if row.get(name, {}).get("ms") is None]:
+            reached = [
+                run.cost <= other.cost + tolerances[quality] * abs(other.cost)
+                for run, other in zip(runs, others, strict=True)
+            ]
+            row[quality] = {"reached": round(sum(reached) / len(reached), 6), "iterations": budget} | dict.fromkeys(_TIMES)
+            if sum(reached) <= len(reached) / 2:
+                continue
+            timed = timed or [
+                _fastest([run, *(plan(budget, case) for _ in range(REPEATS - 1))])
+                for run, case in zip(runs, cases, strict=True)
+            ]
+            seconds = [run.cpu if ok else math.inf for run, ok in zip(timed, reached, strict=True)]
+            on_wall = [run.wall if ok else math.inf for run, ok in zip(timed, reached, strict=True)]
+            row[quality] |= {
+                "ms": round(1e3 * statistics.median(seconds), 4),
+                "ratio": round(statistics.median(o.cpu / s for o, s in zip(others, seconds, strict=True)), 3),
+                "wall_ratio": round(statistics.median(o.wall / s for o, s in zip(others, on_wall, strict=True)), 3),
+            }
+        if row["strict"]["ms"] is not None:
+            break
     return row
+
+
+def _fastest(runs: list[Found]) -> Found:
+    return Found(runs[0].cost, min(run.cpu for run in runs), min(run.wall for run in runs))
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-WORKLOADS = ("W0L", "two-rooms")
+WORKLOADS = ("W0L", "two-rooms", "practice")
 PLANNERS = ("cem", "icem", "mppi", "predictive-sampling", "gradient", "hybrid")
 
 
@@ -21,8 +21,10 @@ PLANNERS = ("cem", "icem", "mppi", "predictive-sampling", "gradient", "hybrid")
 def quality(workloads: tuple[str, ...], planners: tuple[str, ...], states: int, path: str | None) -> None:
     """Measure how long each planner takes to reach the final cost of stable-worldmodel's CEM (300 x 30).
 
-    WORKLOADS: W0L, two-rooms (both by default). Same weights, one thread, CPU time, median over states; cold, and warm
-    from the shifted plan of the step before. Takes minutes, and needs stable-worldmodel.
+    WORKLOADS: W0L, two-rooms, practice (all by default). Same weights, one thread, CPU time, median over states; cold,
+    and warm from the shifted plan of the step before. Takes minutes, and needs stable-worldmodel. `practice` compares
+    the shipped agent, which plans from its policy's rollout and with its critic, with itself without them, and needs
+    nothing else; --planner does not apply to it.
     """
     from pyjepa.atomic import write_text
     from pyjepa.bench import quality as bench
@@ -33,7 +35,10 @@ def quality(workloads: tuple[str, ...], planners: tuple[str, ...], states: int, 
     rows: list[dict[str, Any]] = []
     for name in workloads or WORKLOADS:
         try:
-            rows += bench.measure(name, states, planners or PLANNERS, report=lambda row: notes.print(_line(row)))
+            if name == "practice":
+                rows += bench.measure_practice(states, report=lambda row: notes.print(_line(row)))
+            else:
+                rows += bench.measure(name, states, planners or PLANNERS, report=lambda row: notes.print(_line(row)))
         except ImportError as error:
             raise click.ClickException(f"the planner to compare with is not installed: {error}") from error
     table = Table("workload", "start", "planner", "reached", "ms", "faster", "strictly", "ms", "faster", "peer ms")
@@ -48,6 +53,7 @@ def quality(workloads: tuple[str, ...], planners: tuple[str, ...], states: int, 
     if path is not None:
         result = {
             "machine": describe(),
+            "states": states,
             "peer": "stable-worldmodel CEM, 300 candidates, 30 iterations, 30 elites",
             "tolerance": bench.TOLERANCE,
             "disturbance": bench.DISTURBANCE,

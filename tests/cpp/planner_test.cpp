@@ -421,6 +421,44 @@ TEST(Hybrid, DescendsFromTheBestCandidateItSampled) {
     EXPECT_EQ(point, best);
 }
 
+TEST(Gradient, TheCheaperHalfGoesOnAfterEveryQuarter) {
+    PlannerSettings s = settings(Algorithm::gradient);
+    s.restarts = 9;
+    s.iterations = 8;
+    const auto planner = make_planner(s);
+    EXPECT_EQ(planner->descending(), 9);
+    const int counts[] = {9, 9, 4, 4, 2, 2, 2, 2};
+    for (int i = 0; i < 8; ++i) EXPECT_EQ(planner->count(i), counts[i]) << i;
+    planner->begin(0, 0.0f);
+    std::vector<std::vector<float>> points(9, std::vector<float>(8));
+    for (int i = 0; i < 2; ++i) {
+        planner->iterate(i);
+        for (int n = 0; n < 9; ++n) planner->sample(0, n, points[static_cast<size_t>(n)].data());
+        const std::vector<float> cost{5, 1, INFINITY, 7, 2, 9, 3, INFINITY, 0}, flat(9 * 8, 0.0f);
+        planner->descend(0, cost.data(), flat.data());
+    }
+    planner->iterate(2);
+    std::vector<float> left(8);
+    const int expected[] = {1, 4, 6, 8};
+    for (int n = 0; n < 4; ++n) {
+        planner->sample(0, n, left.data());
+        EXPECT_EQ(left, points[static_cast<size_t>(expected[n])]) << n;
+    }
+    // Moments go with their points: one that was pushed moves on, though nothing pushes it any longer.
+    const std::vector<float> cost{4, 3, 2, 1};
+    std::vector<float> slope(4 * 8, 0.0f);
+    std::fill_n(slope.begin() + 3 * 8, 8, 1.0f);
+    planner->descend(0, cost.data(), slope.data());
+    planner->iterate(3);
+    planner->sample(0, 3, points[3].data());
+    std::fill(slope.begin(), slope.end(), 0.0f);
+    planner->descend(0, cost.data(), slope.data());
+    planner->iterate(4);  // of the four, 2 and 3 are left
+    planner->sample(0, 1, left.data());
+    for (size_t j = 0; j < 8; ++j)
+        EXPECT_TRUE(left[j] < points[3][j] || left[j] == s.low[j % 2]) << left[j] << " " << points[3][j];
+}
+
 TEST(Diagnosis, CountsTheCandidatesThatMattered) {
     PlannerSettings s = settings(Algorithm::mppi);
     s.temperature = 1e-3f;
