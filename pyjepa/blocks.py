@@ -191,13 +191,19 @@ class Network(nn.Module):
                 owner, _, parameter = name.rpartition(".")
                 setattr(self.get_submodule(owner), parameter, nn.Parameter(stacked.detach()))
 
-    def forward(self, inputs: Mapping[InputName, Tensor]) -> Tensor:
-        """Inputs of shape (B, ...) by name -> (B, out), or (K, B, out) for an ensemble."""
+    def forward(self, inputs: Mapping[InputName, Tensor], *, each: bool = False) -> Tensor:
+        """Inputs of shape (B, ...) by name -> (B, out), or (K, B, out) for an ensemble.
+
+        ``each``: the members of an ensemble have inputs of their own, (K, B, ...).
+        """
         if self.module.ensemble == 1:
             return self._member(inputs)
         # One batched operation per layer for all members.
-        member = vmap(lambda parameters: functional_call(_Member(self), parameters, (inputs,)))
-        outputs: Tensor = member({f"network.{name}": value for name, value in self.named_parameters()})
+        member = vmap(
+            lambda parameters, given: functional_call(_Member(self), parameters, (given,)),
+            in_dims=(0, 0 if each else None),
+        )
+        outputs: Tensor = member({f"network.{name}": value for name, value in self.named_parameters()}, dict(inputs))
         return outputs
 
     def _member(self, inputs: Mapping[InputName, Tensor]) -> Tensor:

@@ -182,7 +182,8 @@ class Quantisation:
 class Module:
     """A network: its ``inputs`` combined, then ``blocks`` in order; ``residual`` adds the state to the output.
 
-    ``ensemble`` K > 1: K networks of the same shape; every tensor has a leading axis K (critics and heads only).
+    ``ensemble`` K > 1: K networks of the same shape; every tensor has a leading axis K (predictors, critics and heads
+    only). The first of an ensemble of predictors rolls out; a cost term may ask how far the others disagree.
     """
 
     inputs: tuple[InputName, ...]
@@ -228,7 +229,8 @@ class CostTerm:
       action).
     - ``hazard``: the output of ``module`` at the reached state, through a sigmoid where ``sigmoid``.
     - ``disagreement``: how far the networks of the ensemble ``module`` scatter, the sum of their outputs' variances
-      (Sekar et al. 2020); where the module reads the action, it judges the action. ``seek`` pays for it: curiosity.
+      (Sekar et al. 2020); where the module reads the action, it judges the action. An ensemble of predictors is one
+      such: the variance of what they predict next from the same state. ``seek`` pays for it: curiosity.
     - ``box``: how far the reached state, or the output of ``module`` there, lies outside [``low``, ``high``] (either
       may be empty): the sum of squared excesses, or infinity anywhere outside where ``hard``.
     - ``half_space``: the same for ``normal`` · x <= ``offset``.

@@ -77,10 +77,11 @@ class WorldModel(nn.Module):
         return (actions - self.get_buffer("_center")) / self.get_buffer("_scale")
 
     def step(self, state: Tensor, action: Tensor) -> Tensor:
-        """``s[t+1] = Pred(s[t], a[t])``: states (B, L) and actions (B, A') -> states (B, L)."""
-        inputs = {"state": state, "action": self.normalise(action)}
-        predicted: Tensor = self.get_submodule(self.predictor_name)(inputs)
-        return predicted
+        """``s[t+1] = Pred(s[t], a[t])``: states (B, L) and actions (B, A') -> states (B, L).
+
+        Of an ensemble of predictors, as the first of them says.
+        """
+        return self.head(self.predictor_name, state, self.normalise(action))[0]
 
     def rollout(self, state: Tensor, actions: Tensor) -> Tensor:
         """States (B, L) and actions (B, S, A') -> the S predicted states (B, S, L)."""
@@ -89,6 +90,18 @@ class WorldModel(nn.Module):
             state = self.step(state, action)
             states.append(state)
         return torch.stack(states, dim=1)
+
+    def rollouts(self, state: Tensor, actions: Tensor) -> Tensor:
+        """As `rollout`, by every predictor of an ensemble for itself: (K, B, S, L), K 1 without one."""
+        members = self.spec.modules[self.predictor_name].ensemble
+        if members == 1:
+            return self.rollout(state, actions).unsqueeze(0)
+        state, states = state.expand(members, *state.shape), []
+        for action in self.normalise(actions).unbind(1):
+            inputs = {"state": state, "action": action.expand(members, *action.shape)}
+            state = self.get_submodule(self.predictor_name)(inputs, each=True)
+            states.append(state)
+        return torch.stack(states, dim=2)
 
     def head(self, name: str, state: Tensor, action: Tensor | None = None, goal: Tensor | None = None) -> Tensor:
         """A head's outputs (K, B, out), K the size of its ensemble (1 without), at states (B, L), normalised actions

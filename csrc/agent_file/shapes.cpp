@@ -235,8 +235,9 @@ void check_policy(const Spec& spec) {
 }
 
 // A critic or a prediction head: what it may read, and how many numbers it puts out (0: any number).
+// `scatters`: only how its members differ counts, which a state added to all of them does not change.
 void check_head(const Spec& spec, const std::string& name, const std::string& what, bool takes_action,
-                bool takes_goal, int outputs) {
+                bool takes_goal, int outputs, bool scatters = false) {
     const ModuleSpec& head = spec.modules.at(name);
     if (reads(head, Input::observation) || (!takes_action && reads(head, Input::action)) ||
         (!takes_goal && reads(head, Input::goal))) {
@@ -244,7 +245,7 @@ void check_head(const Spec& spec, const std::string& name, const std::string& wh
                                                         (takes_action ? ", 'action'" : "") +
                                                         (takes_goal ? ", 'goal'" : ""));
     }
-    if (head.residual) {
+    if (head.residual && !(scatters && spec.level.predictor == name)) {
         invalid("spec.modules." + name + ".residual", what + " puts out no state to add to");
     }
     if (const int size = output_size(spec, name); outputs != 0 && size != outputs) {
@@ -280,7 +281,8 @@ void check_cost(const Spec& spec) {
         const auto head = [&](const char* what, bool takes_action, bool takes_goal, int outputs) {
             if (!term.module) invalid(where, "key 'module' is missing");
             referenced(spec, *term.module, where + ".module");
-            check_head(spec, *term.module, what, takes_action, takes_goal, outputs);
+            check_head(spec, *term.module, what, takes_action, takes_goal, outputs,
+                       term.kind == CostKind::disagreement);
         };
         std::optional<std::string> judge = term.module;
         switch (term.kind) {
@@ -354,11 +356,10 @@ void check_all_referenced(const Spec& spec) {
         if (!judges && own != spec.level.encoder && own != spec.level.predictor && own != spec.policy) {
             invalid("spec.modules." + name, "no level, policy, critic or cost term refers to this module");
         }
-        if (module.ensemble > 1 &&
-            (own == spec.level.encoder || own == spec.level.predictor || own == spec.policy)) {
+        if (module.ensemble > 1 && (own == spec.level.encoder || own == spec.policy)) {
             unsupported("spec.modules." + name + ".ensemble",
                         "module " + printable(name) +
-                            ": an ensemble is available for critics and prediction heads only");
+                            ": an ensemble is available for predictors, critics and prediction heads only");
         }
     }
 }

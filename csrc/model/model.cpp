@@ -100,10 +100,11 @@ void Model::forward(const std::string& name, const float* input, int batch, floa
         const int rows = std::min(block, batch - from);
         const float* x = input + static_cast<ptrdiff_t>(from) * in;
         float* y = output + static_cast<ptrdiff_t>(from) * out;
-        if (first.residual())  // no ensemble has it
+        if (first.residual())
             for (int r = 0; r < rows; ++r)
-                std::copy_n(x + static_cast<ptrdiff_t>(r) * in + state_at, out,
-                            y + static_cast<ptrdiff_t>(r) * out);
+                for (int k = 0; k < out; k += first.out())
+                    std::copy_n(x + static_cast<ptrdiff_t>(r) * in + state_at, first.out(),
+                                y + static_cast<ptrdiff_t>(r) * out + k);
         if (!order.empty()) {
             for (int r = 0; r < rows; ++r)
                 for (int j = 0; j < in; ++j)

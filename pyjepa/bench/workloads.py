@@ -161,7 +161,7 @@ class Problem(PlanningProblem):
         (term,) = spec.cost
         (block,) = module.blocks
         planner = spec.planner
-        if not isinstance(block, Mlp) or any(layer.norm != "none" for layer in block.layers):
+        if not isinstance(block, Mlp) or module.ensemble > 1 or any(layer.norm != "none" for layer in block.layers):
             raise ValueError(f"{workload.name}: the predictor is no plain MLP")
         if module.inputs != ("state", "action") or term.kind != "goal_distance" or planner.knots:
             raise ValueError(f"{workload.name}: inputs, cost or knots that peers do not state")

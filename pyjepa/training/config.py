@@ -53,6 +53,8 @@ class Architecture(Section):
     encoder_hidden: Positive = 256
     latent: Positive = 48
     predictor_hidden: Annotated[list[Positive], Field(min_length=1)] = [128, 128]
+    predictors: Annotated[int, Field(ge=1, le=64)] = 1
+    """Networks of the predictor: an ensemble, whose disagreement tells where the model does not know."""
     activation: Literal["relu", "gelu", "silu", "mish", "tanh"] = "relu"
 
     @model_validator(mode="after")

@@ -60,14 +60,15 @@ def clip_losses(
     """The loss of a batch of clips, and its unweighted terms.
 
     ``states`` (B, T + 1, L) are the encoded observations, ``actions`` (B, T, A') what led from each to the next. The
-    T states predicted from the first one are compared with the encoded ones; both branches get gradients, and VICReg's
-    variance and covariance (over the batch, at ``regularised_steps``) keep both from collapsing. The other terms are
-    those of `pyjepa.objectives.temporal` and `pyjepa.objectives.inverse_dynamics`.
+    T states predicted from the first one (by every predictor of an ensemble) are compared with the encoded ones; both
+    branches get gradients, and VICReg's variance and covariance (over the batch, at ``regularised_steps``) keep both
+    from collapsing. The other terms are those of `pyjepa.objectives.temporal` and `pyjepa.objectives.inverse_dynamics`.
     """
-    predicted = torch.cat([states[:, :1], model.rollout(states[:, 0], actions)], dim=1)
+    rollouts = model.rollouts(states[:, 0], actions)
+    predicted = torch.cat([states[:, :1], rollouts[0]], dim=1)
     regularised = [vicreg.terms(predicted[:, t], states[:, t]) for t in weights.regularised_steps]
     terms = {
-        "prediction": functional.mse_loss(predicted[:, 1:], states[:, 1:]),
+        "prediction": torch.stack([functional.mse_loss(rollout, states[:, 1:]) for rollout in rollouts]).mean(),
         "variance": torch.stack([term.variance for term in regularised]).mean(),
         "covariance": torch.stack([term.covariance for term in regularised]).mean(),
         "temporal_variance": temporal_variance(states, target=weights.temporal_variance_target),

@@ -51,7 +51,10 @@ def build_spec(config: Config) -> Spec:
         modules={
             "encoder": Module(inputs=("observation",), blocks=(Conv(layers=convolutions), Mlp(layers=head))),
             "predictor": Module(
-                inputs=("state", "action"), blocks=(Mlp(layers=(*hidden, Layer(out=sizes.latent))),), residual=True
+                inputs=("state", "action"),
+                blocks=(Mlp(layers=(*hidden, Layer(out=sizes.latent))),),
+                residual=True,
+                ensemble=sizes.predictors,
             ),
         },
         levels=(Level(encoder="encoder", predictor="predictor", action_block=config.data.action_block, hold=True),),

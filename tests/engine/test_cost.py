@@ -597,6 +597,56 @@ def test_one_network_cannot_disagree(changes):
         engine_model(spec, networks(spec))
 
 
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("planner", ["cem", "mppi", "tree"])
+def test_predictors_disagree_and_the_first_rolls_out(planner, residual):
+    """What torch says that an ensemble of predictors costs; a plan's states are the first member's."""
+    spec = agent_spec(
+        CostTerm(kind="disagreement", module="dynamics", stage=2.0),
+        CostTerm(kind="disagreement", module="dynamics", members=2, seek=True, name="two"),
+        CostTerm(kind="goal_distance", stage=0.1),
+    )
+    predictor = dataclasses.replace(MODULES["dynamics"], residual=residual, ensemble=4)
+    spec = dataclasses.replace(spec, modules={**spec.modules, "dynamics": predictor})
+    modules = networks(spec)
+    plan = planned(spec, modules, planner=planner)
+    world = world_model(spec, modules)
+    start, actions = torch.from_numpy(seen()[0])[None], torch.from_numpy(plan.actions)[None]
+    with torch.no_grad():
+        every = world.rollouts(start, actions)[:, 0].numpy()
+    np.testing.assert_allclose(plan.states[1:], every[0], rtol=1e-4, atol=1e-5)
+    assert np.abs(every[1] - every[0]).max() > 0.1
+    costs = [torch_terms(spec, modules, plan, {"two": pair}) for pair in itertools.combinations(range(4), 2)]
+    for label, index in (("disagreement", 0), ("goal_distance", 2)):
+        assert plan.cost_terms[label].sum() == pytest.approx(float(costs[0][index]), rel=2e-5, abs=2e-6)
+    assert costs[0][0] > 1e-3
+    assert any(plan.cost_terms["two"].sum() == pytest.approx(float(c[1]), rel=2e-5, abs=2e-6) for c in costs)
+
+
+def test_a_module_shows_what_every_predictor_says():
+    spec = agent_spec(CostTerm(kind="goal_distance"))
+    predictor = dataclasses.replace(MODULES["dynamics"], residual=True, ensemble=3)
+    spec = dataclasses.replace(spec, modules={**spec.modules, "dynamics": predictor})
+    modules = networks(spec)
+    inputs = np.random.default_rng(2).standard_normal((70, LATENT + ACTIONS)).astype(np.float32)
+    state, action = torch.from_numpy(inputs).split([LATENT, ACTIONS], dim=1)
+    with torch.no_grad():
+        expected = modules["dynamics"]({"state": state, "action": action})
+    found = engine_model(spec, modules).forward("dynamics", inputs).reshape(70, 3, LATENT)
+    np.testing.assert_allclose(found, expected.permute(1, 0, 2).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_predictor_is_a_head_of_disagreement_only():
+    spec = agent_spec(CostTerm(kind="reward", module="dynamics"))
+    with pytest.raises(pyjepa.AgentFileError, match="a reward head puts out 1 number, this one puts out 24"):
+        engine_model(spec, networks(spec))
+    residual = dataclasses.replace(MODULES["guesses"], residual=True, blocks=MODULES["dynamics"].blocks)
+    spec = agent_spec(CostTerm(kind="disagreement", module="guesses"))
+    spec = dataclasses.replace(spec, modules={**spec.modules, "guesses": residual})
+    with pytest.raises(pyjepa.AgentFileError, match="a head that may disagree puts out no state to add to"):
+        engine_model(spec, networks(spec))
+
+
 def test_disagreement_has_no_gradient():
     spec = agent_spec(CostTerm(kind="disagreement", module="places"))
     with pytest.raises(pyjepa.UnsupportedError, match="cost term 0 has no gradient"):

@@ -134,6 +134,27 @@ def test_the_loss_is_the_weighted_sum_of_its_terms():
     assert torch.allclose(terms["prediction"], ((rolled - states[:, 1:]) ** 2).mean())
 
 
+def test_every_predictor_of_an_ensemble_learns():
+    config = tiny(architecture={**TINY["architecture"], "predictors": 3})
+    torch.manual_seed(0)
+    model = WorldModel(build_spec(config))
+    states, actions = torch.randn(8, 5, model.latent_dim), torch.randn(8, 4, 2)
+    rollouts = model.rollouts(states[:, 0], actions)
+    assert rollouts.shape == (3, 8, 4, model.latent_dim)
+    torch.testing.assert_close(rollouts[0], model.rollout(states[:, 0], actions))
+    assert not torch.allclose(rollouts[0], rollouts[1])
+    for member in range(3):  # each goes on from what it predicted itself
+        alone = {k: v[member] for k, v in model.get_submodule("predictor").state_dict().items()}
+        single = WorldModel(build_spec(tiny()))
+        single.get_submodule("predictor").load_state_dict(alone)
+        torch.testing.assert_close(rollouts[member], single.rollout(states[:, 0], actions))
+    inverse = InverseDynamics(model.latent_dim, 2)
+    loss, _ = clip_losses(model, inverse, VICReg(), config.objective, states, actions)
+    loss.backward()
+    for parameter in model.get_submodule("predictor").parameters():
+        assert (parameter.grad.flatten(1).abs().sum(dim=1) > 0).all()
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_an_interrupted_and_resumed_run_ends_with_the_same_bits(data, tmp_path, precision):
     config = tiny(precision=precision)
