@@ -3,8 +3,9 @@ and policy, beside random actions and the policy alone.
 
 Run: python benchmarks/ablation.py [--episodes 20] [--seed 0] [--json benchmarks/results/ablation.json]
 
-The shipped agent plays Two Rooms' held-out episodes, half of them across the wall, on one thread. Every planner gets as
-many iterations as fit into its deadline on this machine, found beforehand.
+The shipped agent plays Two Rooms' held-out episodes, half of them across the wall, on one thread; the planners of
+discrete actions play the world of eight moves, where it has no policy. Every planner gets as many iterations as fit
+into its deadline on this machine, found beforehand.
 """
 
 from __future__ import annotations
@@ -23,14 +24,17 @@ from pyjepa import agents
 from pyjepa.bench.episodes import play, summary
 from pyjepa.bench.machine import describe
 from pyjepa.envs.two_rooms import STEP, TwoRooms, evaluation_episodes
+from pyjepa.envs.two_rooms_discrete import TwoRoomsDiscrete
 
 ROOT = Path(__file__).resolve().parents[1]
 PLANNERS = ("cem", "icem", "mppi", "predictive-sampling", "gradient", "hybrid")
+DISCRETE = ("categorical-cem", "tree")
 DEADLINES = (1, 5, 20, 50)
 MOST_ITERATIONS = 500
 VARIANTS: dict[str, dict[str, Any]] = {
     "critic and policy": {},
     "critic": {"policy_candidates": 0},
+    "policy": {"weights": {"critic": 0.0}},
     "neither": {"policy_candidates": 0, "weights": {"critic": 0.0}},
 }
 
@@ -46,6 +50,11 @@ def at_random(episodes: int, seed: int) -> float:
     return float(world.success.mean())
 
 
+def changes(planner: str, variant: str) -> dict[str, Any]:
+    """What a variant changes in a planner's task; where there is no policy, nothing about it."""
+    return {k: v for k, v in VARIANTS[variant].items() if k != "policy_candidates" or planner not in DISCRETE}
+
+
 def iterations(agent: pyjepa.Agent, task: dict[str, Any], milliseconds: float) -> int:
     """How many iterations of a planner fit into a deadline: the fastest of a few plans tells."""
     world = TwoRooms(1)
@@ -58,8 +67,8 @@ def iterations(agent: pyjepa.Agent, task: dict[str, Any], milliseconds: float) -
 
 def conditions() -> Iterator[tuple[str, str, int]]:
     """Planner, variant, deadline."""
-    for planner in PLANNERS:
-        for variant in VARIANTS:
+    for planner in (*PLANNERS, *DISCRETE):
+        for variant in VARIANTS if planner not in DISCRETE else ("critic", "neither"):
             for milliseconds in DEADLINES:
                 yield planner, variant, milliseconds
 
@@ -76,16 +85,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "ablation.json")
     options = parser.parse_args()
-    agent = pyjepa.load(agents.path("two_rooms"))
+    agent, discrete = pyjepa.load(agents.path("two_rooms")), pyjepa.Agent(agents.two_rooms_discrete())
     episodes = evaluation_episodes(options.episodes, seed=options.seed)
     rows = [{"planner": "random", "success": at_random(options.episodes, options.seed)}]
     rows.append(row(summary(list(play(agent, episodes, {}, mode=1))), planner="the policy alone"))
     for planner, variant, milliseconds in track(list(conditions()), "playing"):
-        task = {"planner": planner, "seed": options.seed, **VARIANTS[variant]}
-        task["iterations"] = iterations(agent, task, milliseconds)
+        player, world = (discrete, TwoRoomsDiscrete) if planner in DISCRETE else (agent, TwoRooms)
+        task = {"planner": planner, "seed": options.seed, **changes(planner, variant)}
+        task["iterations"] = iterations(player, task, milliseconds)
         if planner == "hybrid":
             task["polish"] = task["iterations"] // 2
-        found = summary(list(play(agent, episodes, task, deadline=milliseconds / 1e3)))
+        found = summary(list(play(player, episodes, task, deadline=milliseconds / 1e3, world_type=world)))
         rows.append(
             row(found, planner=planner, variant=variant, deadline_ms=milliseconds, iterations=task["iterations"])
         )

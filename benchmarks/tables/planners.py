@@ -39,4 +39,52 @@ def ablation(results: Path) -> str:
     return about + "\n" + markdown(["planner", "with", *(f"{d} ms" for d in deadlines)], lines, left=2)
 
 
-TABLES = {"ablation": ablation}
+def times(value: float | None) -> str:
+    """How many times as fast, or nothing where it never was as good."""
+    return "" if value is None else f"{value:.0f}x" if value >= 10 else f"{value:.1f}x"
+
+
+def quality(results: Path) -> str:
+    """Time to the final cost of stable-worldmodel's CEM, by planner: cold and warm."""
+    document = load(results, "quality")
+    rows = [row for row in document["rows"] if row["start"] in ("cold", "warm")]
+    found = {(row["workload"], row["start"], row["planner"]): row for row in rows}
+    columns = list(dict.fromkeys((row["workload"], row["start"]) for row in rows))
+    lines = []
+    for planner in dict.fromkeys(row["planner"] for row in rows):
+        cells = []
+        for column in columns:
+            row = found[(*column, planner)]
+            cells.append(f"{times(row['strict']['ratio'])} ({times(row['equal']['ratio'])})".replace(" ()", " (-)"))
+        lines.append([planner, *(cell if cell[0] != " " else "-" + cell for cell in cells)])
+    theirs = {row["workload"]: row["peer_ms"] for row in rows if row["start"] == "cold"}
+    machine = document["machine"]
+    about = (
+        f"How many times as fast as {document['peer']} a plan is that costs no more (in brackets: at most "
+        f"{100 * document['tolerance']:g} % more); -: in half of the {document['states']} states or more none does "
+        f"within 64 iterations. Median over the states of the ratio of CPU times, one thread each ({machine['cpu']}, "
+        f"{machine['isa']}); the peer takes "
+        + ", ".join(f"{milliseconds(ms)} ms ({name})" for name, ms in theirs.items())
+        + f". Warm: from the shifted plan, after one executed step whose result was disturbed by normal noise of "
+        f"{document['disturbance']:g} times the size of its change.\n"
+    )
+    headings = ["planner", *(f"{workload}, {start}" for workload, start in columns)]
+    return about + "\n" + markdown(headings, lines)
+
+
+def practice(results: Path) -> str:
+    """Time that the shipped agent's policy and critic save."""
+    document = load(results, "quality")
+    rows = [row for row in document["rows"] if row["workload"] == "practice"]
+    found = {(row["start"], row["planner"]): row for row in rows}
+    starts = {row["start"]: row["peer_ms"] for row in rows}
+    lines = []
+    for planner in dict.fromkeys(row["planner"] for row in rows):
+        cells = [found[start, planner]["strict"] for start in starts]
+        lines.append(
+            [planner, *(f"{milliseconds(c['ms'])} ms, {times(c['ratio'])}" if c["ms"] else "-" for c in cells)]
+        )
+    return markdown(["planner", *(f"{start} ({milliseconds(ms)} ms)" for start, ms in starts.items())], lines)
+
+
+TABLES = {"ablation": ablation, "quality": quality, "practice": practice}
