@@ -29,6 +29,7 @@ from pyjepa.envs.two_rooms_discrete import TwoRoomsDiscrete
 ROOT = Path(__file__).resolve().parents[1]
 PLANNERS = ("cem", "icem", "mppi", "predictive-sampling", "gradient", "hybrid")
 DISCRETE = ("categorical-cem", "tree")
+TREE_CANDIDATES = 16  # simulations of an iteration, which must fit into the shortest deadline
 DEADLINES = (1, 5, 20, 50)
 MOST_ITERATIONS = 500
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -52,7 +53,8 @@ def at_random(episodes: int, seed: int) -> float:
 
 def changes(planner: str, variant: str) -> dict[str, Any]:
     """What a variant changes in a planner's task; where there is no policy, nothing about it."""
-    return {k: v for k, v in VARIANTS[variant].items() if k != "policy_candidates" or planner not in DISCRETE}
+    task = {k: v for k, v in VARIANTS[variant].items() if k != "policy_candidates" or planner not in DISCRETE}
+    return task | ({"candidates": TREE_CANDIDATES} if planner == "tree" else {})
 
 
 def iterations(agent: pyjepa.Agent, task: dict[str, Any], milliseconds: float) -> int:

@@ -21,10 +21,8 @@ from torch.nn import functional
 
 from pyjepa.cost import intrinsic_cost
 from pyjepa.memory import Memory
+from pyjepa.training.fit import Progress, fit
 from pyjepa.world_model import WorldModel
-
-Progress = Callable[[int, float], None]
-"""Told the number of steps and the last one's loss."""
 
 
 @dataclass(frozen=True)
@@ -125,13 +123,9 @@ def train_critic(
             layer.reset_parameters()  # what it was may be in other units
     average = copy.deepcopy(network)  # closes the sums: an exponential average, so that targets move slowly
     mean, std = taught.costs.mean(), taught.costs.std().clamp_min(1e-6)
-    optimiser = torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=steps)
-    draw = torch.Generator().manual_seed(seed)
     closed = bool((taught.factor > 0).any())
-    last = float("nan")
-    for step in range(steps):
-        chosen = torch.randint(len(taught), (batch,), generator=draw)
+
+    def loss(chosen: Tensor) -> Tensor:
         goals, target = taught.goals[chosen], taught.costs[chosen]
         if closed:
             with torch.no_grad():
@@ -140,13 +134,11 @@ def train_critic(
                 for slow, fast in zip(average.parameters(), network.parameters(), strict=True):
                     slow.lerp_(fast, 0.01)
         found = network({"state": taught.states[chosen], "goal": goals})[:, 0]
-        loss = functional.smooth_l1_loss(found, (target - mean) / std)
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        schedule.step()
-        last = loss.item()
-        progress(step + 1, last)
+        return functional.smooth_l1_loss(found, (target - mean) / std)
+
+    last = fit(
+        network, loss, len(taught), steps=steps, batch=batch, learning_rate=learning_rate, seed=seed, progress=progress
+    )
     _in_units(network, float(mean), float(std))
     return last
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pyjepa.spec import Spec
 from pyjepa.training.experience import Plans
+from pyjepa.training.fit import Progress, fit
 from pyjepa.world_model import WorldModel
-
-Progress = Callable[[int, float], None]
-"""Told the number of steps and the last one's loss."""
 
 
 def train_policy(
@@ -30,41 +27,42 @@ def train_policy(
 
     The first ``depth`` actions of every plan teach, each in the state that the plan expects it to be taken in: later
     ones were refined less. The loss is the mean squared error of the normalised mean action; a ``gaussian_tanh`` head
-    also learns how far the planner's actions scatter around it (the Gaussian's negative log likelihood before tanh).
+    also learns how far the planner's actions scatter around it (the Gaussian's negative log likelihood before tanh). A
+    ``categorical`` head learns how often the planner takes which action: the loss is their negative log likelihood.
 
-    Raises ValueError for a model without a policy and for discrete actions.
+    Raises ValueError for a model without a policy.
     """
     spec = model.spec
     if spec.policy is None:
         raise ValueError("the spec names no policy")
-    if spec.actions.kind != "box":
-        raise ValueError("the policy is fitted to continuous actions, this agent's are discrete")
     depth = min(depth, plans.actions.shape[1])
     states = torch.from_numpy(plans.states[:, :depth]).flatten(0, 1)
     goals = torch.from_numpy(plans.goals)[:, None].expand(-1, depth, -1).flatten(0, 1)
-    low, high = (torch.tensor(bound) for bound in (spec.actions.low, spec.actions.high))
-    wanted = (torch.from_numpy(plans.actions[:, :depth]).flatten(0, 1) - (low + high) / 2) / ((high - low) / 2)
+    wanted = _normalised(spec, torch.from_numpy(plans.actions[:, :depth]).flatten(0, 1))
     network = model.get_submodule(spec.policy)
-    reads = spec.modules[spec.policy].inputs
-    optimiser = torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=steps)
-    draw = torch.Generator().manual_seed(seed)
-    actions = wanted.shape[1]
-    last = float("nan")
-    for step in range(steps):
-        chosen = torch.randint(len(wanted), (batch,), generator=draw)
-        inputs = {name: {"state": states, "goal": goals}[name][chosen] for name in reads}
-        out = network(inputs)
-        loss = functional.mse_loss(torch.tanh(out[:, :actions]), wanted[chosen])
+    inputs = {name: {"state": states, "goal": goals}[name] for name in spec.modules[spec.policy].inputs}
+
+    def loss(chosen: Tensor) -> Tensor:
+        out: Tensor = network({name: values[chosen] for name, values in inputs.items()})
+        if spec.policy_head == "categorical":
+            return functional.cross_entropy(out, wanted[chosen])
+        actions = wanted.shape[1]
+        off = functional.mse_loss(torch.tanh(out[:, :actions]), wanted[chosen])
         if spec.policy_head == "gaussian_tanh":
-            loss = loss + 0.1 * _scatter_loss(out[:, :actions].detach(), out[:, actions:], wanted[chosen])
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        schedule.step()
-        last = loss.item()
-        progress(step + 1, last)
-    return last
+            off = off + 0.1 * _scatter_loss(out[:, :actions].detach(), out[:, actions:], wanted[chosen])
+        return off
+
+    return fit(
+        network, loss, len(wanted), steps=steps, batch=batch, learning_rate=learning_rate, seed=seed, progress=progress
+    )
+
+
+def _normalised(spec: Spec, actions: Tensor) -> Tensor:
+    """Actions (Q, A) as the policy puts them out, between -1 and 1; of discrete ones the indices (Q,)."""
+    if spec.actions.kind == "discrete":
+        return actions.long()
+    low, high = (torch.tensor(bound) for bound in (spec.actions.low, spec.actions.high))
+    return (actions - (low + high) / 2) / ((high - low) / 2)
 
 
 def _scatter_loss(mean: Tensor, head: Tensor, wanted: Tensor) -> Tensor:

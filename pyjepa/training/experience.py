@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -34,8 +34,8 @@ class Plans:
     """(P, S + 1, L): the present state, then the predicted ones."""
     goals: FloatArray
     """(P, L)."""
-    actions: FloatArray
-    """(P, S, A), in the environment's units: one action for each predictor step."""
+    actions: npt.NDArray[Any]
+    """(P, S, A), in the environment's units, or indices (P, S): one action for each predictor step."""
 
     def __len__(self) -> int:
         """P."""
@@ -71,20 +71,21 @@ def walk(
     seed: int = 0,
     environments: int = 16,
     steps: int = 30,
+    world_type: type[TwoRooms] = TwoRooms,
     progress: Progress = lambda done: None,
 ) -> tuple[Memory, float]:
     """Sends an agent through Two Rooms' training episodes, three in four across the wall, and returns what it remembers
     and the share of goals it reached.
 
-    ``mode`` 2 plans, 1 acts by the policy. An episode ends after ``steps`` decisions at most. The agent's memory and
-    task are replaced.
+    ``mode`` 2 plans, 1 acts by the policy; ``world_type``: where they are walked. An episode ends after ``steps``
+    decisions at most. The agent's memory and task are replaced.
     """
     block = agent.model.action_block
     agent.remember(episodes * (steps + 1))
     reached = 0
     for first in range(0, episodes, environments):
         count = min(environments, episodes - first)
-        world = TwoRooms(count, split="train")
+        world = world_type(count, split="train")
         crossing = (first + np.arange(count)) % 4 != 0
         world.begin(draw_episodes(count, seed=seed, split="train", cross_room=crossing, first=first))
         agent.configure(goal=world.goal_observation, seed=seed + first)

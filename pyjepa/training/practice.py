@@ -19,6 +19,8 @@ import torch
 
 from pyjepa import agent_file
 from pyjepa.agent import Agent, Model
+from pyjepa.envs.two_rooms import TwoRooms
+from pyjepa.envs.two_rooms_discrete import MOVES, TwoRoomsDiscrete
 from pyjepa.memory import Memory
 from pyjepa.spec import CostTerm, Layer, Mlp, Module, Spec
 from pyjepa.training import experience
@@ -84,9 +86,8 @@ SILENCE = Silence()
 
 
 def practised_spec(spec: Spec, settings: Settings) -> Spec:
-    """``spec`` with a critic, a policy and the cost of the time to the goal. Raises ValueError for discrete actions."""
-    if spec.actions.kind != "box":
-        raise ValueError("practice is for continuous actions, this agent's are discrete")
+    """``spec`` with a critic, a policy and the cost of the time to the goal."""
+    discrete = spec.actions.kind == "discrete"
 
     def network(hidden: tuple[int, ...], out: int) -> Module:
         layers = (*(Layer(out=size, activation="relu") for size in hidden), Layer(out=out))
@@ -99,17 +100,19 @@ def practised_spec(spec: Spec, settings: Settings) -> Spec:
         modules={
             **{name: module for name, module in spec.modules.items() if name not in (spec.critic, spec.policy)},
             "critic": network(settings.hidden, 1),
-            "policy": network(settings.policy_hidden, 2 * len(spec.actions.low)),
+            "policy": network(settings.policy_hidden, spec.actions.size * (1 if discrete else 2)),
         },
         critic="critic",
         policy="policy",
-        policy_head="gaussian_tanh",
+        policy_head="categorical" if discrete else "gaussian_tanh",
         cost=(
             CostTerm(kind="goal_distance", reach=settings.reach),
             CostTerm(kind="critic", stage=0.0, estimates="cost"),
             *others,
         ),
-        planner=dataclasses.replace(spec.planner, horizon=settings.horizon // block * block, policy_candidates=1),
+        planner=dataclasses.replace(
+            spec.planner, horizon=settings.horizon // block * block, policy_candidates=0 if discrete else 1
+        ),
     )
 
 
@@ -124,17 +127,26 @@ def practise(
 ) -> tuple[Spec, Memory]:
     """Practises with the agent file ``path`` in Two Rooms' training worlds and writes the agent that comes of it.
 
+    An agent of discrete actions practises in the world of eight moves: its policy, of a categorical head, is where a
+    tree search begins.
+
     ``memory``: what was remembered before, instead of playing. Returns the new agent's spec and all that is remembered.
-    Raises what reading and writing agent files raise, and ValueError for a memory of another agent.
+    Raises what reading and writing agent files raise, and ValueError for a memory of another agent and for
+    actions that are not the world's.
     """
     base = Model.load(path)
     tensors = experience.load_tensors(os.fspath(path))
     torch.manual_seed(settings.seed)
     spec = practised_spec(base.spec, settings)
+    world = _world(spec)
     if memory is None:
         reporter.stage("plan and remember", settings.episodes)
         memory, reached = experience.walk(
-            Agent(base), episodes=settings.episodes, seed=settings.seed, progress=reporter.advance
+            Agent(base),
+            episodes=settings.episodes,
+            seed=settings.seed,
+            world_type=world,
+            progress=reporter.advance,
         )
         reporter.note(f"the planner reached {reached:.1%} of {settings.episodes} goals")
     elif memory.states.shape[1] != base.latent_dim:
@@ -160,7 +172,12 @@ def practise(
         reporter.stage("play by the policy", settings.episodes // 4)
         agent = Agent(Model.from_bytes(agent_file.to_bytes(spec, _arrays(heads))))
         went, reached = experience.walk(
-            agent, mode=1, episodes=settings.episodes // 4, seed=settings.seed + 1 + again, progress=reporter.advance
+            agent,
+            mode=1,
+            episodes=settings.episodes // 4,
+            seed=settings.seed + 1 + again,
+            world_type=world,
+            progress=reporter.advance,
         )
         reporter.note(f"the policy alone reached {reached:.1%} of {settings.episodes // 4} goals")
         more = settings.plans // settings.rounds
@@ -175,6 +192,15 @@ def practise(
     spec = dataclasses.replace(spec, provenance=provenance)
     heads.export(out, spec)
     return spec, memory
+
+
+def _world(spec: Spec) -> type[TwoRooms]:
+    """Where an agent of these actions can practise."""
+    if spec.actions.kind == "box" and len(spec.actions.low) == 2:
+        return TwoRooms
+    if spec.actions.kind == "discrete" and spec.actions.count == len(MOVES):
+        return TwoRoomsDiscrete
+    raise ValueError(f"Two Rooms has two continuous actions or {len(MOVES)} moves, this agent has {spec.actions.size}")
 
 
 def _train_critic(heads: WorldModel, memory: Memory, settings: Settings, reporter: Reporter) -> None:

@@ -12,13 +12,15 @@ import pyjepa
 from pyjepa import agent_file, agents
 from pyjepa.cli import main
 from pyjepa.cost import intrinsic_cost
+from pyjepa.discretise import discretise
+from pyjepa.envs.two_rooms_discrete import MOVES, TwoRoomsDiscrete
 from pyjepa.memory import Memory
 from pyjepa.spec import Actions, CostTerm, Layer, Level, Mlp, Module, Observation, Planner, Spec
 from pyjepa.training import experience
 from pyjepa.training.critic import pairs, train_critic
 from pyjepa.training.distillation import train_policy
 from pyjepa.training.experience import Plans
-from pyjepa.training.practice import Settings, practised_spec
+from pyjepa.training.practice import Settings, practise, practised_spec
 from pyjepa.world_model import WorldModel
 
 LATENT = 2
@@ -168,6 +170,73 @@ def test_the_policy_learns_what_was_planned_and_how_far_it_scatters():
     assert np.abs((acted - (middle + half * towards)) / half).mean() < 0.12
     spread = torch.exp(-10 + 6 * (torch.tanh(head) + 1)).mean(dim=0)
     assert spread[1] > 2 * spread[0]
+
+
+def test_the_policy_learns_how_often_which_action_was_planned():
+    """Towards the goal along x by one of two actions, one taken three times as often as the other; never the third."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    states, goals = rng.normal(size=(2, 6000, LATENT)).astype(np.float32)
+    right = goals[:, 0] > states[:, 0]
+    actions = np.where(right, 0, np.where(rng.random(len(states)) < 0.75, 1, 2))[:, None]
+    discrete = spec(
+        actions=Actions(kind="discrete", count=4),
+        modules={**spec().modules, "policy": network(64, 64, 4)},
+        policy_head="categorical",
+    )
+    model = WorldModel(discrete)
+    plans = Plans(np.stack([states, states], axis=1), goals, actions)
+    loss = train_policy(model, plans, steps=800, batch=256)
+    with torch.no_grad():
+        logits = model.head("policy", torch.from_numpy(states), goal=torch.from_numpy(goals))[0]
+        acted = model.act(torch.from_numpy(states), torch.from_numpy(goals)).argmax(-1).numpy()
+    sure = np.abs(goals[:, 0] - states[:, 0]) > 0.3
+    assert (acted == np.where(right, 0, 1))[sure].mean() > 0.97
+    shares = torch.softmax(logits, dim=-1)[torch.from_numpy(sure & ~right)].mean(dim=0)
+    assert shares[1] == pytest.approx(0.75, abs=0.06)
+    assert shares[2] == pytest.approx(0.25, abs=0.06)
+    assert shares[3] < 0.01
+    assert loss < 0.6
+
+
+def discrete_agent(path):
+    file = agents.path("two_rooms")
+    parts = discretise(pyjepa.Model.load(file).spec, experience.load_tensors(str(file)), MOVES)
+    agent_file.save(path, *parts)
+    return path
+
+
+def test_an_agent_of_moves_practises_in_their_world(tmp_path):
+    """A short practice: the agent acts by moves, and a policy learns from either planner of them."""
+    settings = Settings(episodes=8, plans=64, rounds=1, steps=40)
+    out = tmp_path / "practised.safetensors"
+    new, memory = practise(discrete_agent(tmp_path / "moves.safetensors"), out, settings=settings)
+    assert new.policy_head == "categorical"
+    assert new.planner.algorithm == "categorical-cem"
+    agent = pyjepa.load(out)
+    teacher = experience.latent_model(new, experience.load_tensors(str(out)))
+    for planner in ("categorical-cem", "tree"):
+        plans = experience.plan_from(teacher, memory.states[:32], memory.goals[:32], planner=planner, iterations=2)
+        assert plans.actions.dtype == np.int64
+        model = WorldModel(new)
+        before = train_policy(model, plans, steps=1)
+        assert train_policy(model, plans, steps=150) < 0.8 * before
+    world = TwoRoomsDiscrete(1)
+    world.reset(seed=3)
+    agent.configure(goal=world.goal_observation[0])
+    move = agent.act(world.observation[0])
+    assert isinstance(move, int)
+    assert 0 <= move < len(MOVES)
+    agent.configure(goal=world.goal_observation[0], planner="tree")
+    assert set(agent.plan(world.observation[0]).cost_terms) == {"goal_distance", "critic"}
+
+
+def test_practice_needs_the_actions_of_its_world(tmp_path):
+    file = agents.path("two_rooms")
+    parts = discretise(pyjepa.Model.load(file).spec, experience.load_tensors(str(file)), MOVES[:3])
+    agent_file.save(tmp_path / "few.safetensors", *parts)
+    with pytest.raises(ValueError, match="Two Rooms has two continuous actions or 8 moves, this agent has 3"):
+        practise(tmp_path / "few.safetensors", tmp_path / "out.safetensors")
 
 
 def test_plans_from_stored_states_are_those_of_the_agent():
