@@ -56,12 +56,12 @@ class Model:
         Raises `AgentFileError` (the file is damaged or contradicts itself), `UnsupportedError` (it needs what this
         engine lacks) or `OSError`.
         """
-        return Model(_engine.Model.load(os.fspath(path), precision))._as_wanted(precision)
+        return Model(_engine.Model.load(os.fsencode(path), _known_precision(precision)))._as_wanted(precision)
 
     @staticmethod
     def from_bytes(data: bytes, *, precision: Precision = "fp32") -> Model:
         """The model behind an agent file's bytes. Takes and raises what `load` does."""
-        return Model(_engine.Model.parse(data, precision))._as_wanted(precision)
+        return Model(_engine.Model.parse(data, _known_precision(precision)))._as_wanted(precision)
 
     def _as_wanted(self, precision: Precision) -> Model:
         if self.precision != precision:
@@ -184,6 +184,7 @@ class Agent:
         branching: int | None = None,
         bounds: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
         weights: Mapping[str, float] | None = None,
+        discount: float | None = None,
         rollout: Rollout | None = None,
         seed: int = 0,
     ) -> None:
@@ -224,6 +225,7 @@ class Agent:
             branching: actions that tree weighs at a node where it samples them.
             bounds: (low, high), each (A,) or a number, instead of the file's.
             weights: factors u_i on the cost terms, by name (their kind, unless the agent file names them).
+            discount: of costs, per predictor step, in (0, 1].
             rollout: a function ``(states (E, L), goals (E, L) or None, actions (E, N, H, A)) -> costs (E, N)`` that
                 replaces the model's own prediction and cost. N differs from call to call.
             seed: of the planner's noise.
@@ -237,7 +239,8 @@ class Agent:
             momentum=momentum, temperature=temperature, temperature_scale=temperature_scale, elite_refit=elite_refit,
             max_std=max_std, policy_candidates=policy_candidates, prune=prune, sampling=sampling, noise_beta=noise_beta,
             keep_elites=keep_elites, decay=decay, learning_rate=learning_rate, restarts=restarts, polish=polish,
-            exploration=exploration, branching=branching, bounds=bounds, weights=weights, rollout=rollout, seed=seed,
+            exploration=exploration, branching=branching, bounds=bounds, weights=weights, discount=discount,
+            rollout=rollout, seed=seed,
         )  # fmt: skip
         arguments, batch = resolve(self.spec, task)
         self._engine.configure(**arguments)
@@ -267,8 +270,8 @@ class Agent:
         """
         self._configured()
         array = observation_array(self.spec, observation, "observation", batch=self._batch)
-        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 0):
-            raise InvalidArgumentError(f"steps must be an integer, not negative, got {steps!r}")
+        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or not 0 <= steps < 2**31):
+            raise InvalidArgumentError(f"steps must be an integer between 0 and 2**31 - 1, got {steps!r}")
         self._engine.observe(array, -1 if steps is None else steps)
 
     @property
@@ -279,18 +282,21 @@ class Agent:
         self._engine.state(out)
         return out
 
-    def act(self, observation: npt.ArrayLike | None = None, *, out: ActionArray | None = None) -> Any:
+    def act(
+        self, observation: npt.ArrayLike | None = None, *, explore: bool = False, out: ActionArray | None = None
+    ) -> Any:
         """Mode-1 (paper section 3.1.1): the policy's action (A,) for the last observation, or for one given here.
 
-        A discrete action is an int, of a batch int64 (E,): the largest of the policy's logits.
+        A discrete action is an int, of a batch int64 (E,): the largest of the policy's logits. ``explore`` draws from
+        the policy's distribution instead, by the task's seed and how often the environment explored since its reset.
 
-        Raises `UnsupportedError` where the agent file has no policy.
+        Raises `UnsupportedError` where the agent file has no policy, or to explore one that is deterministic.
         """
         self._configured()
         if observation is not None:
             self.observe(observation)
         raw, actions = self._actions(out)
-        self._engine.act(raw)
+        self._engine.act(raw, explore)
         result = self._converted(raw, actions)
         return int(result) if result.ndim == 0 else result
 
@@ -311,7 +317,8 @@ class Agent:
         thread is inside this agent.
         """
         settings = self._configured()
-        if deadline is not None and not deadline >= 0.0:
+        number = isinstance(deadline, (int, float, np.integer, np.floating)) and not isinstance(deadline, bool)
+        if deadline is not None and not (number and deadline >= 0.0):
             raise InvalidArgumentError(f"deadline must be a number of seconds, not negative, got {deadline!r}")
         if observation is not None:
             self.observe(observation)
@@ -381,8 +388,11 @@ class Agent:
 
     def reset(self, *, env: int | None = None) -> None:
         """A new episode, for all environments or for one of a batch: forgets state, warm start and plan count."""
-        self._configured()
-        self._engine.reset(-1 if env is None else env)
+        environments = self._configured()["environments"]
+        known = env is None or (isinstance(env, (int, np.integer)) and not isinstance(env, bool))
+        if not known or (env is not None and not 0 <= env < environments):
+            raise InvalidArgumentError(f"env must be an integer between 0 and {environments - 1}, got {env!r}")
+        self._engine.reset(-1 if env is None else int(env))
 
     def remember(self, capacity: int) -> None:
         """From now on, `observe` records states with their time and intrinsic cost, the newest ``capacity`` of them.
@@ -433,6 +443,12 @@ class Agent:
         if actions is not raw:
             actions[...] = raw[..., 0]
         return actions
+
+
+def _known_precision(precision: object) -> str:
+    if not isinstance(precision, str):
+        raise InvalidArgumentError(f"precision must be fp32, bf16 or int8, got {precision!r}")
+    return precision
 
 
 def load(path: str | os.PathLike[str], *, threads: int = 1, precision: Precision = "fp32") -> Agent:

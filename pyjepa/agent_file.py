@@ -50,7 +50,7 @@ def validate(path: str | os.PathLike[str]) -> Spec:
     Raises `AgentFileError` naming what is wrong, `UnsupportedError` for what the engine lacks, `OSError` where the
     file cannot be read.
     """
-    return Spec.from_json(_engine.Model.load(os.fspath(path)).spec)
+    return Spec.from_json(_engine.Model.load(os.fsencode(path)).spec)
 
 
 def _serialize(spec: Spec, tensors: Mapping[str, npt.NDArray[np.float32]]) -> bytes:

@@ -72,6 +72,7 @@ class Task:
     branching: int | None = None
     bounds: tuple[npt.ArrayLike, npt.ArrayLike] | None = None
     weights: Mapping[str, float] | None = None
+    discount: float | None = None
     rollout: Rollout | None = None
     seed: int = 0
 
@@ -139,6 +140,7 @@ def resolve(spec: Spec, task: Task) -> tuple[dict[str, Any], int | None]:
         "keep_elites": _number("keep_elites", task.keep_elites),
         "decay": _number("decay", task.decay),
         "learning_rate": _number("learning_rate", task.learning_rate),
+        "discount": _number("discount", task.discount),
         "restarts": _integer("restarts", task.restarts),
         "polish": _integer("polish", task.polish),
         "exploration": _number("exploration", task.exploration),

@@ -228,7 +228,7 @@ void pyjepa_task_init(pyjepa_task* task, size_t size) {
     defaults.std = defaults.min_std = defaults.momentum = defaults.temperature = defaults.max_std =
         std::nanf("");
     defaults.noise_beta = defaults.keep_elites = defaults.decay = defaults.learning_rate =
-        defaults.exploration = std::nanf("");
+        defaults.exploration = defaults.discount = std::nanf("");
     defaults.restarts = defaults.polish = -1;
     std::memcpy(static_cast<void*>(task), &defaults, size < sizeof defaults ? size : sizeof defaults);
     task->size = size;
@@ -268,7 +268,16 @@ pyjepa_status pyjepa_act(pyjepa_agent* agent, float* actions, size_t count) {
         Agent& a = *not_null(agent, "agent").agent;
         not_null(actions, "actions");
         const Agent::Hold hold(a);
-        a.act(actions, count);
+        a.act(actions, count, false);
+    });
+}
+
+pyjepa_status pyjepa_explore(pyjepa_agent* agent, float* actions, size_t count) {
+    return guarded([&] {
+        Agent& a = *not_null(agent, "agent").agent;
+        not_null(actions, "actions");
+        const Agent::Hold hold(a);
+        a.act(actions, count, true);
     });
 }
 
@@ -339,6 +348,7 @@ pyjepa_status pyjepa_get_settings(const pyjepa_agent* agent, pyjepa_settings* ou
         if (s.algorithm == pyjepa::Algorithm::hybrid) settings.polish = s.polish;
         if (s.algorithm == pyjepa::Algorithm::categorical_cem) settings.exploration = s.exploration;
         if (s.algorithm == pyjepa::Algorithm::tree) settings.branching = s.branching;
+        settings.discount = task.cost().discount();
         give_back(out, settings);
     });
 }

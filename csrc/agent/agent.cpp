@@ -96,7 +96,7 @@ void Agent::observe(const void* observation, size_t bytes, int steps) {
     }
 }
 
-void Agent::act(float* actions, size_t count) {
+void Agent::act(float* actions, size_t count, bool explore) {
     if (model_->policy() == nullptr)
         throw Error(PYJEPA_UNSUPPORTED, "this agent file has no policy: plan instead");
     Task& task = observed_task();
@@ -104,7 +104,9 @@ void Agent::act(float* actions, size_t count) {
                 static_cast<size_t>(task.environments()) * static_cast<size_t>(model_->spec().action_width));
     if (model_->policy_reads_goal() && task.request().goal.empty())
         throw Error(PYJEPA_NOT_READY, "the policy reads a goal: configure one");
-    task.act(actions);
+    if (explore && model_->spec().policy_head == PolicyHead::deterministic)
+        throw Error(PYJEPA_UNSUPPORTED, "a policy of head 'deterministic' has no distribution to explore");
+    task.act(actions, explore);
 }
 
 bool Agent::plan(double deadline, Interrupt& interrupt, pyjepa_plan_out& out) {

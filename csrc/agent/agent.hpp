@@ -20,7 +20,8 @@ class Agent {
 
     void configure(const pyjepa_task& task);
     void observe(const void* observation, size_t bytes, int steps);
-    void act(float* actions, size_t count);
+    // explore: drawn from the policy's distribution.
+    void act(float* actions, size_t count, bool explore);
     bool plan(double deadline, Interrupt& interrupt, pyjepa_plan_out& out);  // as Task::plan
     void evaluate(const float* plans, size_t count, float* cost, float* gradient);
     void reset(int environment);

@@ -70,7 +70,8 @@ constexpr float kIcemBeta = 1.0f;
 }  // namespace
 
 TaskRequest::TaskRequest(const Model& model, const pyjepa_task& task)
-    : prune(in_range("prune", task.prune, -1, 1) != 0),
+    : discount(std::isnan(task.discount) ? model.spec().discount : task.discount),
+      prune(in_range("prune", task.prune, -1, 1) != 0),
       rollout(task.rollout),
       rollout_user(task.rollout_user) {
     const Spec& spec = model.spec();
@@ -78,6 +79,10 @@ TaskRequest::TaskRequest(const Model& model, const pyjepa_task& task)
     const int block = spec.level.action_block;
     PlannerSettings& s = settings;
 
+    if (!(discount > 0.0f && discount <= 1.0f))
+        invalid("discount must be in (0, 1], got " + std::to_string(discount));
+    if (!std::isnan(task.discount) && rollout != nullptr)
+        invalid("discount belongs to the model's own cost, not to a rollout of yours");
     in_range("algorithm", task.algorithm, PYJEPA_ALGORITHM_DEFAULT, PYJEPA_TREE);
     in_range("sampling", task.sampling, PYJEPA_SAMPLING_DEFAULT, PYJEPA_SOBOL);
     s.algorithm =
@@ -289,7 +294,7 @@ Task::Task(const Model& model, Pool& pool, TaskRequest request)
       request_(std::move(request)),
       acting_(policy_of(model, model.policy(), request_.settings)),
       planning_(policy_of(model, model.planning_policy(), request_.settings)),
-      cost_(model, planning_ ? &*planning_ : nullptr, request_.weights) {
+      cost_(model, planning_ ? &*planning_ : nullptr, request_.weights, request_.discount) {
     const Spec& spec = model.spec();
     const PlannerSettings& s = request_.settings;
     const auto e = static_cast<size_t>(s.environments), latent = static_cast<size_t>(spec.latent_dim);
@@ -322,6 +327,8 @@ Task::Task(const Model& model, Pool& pool, TaskRequest request)
     plans_ = AlignedFloats(e * plan);
     shift_.resize(e);
     draws_.resize(e);
+    explored_.resize(e);
+    exploration_ = AlignedFloats(static_cast<size_t>(noise_row(spec.action_dim)));
     observed_ = std::make_unique<bool[]>(e);
     planned_ = std::make_unique<bool[]>(e);
     has_previous_ = std::make_unique<bool[]>(e);
@@ -402,15 +409,31 @@ bool Task::observed() const noexcept {
     return std::all_of(observed_.get(), observed_.get() + environments(), [](bool b) { return b; });
 }
 
-void Task::act(float* actions) noexcept {
+void Task::draw_exploration(int e) noexcept {
+    constexpr uint32_t iteration = 0xfffffffe;  // no iteration of a plan has this number
+    const NoiseKey key = noise_key(request_.settings.seed, ++explored_[static_cast<size_t>(e)], 0, iteration);
+    const int count = model_.spec().action_dim;
+    if (!model_.spec().actions.discrete()) {
+        gaussian(key, static_cast<uint32_t>(e), 0, 1, count, exploration_.data());
+        return;
+    }
+    uniform(key, static_cast<uint32_t>(e), 0, 1, count, exploration_.data());
+    for (int a = 0; a < count; ++a)
+        exploration_[static_cast<size_t>(a)] =
+            static_cast<float>(gumbel(exploration_[static_cast<size_t>(a)]));
+}
+
+void Task::act(float* actions, bool explore) noexcept {
     const Spec& spec = model_.spec();
     const bool discrete = spec.actions.discrete();
     const int latent = spec.latent_dim, count = spec.action_dim;
     for (int e = 0; e < environments(); ++e, actions += spec.action_width) {
         const ptrdiff_t at = static_cast<ptrdiff_t>(e) * latent;
         float* const action = discrete ? work_.data() : actions;
+        if (explore) draw_exploration(e);
         acting_->act(simd::kernels(), states_.data() + at, latent, 1,
-                     acting_->reads_goal() ? goals_.data() + at : nullptr, nullptr, 0, action, count,
+                     acting_->reads_goal() ? goals_.data() + at : nullptr,
+                     explore ? exploration_.data() : nullptr, count, action, count,
                      work_.data() + (discrete ? count : 0));
         if (discrete) *actions = static_cast<float>(std::max_element(action, action + count) - action);
     }
@@ -533,6 +556,7 @@ void Task::reset(int environment) noexcept {
         const auto i = static_cast<size_t>(e);
         planner_->reset(e);
         shift_[i] = 0.0f;
+        explored_[i] = 0;
         observed_[i] = planned_[i] = has_previous_[i] = false;
     }
 }

@@ -22,6 +22,7 @@ struct TaskRequest {
     PlannerSettings settings;
     std::vector<unsigned char> goal;  // E observations, or empty
     std::vector<float> weights;       // (T,) or empty
+    float discount;
     bool prune;
     pyjepa_rollout_fn rollout;
     void* rollout_user;
@@ -42,7 +43,7 @@ class Task {
     int tile() const noexcept { return rollout_->tile(); }
 
     void observe(const void* observation, int steps) noexcept;
-    void act(float* actions) noexcept;
+    void act(float* actions, bool explore) noexcept;
     // Returns whether it ended because `interrupt` said so; `out` is filled in either case.
     bool plan(double deadline, Interrupt& interrupt, pyjepa_plan_out& out);
     // Plans (E, count, S, D) -> cost (E, count) and, unless nullptr, gradient (E, count, S, D). Allocates.
@@ -62,6 +63,8 @@ class Task {
     size_t latent() const noexcept { return static_cast<size_t>(model_.spec().latent_dim); }
     void encode(const unsigned char* observations, float* states) noexcept;
     Situation situation() const noexcept;
+    // What the policy's next exploring action of environment e is drawn by.
+    void draw_exploration(int e) noexcept;
     // A rollout of the user's or of the model's own.
     std::unique_ptr<Rollout> make_rollout(const RolloutLimits& limits);
 
@@ -74,12 +77,14 @@ class Task {
     std::unique_ptr<Planner> planner_;
     std::unique_ptr<Optimiser> optimiser_;
 
-    AlignedFloats states_, goals_;  // (E, L)
-    AlignedFloats previous_;        // (E, D), normalised
-    AlignedFloats plans_;           // (E, S, D): the last plans
-    std::vector<float> shift_;      // (E,): predictor steps since the last plan
-    double ending_ = 0.0;           // seconds that what follows the search takes at least
-    std::vector<uint64_t> draws_;   // (E,): of the last plan
+    AlignedFloats states_, goals_;    // (E, L)
+    AlignedFloats previous_;          // (E, D), normalised
+    AlignedFloats plans_;             // (E, S, D): the last plans
+    std::vector<float> shift_;        // (E,): predictor steps since the last plan
+    double ending_ = 0.0;             // seconds that what follows the search takes at least
+    std::vector<uint64_t> draws_;     // (E,): of the last plan
+    std::vector<uint64_t> explored_;  // (E,): how often, since the reset
+    AlignedFloats exploration_;       // noise of one action
     std::unique_ptr<bool[]> observed_, planned_, has_previous_;
     size_t lane_ = 0;  // floats per thread in work_
     AlignedFloats work_;

@@ -512,7 +512,8 @@ PlannerSpec read_planner(const Json& value, int action_block) {
 // First, because in another version every other key may mean something else.
 void check_version(const Json& root) {
     const auto found = root.find("version");
-    if (found == root.end()) return;
+    if (!root.is_object()) return;  // which the reader says itself
+    if (found == root.end()) invalid("spec", "key 'version' is missing");
     const auto version = as_integer(*found, "spec.version", std::numeric_limits<std::int64_t>::min(),
                                     std::numeric_limits<std::int64_t>::max());
     if (version != spec_version) {

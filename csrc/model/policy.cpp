@@ -60,7 +60,9 @@ void Policy::act(const simd::Kernels& kernels, const float* states, ptrdiff_t ld
     float* const output = forward(kernels, states, ld, rows, goal, work);
     if (head_ == PolicyHead::categorical) {
         for (int r = 0; r < rows; ++r) {
-            const float* logits = output + r * output_ld_;
+            float* logits = output + r * output_ld_;
+            if (noise != nullptr)  // the largest is then drawn by their softmax
+                for (int a = 0; a < actions_; ++a) logits[a] += noise[r * noise_ld + a];
             std::fill_n(actions + r * action_ld, actions_, 0.0f);
             actions[r * action_ld + (std::max_element(logits, logits + actions_) - logits)] = 1.0f;
         }

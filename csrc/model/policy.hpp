@@ -20,8 +20,9 @@ class Policy {
     // Floats of scratch for act.
     size_t workspace(int rows) const noexcept;
     // Actions (rows, A) in the environment's units, one-hot where they are discrete: the first of the largest
-    // logits. At states (rows, L) and a goal (L,), nullptr if it reads none. `noise` (rows, A): normals for a
-    // head that samples, and may be `actions` itself; nullptr: the mean. Real-time safe.
+    // logits. At states (rows, L) and a goal (L,), nullptr if it reads none. `noise` (rows, A): normals for
+    // gaussian_tanh, standard Gumbel variables for logits, and may be `actions` itself; nullptr: the mean.
+    // Real-time safe.
     void act(const simd::Kernels& kernels, const float* states, ptrdiff_t ld, int rows, const float* goal,
              const float* noise, ptrdiff_t noise_ld, float* actions, ptrdiff_t action_ld,
              float* work) const noexcept;

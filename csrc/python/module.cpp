@@ -161,7 +161,8 @@ class Agent {
                    uint64_t seed, const std::optional<py::array>& goal, const std::optional<Floats>& low,
                    const std::optional<Floats>& high, const std::optional<Floats>& weights,
                    const py::object& rollout, int sampling, float noise_beta, float keep_elites, float decay,
-                   float learning_rate, int restarts, int polish, float exploration, int branching) {
+                   float learning_rate, int restarts, int polish, float exploration, int branching,
+                   float discount) {
         Task task;
         pyjepa_task_init(&task.raw, sizeof task.raw);
         task.raw.environments = environments;
@@ -191,6 +192,7 @@ class Agent {
         task.raw.learning_rate = learning_rate;
         task.raw.restarts = restarts;
         task.raw.polish = polish;
+        task.raw.discount = discount;
         task.goal = goal;
         task.low = low;
         task.high = high;
@@ -210,7 +212,11 @@ class Agent {
         check(status);
     }
 
-    void act(Floats& out) { check(pyjepa_act(handle_, out.mutable_data(), static_cast<size_t>(out.size()))); }
+    void act(Floats& out, bool explore) {
+        const auto size = static_cast<size_t>(out.size());
+        check(explore ? pyjepa_explore(handle_, out.mutable_data(), size)
+                      : pyjepa_act(handle_, out.mutable_data(), size));
+    }
     void state(Floats& out) const {
         check(pyjepa_state(handle_, out.mutable_data(), static_cast<size_t>(out.size())));
     }
@@ -322,6 +328,7 @@ class Agent {
         out["polish"] = s.polish;
         out["exploration"] = s.exploration;
         out["branching"] = s.branching;
+        out["discount"] = s.discount;
         out["flops"] = s.flops;
         out["tile"] = s.tile;
         return out;
@@ -477,9 +484,9 @@ PYBIND11_MODULE(_engine, m) {
              py::arg("seed"), py::arg("goal"), py::arg("low"), py::arg("high"), py::arg("weights"),
              py::arg("rollout"), py::arg("sampling"), py::arg("noise_beta"), py::arg("keep_elites"),
              py::arg("decay"), py::arg("learning_rate"), py::arg("restarts"), py::arg("polish"),
-             py::arg("exploration"), py::arg("branching"))
+             py::arg("exploration"), py::arg("branching"), py::arg("discount"))
         .def("observe", &Agent::observe, py::arg("observation"), py::arg("steps"))
-        .def("act", &Agent::act, py::arg("out").noconvert())
+        .def("act", &Agent::act, py::arg("out").noconvert(), py::arg("explore"))
         .def("state", &Agent::state, py::arg("out").noconvert())
         .def("plan", &Agent::plan, py::arg("deadline"), py::arg("actions").noconvert(),
              py::arg("cost").noconvert(), py::arg("states").noconvert(), py::arg("cost_terms").noconvert(),

@@ -29,8 +29,8 @@ std::unique_ptr<CostTerm> make_cost_term(const Model& model, const Policy* polic
     return nullptr;
 }
 
-Cost::Cost(const Model& model, const Policy* policy, const std::vector<float>& weights)
-    : discount_(model.spec().discount) {
+Cost::Cost(const Model& model, const Policy* policy, const std::vector<float>& weights, float discount)
+    : discount_(discount) {
     const std::vector<CostSpec>& specs = model.spec().cost;
     for (size_t i = 0; i < specs.size(); ++i) {
         auto term = make_cost_term(model, policy, specs[i]);

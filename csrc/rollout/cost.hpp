@@ -90,7 +90,7 @@ std::unique_ptr<CostTerm> make_critic(const Model& model, const Policy* policy, 
 class Cost {
   public:
     // weights (T,): multiplies each term's own; empty: 1. policy (see make_cost_term) outlives the cost.
-    Cost(const Model& model, const Policy* policy, const std::vector<float>& weights);
+    Cost(const Model& model, const Policy* policy, const std::vector<float>& weights, float discount);
     int terms() const noexcept { return static_cast<int>(terms_.size()); }
     const char* needs_goal() const noexcept;  // the name of a term in use that does, or nullptr
     void set_goals(const float* goals, int environments);

@@ -1,6 +1,6 @@
-// disagreement: how far the members of an ensemble of prediction heads, or of predictors, scatter, a sign that
-// the model does not know (Sekar et al. 2020): to be avoided, or sought where curiosity is wanted. Predictors
-// are asked about the same state and action; their first goes on with the rollout.
+// disagreement: how far the members of an ensemble of prediction heads, or of predictors, scatter, a sign
+// that the model does not know (Sekar et al. 2020): to be avoided, or sought where curiosity is wanted.
+// Predictors are asked about the same state and action; their first goes on with the rollout.
 #include "rollout/cost.hpp"
 #include "rollout/head.hpp"
 

@@ -91,7 +91,7 @@ PRACTISED = (
     Entrant("gradient", {**_AROUND_POLICY, "policy_candidates": 1}),
     Entrant("gradient, no policy", {**_AROUND_POLICY, "std": 1.0, "policy_candidates": 0}),
 )
-UNPRACTISED = {
+UNPRACTISED: dict[str, dict[str, Any]] = {
     "without policy": {"policy_candidates": 0},
     "with neither": {"policy_candidates": 0, "weights": {"critic": 0.0}, "horizon": 80},
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def command(file: Path, *, as_json: bool) -> None:
 
 def _inspect(file: Path) -> _Report:
     try:
-        model = _engine.Model.load(str(file))
+        model = _engine.Model.load(os.fsencode(file))
         spec = Spec.from_json(model.spec)
     except (AgentFileError, UnsupportedError) as error:
         raise type(error)(f"{file}: {error}") from error

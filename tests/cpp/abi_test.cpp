@@ -187,6 +187,8 @@ TEST(Abi, NothingIsAllocatedAndNoPageIsTouchedForTheFirstTimeAfterConfigure) {
                 failures += pyjepa_observe(l.agent, seen.data(), seen.size(), -1) != PYJEPA_OK;
                 failures += pyjepa_plan(l.agent, i == 3 ? 1e-4 : 0.0, &out) != PYJEPA_OK;
                 failures += pyjepa_act(l.agent, act.data(), act.size()) != PYJEPA_OK;
+                if (std::strstr(c.spec, "policy_head") != nullptr)  // else it is deterministic
+                    failures += pyjepa_explore(l.agent, act.data(), act.size()) != PYJEPA_OK;
                 failures += pyjepa_state(l.agent, states.data(), 2 * 24) != PYJEPA_OK;
                 if (i == 2) failures += pyjepa_reset(l.agent, 1) != PYJEPA_OK;
             }

@@ -182,9 +182,9 @@ TEST(AgentFile, ReadsEveryFieldOfTheSpec) {
     EXPECT_EQ(spec.plan_dim, 4);
 }
 
-TEST(AgentFile, OnlyObservationAndBoundsAreRequired) {
-    const Spec spec =
-        read_spec(R"({"observation": {"shape": [2, 3]}, "actions": {"low": [0], "high": [1]}})");
+TEST(AgentFile, OnlyVersionObservationAndBoundsAreRequired) {
+    const Spec spec = read_spec(
+        R"({"version": 1, "observation": {"shape": [2, 3]}, "actions": {"low": [0], "high": [1]}})");
     EXPECT_EQ(spec.latent_dim, 6);  // without an encoder the observation is the state
     EXPECT_EQ(spec.plan_dim, 1);
     ASSERT_EQ(spec.cost.size(), 1u);
@@ -212,11 +212,14 @@ TEST(AgentFile, OnlyObservationAndBoundsAreRequired) {
 }
 
 TEST(AgentFile, NamesMissingParts) {
-    expect_error(PYJEPA_INVALID_FILE, "spec: key 'observation' is missing", [] { read_spec("{}"); });
+    expect_error(PYJEPA_INVALID_FILE, "spec: key 'version' is missing", [] { read_spec("{}"); });
+    expect_error(PYJEPA_INVALID_FILE, "spec: key 'observation' is missing",
+                 [] { read_spec(R"({"version": 1})"); });
     expect_error(PYJEPA_INVALID_FILE, "spec: key 'actions' is missing",
-                 [] { read_spec(R"({"observation": {"shape": [1]}})"); });
+                 [] { read_spec(R"({"version": 1, "observation": {"shape": [1]}})"); });
     expect_error(PYJEPA_INVALID_FILE, "spec.levels: has 0 items", [] {
-        read_spec(R"({"observation": {"shape": [1]}, "actions": {"low": [0], "high": [1]}, "levels": []})");
+        read_spec(
+            R"({"version": 1, "observation": {"shape": [1]}, "actions": {"low": [0], "high": [1]}, "levels": []})");
     });
 }
 
@@ -242,7 +245,7 @@ TEST(AgentFile, ReadsTensors) {
 }
 
 TEST(AgentFile, ImageModulesHaveTheContractsTensorsAndShapes) {
-    const Spec spec = read_spec(R"({"observation": {"shape": [3, 17, 12], "dtype": "uint8"},
+    const Spec spec = read_spec(R"({"version": 1, "observation": {"shape": [3, 17, 12], "dtype": "uint8"},
         "actions": {"low": [0], "high": [1]}, "levels": [{"encoder": "eye"}],
         "modules": {"eye": {"inputs": ["observation"], "blocks": [
             {"kind": "conv", "layers": [{"out": 5, "kernel": 3, "stride": 2, "padding": 1}]},
@@ -699,7 +702,8 @@ TEST(AgentFile, ReadsActivationScales) {
 }
 
 TEST(AgentFile, NamesLayersTooWideForTheirInput) {
-    const char* spec = R"({"observation": {"shape": [3, 4, 4]}, "actions": {"low": [0], "high": [1]},
+    const char* spec =
+        R"({"version": 1, "observation": {"shape": [3, 4, 4]}, "actions": {"low": [0], "high": [1]},
         "levels": [{"encoder": "e"}], "modules": {"e": {"inputs": ["observation"], "blocks": [
             {"kind": "conv", "layers": [{"out": 2, "kernel": 3}, {"out": 2, "kernel": 3}]}]}}})";
     expect_error(PYJEPA_INVALID_FILE,

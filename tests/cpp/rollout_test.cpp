@@ -37,7 +37,7 @@ struct World {
     explicit World(const std::string& spec)
         : bytes(testing::agent_bytes(spec, 3)),
           model(read_agent_bytes({reinterpret_cast<const std::byte*>(bytes.data()), bytes.size()})),
-          cost(model, nullptr, {}) {
+          cost(model, nullptr, {}, model.spec().discount) {
         const auto latent = static_cast<size_t>(model.spec().latent_dim);
         states.resize(2 * latent);
         goals.resize(2 * latent);

@@ -1,5 +1,7 @@
 """The agent as a Python user meets it: shapes, errors, callbacks, determinism."""
 
+import dataclasses
+import os
 import signal
 import subprocess
 import sys
@@ -15,7 +17,7 @@ from sample import ISAS, engine_model, networks, observations, pixel_spec, run_o
 import pyjepa
 from pyjepa import agent_file
 from pyjepa.cost import plan_cost, term_costs
-from pyjepa.spec import Actions, CostTerm, Observation, Planner, Spec
+from pyjepa.spec import Actions, CostTerm, Layer, Mlp, Observation, Planner, Spec
 from pyjepa.world_model import WorldModel
 
 PLANNERS = ("cem", "icem", "mppi", "predictive-sampling", "gradient", "hybrid")
@@ -367,6 +369,9 @@ def test_a_clone_calls_back_on_its_own():
         ({"weights": {"comfort": 1.0}}, "no cost term 'comfort'"),
         ({"weights": {"action_size": -1.0}}, "weight 1 must be finite and not negative"),
         ({"seed": -1}, "seed"),
+        ({"discount": 0.0}, r"discount must be in \(0, 1\]"),
+        ({"discount": 1.5}, r"discount must be in \(0, 1\]"),
+        ({"discount": float("nan")}, "discount must be finite"),
         ({"goal": None}, "goal_distance needs a goal"),
         ({"goal": np.zeros((2, 16, 15), np.uint8)}, r"goal has shape \(2, 16, 15\), expected \(2, 16, 16\)"),
         ({"goal": np.zeros((2, 16, 16), np.float32)}, "goal has dtype float32, expected uint8"),
@@ -404,7 +409,7 @@ def test_calls_out_of_order_are_named(model):
     for call in (agent.plan, agent.act, lambda: agent.state):
         with pytest.raises(pyjepa.NotReadyError, match="observe"):
             call()
-    with pytest.raises(ValueError, match="environment must be between 0 and 0"):
+    with pytest.raises(ValueError, match="env must be an integer between 0 and 0"):
         agent.reset(env=1)
 
 
@@ -635,3 +640,112 @@ def test_pruning_changes_no_plan(model, task, threads):
         pruned, whole = (agent.plan(observations(1, seed=seed)[0]) for agent in agents)
         np.testing.assert_array_equal(pruned.actions, whole.actions)
         assert pruned.cost == whole.cost
+
+
+def test_discount_is_the_tasks_where_it_says_so(model, modules):
+    agent = pyjepa.Agent(model)
+    seen, goal = observations(2)
+    agent.configure(goal=goal)
+    plan = agent.plan(seen)
+    assert agent.settings["discount"] == 1.0
+    agent.configure(goal=goal, discount=0.7)
+    assert agent.settings["discount"] == pytest.approx(0.7)
+    discounted = agent.plan(seen)
+    assert discounted.cost < plan.cost
+    torch_model = WorldModel(dataclasses.replace(model.spec, discount=0.7))
+    torch_model.load_state_dict(modules.state_dict())
+    start = torch.from_numpy(discounted.states)[None]
+    actions = torch.from_numpy(discounted.actions[::4])[None]
+    with torch.no_grad():
+        latent_goal = torch_model.encode(torch.from_numpy(goal)[None])[0]
+        terms = term_costs(torch_model, start[:, 1:], actions, latent_goal, start=start[:, 0])
+    assert discounted.cost == pytest.approx(float(terms.sum()), rel=1e-4)
+    bare = pyjepa.Agent(callback_model())
+    with pytest.raises(pyjepa.InvalidArgumentError, match="discount belongs to the model's own cost"):
+        bare.configure(rollout=lambda s, g, a: np.zeros(a.shape[:2]), discount=0.9)
+
+
+def gaussian_model():
+    """A policy whose spread is known: its network puts out what its bias says."""
+    spec = pixel_spec(policy_head="gaussian_tanh")
+    policy = dataclasses.replace(spec.modules["policy"], blocks=(Mlp(layers=(Layer(out=4),)),))
+    spec = dataclasses.replace(spec, modules={**spec.modules, "policy": policy})
+    modules = networks(spec)
+    linear = modules["policy"].get_submodule("0.linear0")
+    with torch.no_grad():
+        linear.weight.zero_()
+        linear.bias.copy_(torch.tensor([0.3, -0.2, 0.6, 0.4]))
+    return engine_model(spec, modules)
+
+
+def test_exploring_draws_from_the_policy():
+    agent = pyjepa.Agent(gaussian_model())
+    seen, goal = observations(2)
+    agent.configure(goal=goal, seed=3)
+    agent.observe(seen)
+    drawn = np.stack([agent.act(explore=True) for _ in range(4000)]).astype(np.float64)
+    before_tanh = np.arctanh(drawn / 3.0)
+    log_std = -10 + 6 * (np.tanh([0.6, 0.4]) + 1)
+    np.testing.assert_allclose(before_tanh.mean(axis=0), [0.3, -0.2], atol=4 * np.exp(log_std).max() / 60)
+    np.testing.assert_allclose(before_tanh.std(axis=0), np.exp(log_std), rtol=0.06)
+    np.testing.assert_allclose(agent.act(), 3 * np.tanh([0.3, -0.2]), rtol=1e-5)  # the mean, as ever
+    agent.reset()
+    agent.observe(seen)
+    np.testing.assert_array_equal(agent.act(explore=True), drawn[0].astype(np.float32))
+    agent.configure(goal=goal, seed=4)
+    agent.observe(seen)
+    assert (agent.act(explore=True) != drawn[0].astype(np.float32)).all()
+
+
+def test_environments_explore_differently_and_the_first_as_alone():
+    batch, alone = pyjepa.Agent(gaussian_model(), threads=2), pyjepa.Agent(gaussian_model())
+    seen, goal = observations(2)
+    batch.configure(goal=np.stack([goal, goal]))
+    alone.configure(goal=goal)
+    batch.observe(np.stack([seen, seen]))
+    alone.observe(seen)
+    for _ in range(3):
+        both = batch.act(explore=True)
+        assert (both[0] != both[1]).all()
+        np.testing.assert_array_equal(both[0], alone.act(explore=True))
+
+
+def test_a_deterministic_policy_has_nothing_to_explore(agent):
+    with pytest.raises(pyjepa.UnsupportedError, match="head 'deterministic' has no distribution"):
+        agent.act(explore=True)
+
+
+@pytest.mark.parametrize("steps", [2**31, 2**40, -1, 1.0, True])
+def test_steps_that_cannot_be_are_named(agent, steps):
+    with pytest.raises(pyjepa.InvalidArgumentError, match=r"steps must be an integer between 0 and 2\*\*31 - 1"):
+        agent.observe(observations(1)[0], steps=steps)
+
+
+@pytest.mark.parametrize("env", ["a", 1, -1, 2**40, 0.0, False])
+def test_environments_that_are_not_there_are_named(agent, env):
+    with pytest.raises(pyjepa.InvalidArgumentError, match="env must be an integer between 0 and 0"):
+        agent.reset(env=env)
+
+
+@pytest.mark.parametrize("deadline", [True, "soon", -1.0, float("nan"), [1.0]])
+def test_deadlines_that_cannot_be_are_named(agent, deadline):
+    with pytest.raises(pyjepa.InvalidArgumentError, match="deadline must be a number of seconds, not negative"):
+        agent.plan(deadline=deadline)
+
+
+@pytest.mark.parametrize("precision", [None, 32, "fp64"])
+def test_precisions_that_cannot_be_are_named(model, tmp_path, precision):
+    with pytest.raises(pyjepa.InvalidArgumentError, match="precision must be fp32, bf16 or int8, got"):
+        pyjepa.load(tmp_path / "a.safetensors", precision=precision)
+    with pytest.raises(pyjepa.InvalidArgumentError, match="precision must be fp32, bf16 or int8, got"):
+        pyjepa.Model.from_bytes(b"", precision=precision)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux alone")
+def test_a_path_need_not_be_utf8(modules, tmp_path):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe.safetensors")
+    with pytest.raises(OSError, match=r"cannot read .*\\xff\\xfe"):
+        pyjepa.load(path)
+    with open(path, "wb") as file:
+        file.write(agent_file.to_bytes(pixel_spec(), weights(modules)))
+    assert pyjepa.load(path).spec == agent_file.validate(path) == pixel_spec()

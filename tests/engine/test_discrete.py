@@ -232,6 +232,23 @@ def uniforms(seed, plan, iteration, candidates, count):
     return ((words >> 8) * np.float32(2**-24)).astype(np.float32).reshape(candidates, -1)[:, :count]
 
 
+def test_exploring_draws_moves_by_the_softmax(model, modules):
+    seen = observations(2)
+    agent = pyjepa.Agent(model)
+    agent.configure(goal=seen[1], seed=2)
+    agent.observe(seen[0])
+    with torch.no_grad():
+        start, goal = modules["encoder"]({"observation": torch.from_numpy(seen).float() / 255}).split(1)
+        expected = torch.softmax(modules["policy"]({"state": start, "goal": goal})[0], dim=-1).numpy()
+    drawn = [agent.act(explore=True) for _ in range(6000)]
+    shares = np.bincount(drawn, minlength=COUNT) / len(drawn)
+    np.testing.assert_allclose(shares, expected, atol=4 * 0.5 / np.sqrt(len(drawn)))
+    agent.reset()
+    agent.observe(seen[0])
+    assert [agent.act(explore=True) for _ in range(50)] == drawn[:50]
+    assert agent.act() == int(expected.argmax())
+
+
 def test_categorical_cem_is_what_numpy_says_it_is():
     """Every candidate of every iteration, and the plan, over two plans with momentum and knots."""
     horizon, knots, n, candidates, elites, seed = 8, 4, 6, 40, 7, 11

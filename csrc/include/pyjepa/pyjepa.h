@@ -189,6 +189,7 @@ typedef struct pyjepa_task {
                       the plan is the same. -1: default (do) */
     float exploration; /* categorical-cem: share of each distribution that stays uniform; default: NaN */
     int32_t branching; /* tree: actions per node where it samples them; default: -1 */
+    float discount;    /* of costs, per predictor step, in (0, 1]; default: NaN */
 } pyjepa_task;
 
 /* The defaults, in as much of `task` as `size` = sizeof(pyjepa_task) says that the caller knows. */
@@ -247,9 +248,15 @@ typedef struct pyjepa_settings {
     float noise_beta, keep_elites, decay, learning_rate;
     float exploration;
     int32_t branching;
+    float discount;
 } pyjepa_settings;
 
 PYJEPA_API pyjepa_status pyjepa_get_settings(const pyjepa_agent* agent, pyjepa_settings* out);
+
+/* Mode-1 as pyjepa_act, but drawn from the policy's distribution: by the task's seed, the environment's
+ * number and how often it explored since its reset. PYJEPA_UNSUPPORTED where the policy's head is
+ * deterministic. */
+PYJEPA_API pyjepa_status pyjepa_explore(pyjepa_agent* agent, float* actions, size_t count);
 
 /* ---- measurement
  * --------------------------------------------------------------------------------------------- */

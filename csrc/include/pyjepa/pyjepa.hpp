@@ -287,6 +287,7 @@ class Agent {
 
     // Mode-1: the policy's actions (E, A).
     void act(Span<float> actions) { check(pyjepa_act(handle(), actions.data(), actions.size())); }
+    void explore(Span<float> actions) { check(pyjepa_explore(handle(), actions.data(), actions.size())); }
 
     // The current latent states (E, L).
     void state(Span<float> states) const { check(pyjepa_state(handle(), states.data(), states.size())); }
