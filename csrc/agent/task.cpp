@@ -414,10 +414,10 @@ void Task::draw_exploration(int e) noexcept {
     const NoiseKey key = noise_key(request_.settings.seed, ++explored_[static_cast<size_t>(e)], 0, iteration);
     const int count = model_.spec().action_dim;
     if (!model_.spec().actions.discrete()) {
-        gaussian(key, static_cast<uint32_t>(e), 0, 1, count, exploration_.data());
+        gaussian(key, static_cast<uint32_t>(e), {0, 1}, count, exploration_.data());
         return;
     }
-    uniform(key, static_cast<uint32_t>(e), 0, 1, count, exploration_.data());
+    uniform(key, static_cast<uint32_t>(e), {0, 1}, count, exploration_.data());
     for (int a = 0; a < count; ++a)
         exploration_[static_cast<size_t>(a)] =
             static_cast<float>(gumbel(exploration_[static_cast<size_t>(a)]));
