@@ -29,7 +29,7 @@ from pyjepa.envs.two_rooms_discrete import TwoRoomsDiscrete
 ROOT = Path(__file__).resolve().parents[1]
 PLANNERS = ("cem", "icem", "mppi", "predictive-sampling", "gradient", "hybrid")
 DISCRETE = ("categorical-cem", "tree")
-TREE_CANDIDATES = 16  # simulations of an iteration, which must fit into the shortest deadline
+HASTY_TREE = 16  # simulations of an iteration, which must fit into the shortest deadline; more share out better
 DEADLINES = (1, 5, 20, 50)
 MOST_ITERATIONS = 500
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -51,10 +51,10 @@ def at_random(episodes: int, seed: int) -> float:
     return float(world.success.mean())
 
 
-def changes(planner: str, variant: str) -> dict[str, Any]:
+def changes(planner: str, variant: str, milliseconds: int) -> dict[str, Any]:
     """What a variant changes in a planner's task; where there is no policy, nothing about it."""
     task = {k: v for k, v in VARIANTS[variant].items() if k != "policy_candidates" or planner not in DISCRETE}
-    return task | ({"candidates": TREE_CANDIDATES} if planner == "tree" else {})
+    return task | ({"candidates": HASTY_TREE} if planner == "tree" and milliseconds == 1 else {})
 
 
 def iterations(agent: pyjepa.Agent, task: dict[str, Any], milliseconds: float) -> int:
@@ -93,7 +93,7 @@ def main() -> None:
     rows.append(row(summary(list(play(agent, episodes, {}, mode=1))), planner="the policy alone"))
     for planner, variant, milliseconds in track(list(conditions()), "playing"):
         player, world = (discrete, TwoRoomsDiscrete) if planner in DISCRETE else (agent, TwoRooms)
-        task = {"planner": planner, "seed": options.seed, **changes(planner, variant)}
+        task = {"planner": planner, "seed": options.seed, **changes(planner, variant, milliseconds)}
         task["iterations"] = iterations(player, task, milliseconds)
         if planner == "hybrid":
             task["polish"] = task["iterations"] // 2
