@@ -24,6 +24,8 @@ void convert(const float* x, ptrdiff_t ldx, int rows, int n, uint16_t* y, ptrdif
     }
 }
 
+// `narrow`: to y16.
+template <To where, bool narrow>
 struct Job {
     const uint16_t* panel;
     int width, pairs;
@@ -42,7 +44,14 @@ struct Job {
 // instruction is written in assembly: gcc 12 spills the accumulators of the intrinsic.
 template <int R, int C>
 struct Tile {
-    static void run(const Job& j, int row) {
+    template <class Job>
+    static void run(const Job& job, int first, int end) {
+        for (int row = first; row < end; row += R) one(job, row);
+    }
+
+  private:
+    template <To where, bool narrow>
+    __attribute__((noinline)) static void one(const Job<where, narrow>& j, int row) {
         __m512 acc[R][C];
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r)
@@ -67,8 +76,8 @@ struct Tile {
             __m512 v[C];
 #pragma GCC unroll 8
             for (int c = 0; c < C; ++c) v[c] = _mm512_max_ps(floor, acc[r][c]);
-            if (j.y16 == nullptr) {
-                store_row<C>(j.y + (row + r) * j.ldy, j.columns, j.accumulate, v);
+            if constexpr (!narrow) {
+                store_row<where>(j.y + (row + r) * j.ldy, j.columns, j.accumulate, v);
                 continue;
             }
             uint16_t* to = j.y16 + (row + r) * j.ldy16;
@@ -88,12 +97,21 @@ void dense(const DenseBf16& w, const uint16_t* x, ptrdiff_t ldx, int rows, float
     const uint16_t* panel = w.panels;
     for (int c0 = 0; c0 < padded(w.out); c0 += kPanel) {
         const int width = padded(w.out) - c0 < kPanel ? padded(w.out) - c0 : kPanel;
-        const Job job{panel,       width,      pairs,
-                      w.bias + c0, x,          ldx,
-                      y + c0,      ldy,        y16 == nullptr ? nullptr : y16 + c0,
-                      ldy16,       w.out - c0, act == Act::relu,
-                      accumulate};
-        strips<Tile>(width / 16, rows, job);
+        const auto run = [&]<To where, bool narrow>() {
+            strips<Tile>(width / 16, rows,
+                         Job<where, narrow>{panel, width, pairs, w.bias + c0, x, ldx, y + c0, ldy,
+                                            y16 == nullptr ? nullptr : y16 + c0, ldy16, w.out - c0,
+                                            act == Act::relu, accumulate});
+        };
+        const To where = where_to(w.out - c0, width, accumulate);
+        if (y16 != nullptr)
+            run.template operator()<To::whole, true>();
+        else if (where == To::whole)
+            run.template operator()<To::whole, false>();
+        else if (where == To::added)
+            run.template operator()<To::added, false>();
+        else
+            run.template operator()<To::part, false>();
         panel += static_cast<ptrdiff_t>(2 * pairs) * width;
     }
 }

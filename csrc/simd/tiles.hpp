@@ -22,43 +22,55 @@ inline __m512i broadcast(const void* from) {
     return _mm512_set1_epi32(word);
 }
 
-// One row of a tile to memory, as far as there are columns. (No lambdas here: gcc 12 keeps what they capture
-// in memory, accumulators included.)
-template <int C>
+// Where a row of a tile goes, decided before the tile: whatever is decided between its sums and their end
+// costs gcc 12 the registers they are in. (No lambdas there, either: it keeps what they capture in memory.)
+enum class To {
+    whole,  // all columns of the tile to memory
+    added,  // all added to what is there
+    part    // as many as there are, added or not: over a buffer
+};
+constexpr To where_to(int columns, int width, bool accumulate) {
+    return columns < width ? To::part : accumulate ? To::added : To::whole;
+}
+
+__attribute__((noinline)) void store_part(float* y, int columns, bool accumulate, const float* v) {
+    for (; columns > 0; columns -= 16, y += 16, v += 16) {
+        const __mmask16 m = mask_of(columns);
+        const __m512 old = accumulate ? _mm512_maskz_loadu_ps(m, y) : _mm512_setzero_ps();
+        _mm512_mask_storeu_ps(y, m, _mm512_add_ps(_mm512_loadu_ps(v), old));
+    }
+}
+
+template <To to, int C>
 __attribute__((always_inline)) inline void store_row(float* y, int columns, bool accumulate,
                                                      const __m512 (&v)[C]) {
-    if (columns >= C * 16) {  // masked stores are slow
-        if (accumulate)
+    alignas(64) float buffer[to == To::part ? C * 16 : 16];
 #pragma GCC unroll 8
-            for (int c = 0; c < C; ++c)
-                _mm512_storeu_ps(y + c * 16, _mm512_add_ps(v[c], _mm512_loadu_ps(y + c * 16)));
+    for (int c = 0; c < C; ++c)
+        if constexpr (to == To::part)
+            _mm512_store_ps(buffer + c * 16, v[c]);
+        else if constexpr (to == To::added)
+            _mm512_storeu_ps(y + c * 16, _mm512_add_ps(v[c], _mm512_loadu_ps(y + c * 16)));
         else
-#pragma GCC unroll 8
-            for (int c = 0; c < C; ++c) _mm512_storeu_ps(y + c * 16, v[c]);
-        return;
-    }
-#pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) {
-        const __mmask16 m = mask_of(columns - c * 16);
-        const __m512 old = accumulate ? _mm512_maskz_loadu_ps(m, y + c * 16) : _mm512_setzero_ps();
-        _mm512_mask_storeu_ps(y + c * 16, m, _mm512_add_ps(v[c], old));
-    }
+            _mm512_storeu_ps(y + c * 16, v[c]);
+    if constexpr (to == To::part) store_part(y, columns, accumulate, buffer);
 }
 
 template <template <int, int> class Tile, int R, int C, class Job>
 inline void rest(const Job& job, int row, int rows) {
     if (rows == R)
-        Tile<R, C>::run(job, row);
+        Tile<R, C>::run(job, row, row + R);
     else if constexpr (R > 1)
         rest<Tile, R - 1, C>(job, row, rows);
 }
 
-// All rows of a strip of C vectors, R at a time, and the rest in one tile of its own height.
+// All rows of a strip of C vectors, R at a time, and the rest in one tile of its own height. A tile runs as
+// often as its height goes into the rows it is given.
 template <template <int, int> class Tile, int R, int C, class Job>
 inline void strip(const Job& job, int rows) {
-    int row = 0;
-    for (; row + R <= rows; row += R) Tile<R, C>::run(job, row);
-    if (row < rows) rest<Tile, R - 1, C>(job, row, rows - row);
+    const int whole = rows / R * R;
+    if (whole > 0) Tile<R, C>::run(job, 0, whole);
+    if (whole < rows) rest<Tile, R - 1, C>(job, whole, rows - whole);
 }
 
 // 24 accumulators, or 12 for a strip of one vector.
