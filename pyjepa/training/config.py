@@ -90,12 +90,6 @@ class Optimiser(Section):
     clip: Weight = 0.0
     """The largest gradient norm; 0 does not clip."""
 
-    @model_validator(mode="after")
-    def _warms_up_in_time(self) -> Optimiser:
-        if self.warmup > self.steps:
-            raise ValueError(f"warmup ({self.warmup}) takes longer than all steps ({self.steps})")
-        return self
-
 
 class Alarms(Section):
     """When a representation counts as collapsed. Each is checked at every evaluation after ``grace`` steps."""

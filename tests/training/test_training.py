@@ -84,7 +84,6 @@ def test_the_shipped_configuration_states_every_field_and_is_the_default():
         ("[objective]\nregularised_steps = [0, 9]", "the last step of a clip is 6"),
         ("[planning]\nhorizon = 63", r"planning\.horizon"),
         ("[log", "no valid TOML"),
-        ("[optimiser]\nwarmup = 20\nsteps = 10", r"optimiser: .*warmup \(20\) takes longer than all steps \(10\)"),
         ("[x]\n[optimiser]\nbatch = 1", r"optimiser\.batch: .*; .*: x: unknown key"),
     ],
 )
