@@ -8,7 +8,7 @@ import json
 import click
 
 EXTRAS = {
-    "train": ("torch", "triton", "gymnasium", "h5py", "pydantic", "sklearn", "tensorboard"),
+    "train": ("torch", "triton", "gymnasium", "h5py", "pydantic", "sklearn", "tensorboard", "PIL"),
     "gif": ("PIL",),
 }
 

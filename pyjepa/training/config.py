@@ -95,6 +95,8 @@ class Alarms(Section):
     """When a representation counts as collapsed. Each is checked at every evaluation after ``grace`` steps."""
 
     grace: Annotated[int, Field(ge=0)] = 500
+    action: Literal["warn", "stop"] = "warn"
+    """What an alarm does: tell, or end the run with an error (the checkpoint is written first)."""
     probe_r2: Annotated[float, Field(le=1.0)] = 0.5
     """The linear position probe explains less than this share of the variance."""
     effective_rank: Weight = 4.0

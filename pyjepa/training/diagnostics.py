@@ -1,4 +1,4 @@
-"""Is the representation collapsing? What training looks at beside its losses."""
+"""What a world model's training looks at beside its losses: `pyjepa.diagnostics` and what only a world model has."""
 
 from __future__ import annotations
 
@@ -10,13 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from pyjepa.diagnostics import Alarm, embedding_alarms, measure
 from pyjepa.objectives.inverse_dynamics import InverseDynamics, chance
 from pyjepa.training.config import Alarms
 from pyjepa.world_model import WorldModel
-
-
-class CollapseWarning(UserWarning):
-    """A collapse alarm tripped; the message says which and what to look at."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +25,7 @@ class Diagnostics:
     probe_px: float
     """The probe's mean distance from the true position, in pixels."""
     effective_rank: float
+    rankme: float
     std_min: float
     std_mean: float
     dead: float
@@ -43,19 +41,6 @@ class Diagnostics:
     def as_dict(self) -> dict[str, float]:
         """The values by name."""
         return asdict(self)
-
-
-def effective_rank(x: Tensor) -> float:
-    """``exp(entropy(p))`` with p the singular values of centred x (N, D), normalised (Roy and Vetterli 2007).
-
-    Between 1 and min(N, D); 0 if x is constant.
-    """
-    singular = torch.linalg.svdvals((x - x.mean(dim=0)).double())
-    total = singular.sum()
-    if total <= 1e-12 * len(x):
-        return 0.0
-    p = singular / total
-    return float(torch.exp(-(p * torch.log(p.clamp_min(1e-300))).sum()))
 
 
 def linear_probe(features: Tensor, targets: Tensor) -> tuple[float, float]:
@@ -86,16 +71,12 @@ def diagnose(
     normalised = model.normalise(actions)
     inverse_error, blind = float(inverse(states, normalised)), float(chance(normalised))
     flat = states.flatten(0, 1)
-    std = flat.std(dim=0)
     # Clip by clip: the two halves of the probe's data then come from different episodes.
     r2, distance = linear_probe(flat, torch.from_numpy(clips["position"]).flatten(0, 1))
     return Diagnostics(
         probe_r2=r2,
         probe_px=distance,
-        effective_rank=effective_rank(flat),
-        std_min=float(std.min()),
-        std_mean=float(std.mean()),
-        dead=float((std < alarms.std).float().mean()),
+        **measure(flat, std=alarms.std),
         prediction=error,
         prediction_relative=error / max(unchanged, 1e-12),
         inverse_dynamics=inverse_error,
@@ -103,28 +84,20 @@ def diagnose(
     )
 
 
-def tripped(diagnostics: Diagnostics, alarms: Alarms) -> list[str]:
-    """One sentence for every alarm that these diagnostics trip."""
-    found = []
-    if diagnostics.probe_r2 < alarms.probe_r2:
-        found.append(
-            f"the linear position probe explains {diagnostics.probe_r2:.2f} of the variance "
-            f"({diagnostics.probe_px:.1f} px off; alarm below {alarms.probe_r2:g}): "
-            "the latent hardly tells the position"
-        )
-    if diagnostics.effective_rank < alarms.effective_rank:
-        found.append(
-            f"the effective rank is {diagnostics.effective_rank:.1f} (alarm below {alarms.effective_rank:g}): "
-            "the latent dimensions are redundant"
-        )
-    if diagnostics.dead > 0.5:
-        found.append(
-            f"{diagnostics.dead:.0%} of the latent dimensions have a standard deviation below {alarms.std:g}: "
-            "the representation is shrinking to a point"
-        )
-    if diagnostics.inverse_dynamics_relative > alarms.inverse_dynamics:
-        found.append(
-            f"inverse dynamics is at {diagnostics.inverse_dynamics_relative:.2f} of chance (alarm above "
-            f"{alarms.inverse_dynamics:g}): the latent does not tell what actions change"
-        )
-    return found
+def collapse_alarms(alarms: Alarms) -> tuple[Alarm, ...]:
+    """What a `CollapseMonitor` judges `Diagnostics` by."""
+    return (
+        Alarm(
+            figure="probe_r2",
+            says="the linear position probe explains {probe_r2:.2f} of the variance, {probe_px:.1f} px off",
+            means="the latent hardly tells the position",
+            below=alarms.probe_r2,
+        ),
+        *embedding_alarms(effective_rank=alarms.effective_rank, std=alarms.std),
+        Alarm(
+            figure="inverse_dynamics_relative",
+            says="inverse dynamics is at {inverse_dynamics_relative:.2f} of chance",
+            means="the latent does not tell what actions change",
+            above=alarms.inverse_dynamics,
+        ),
+    )

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pyjepa.bench.machine import describe
+from pyjepa.diagnostics import CollapseError, CollapseMonitor, CollapseWarning
 from pyjepa.objectives.inverse_dynamics import InverseDynamics, chance
 from pyjepa.objectives.temporal import temporal_similarity, temporal_variance
 from pyjepa.objectives.vicreg import VICReg
@@ -23,7 +24,7 @@ from pyjepa.spec import Spec
 from pyjepa.training.checkpoint import CheckpointError, first_difference, load_checkpoint, replacing, save_checkpoint
 from pyjepa.training.config import Config, Objective
 from pyjepa.training.dataset import EpisodeReader, WindowSampler
-from pyjepa.training.diagnostics import CollapseWarning, Diagnostics, diagnose, tripped
+from pyjepa.training.diagnostics import Diagnostics, collapse_alarms, diagnose
 from pyjepa.world_model import WorldModel
 
 
@@ -121,18 +122,26 @@ class Trainer:
         """One row for every ``log.every`` steps and every evaluation: ``step``, losses, diagnostics, ``seconds``."""
         self.diagnostics: Diagnostics | None = None
         """The latest evaluation's."""
-        self.alarms: list[str] = []
-        """Every alarm that tripped, with its step."""
+        self.monitor = CollapseMonitor(
+            collapse_alarms(config.alarms), action=config.alarms.action, grace=config.alarms.grace
+        )
         self.seconds = 0.0
+
+    @property
+    def alarms(self) -> list[str]:
+        """Every alarm that tripped, with its step."""
+        return self.monitor.messages
 
     def run(
         self, *, until: int | None = None, checkpoint: Path | None = None, reporter: Reporter | None = None
     ) -> None:
         """Train to step ``until`` (default: all), writing ``checkpoint`` on the way and at the end.
 
-        TensorBoard events and ``metrics.json`` go beside the checkpoint.
+        TensorBoard events and ``metrics.json`` go beside the checkpoint. Raises `CollapseError`, with the checkpoint
+        written, where an alarm trips and the configuration says to stop.
         """
         config, reporter = self.config, reporter or WarningReporter()
+        self.monitor.report = reporter.alarm
         last = config.optimiser.steps if until is None else min(until, config.optimiser.steps)
         with _threads(config.threads), _summary(checkpoint, self.step) as summary:
             began, before = time.perf_counter(), self.seconds
@@ -141,15 +150,18 @@ class Trainer:
                 self.step += 1
                 done = self.step == config.optimiser.steps
                 row: dict[str, float] = {}
+                evaluated = self.step % config.log.evaluate_every == 0 or done
                 if self.step % config.log.every == 0 or done:
                     row |= {f"loss/{name}": value for name, value in losses.items()}
-                if self.step % config.log.evaluate_every == 0 or done:
+                if evaluated:
                     row |= {f"diagnostics/{name}": value for name, value in self._evaluate(reporter).items()}
                 self.seconds = before + time.perf_counter() - began
                 if row:
                     self.history.append({"step": self.step, "seconds": self.seconds, **row})
                     summary(self.step, row)
                 reporter.progress(self.step, losses)
+                if evaluated:
+                    self._judge(done, checkpoint)
                 if checkpoint is not None and self.step % config.log.checkpoint_every == 0 and self.step < last:
                     self.save(checkpoint)
             if checkpoint is not None:
@@ -198,7 +210,7 @@ class Trainer:
         self.inverse.load_state_dict(state["inverse"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.history, self.seconds = state["step"], state["history"], state["seconds"]
-        self.alarms = state["alarms"]
+        self.monitor.messages = state["alarms"]
         self.diagnostics = None if state["diagnostics"] is None else Diagnostics(**state["diagnostics"])
 
     def _update(self, observations: Tensor, actions: Tensor) -> dict[str, float]:
@@ -224,11 +236,16 @@ class Trainer:
     def _evaluate(self, reporter: Reporter) -> dict[str, float]:
         self.diagnostics = diagnose(self.model, self.inverse, self._holdout, self.config.alarms)
         reporter.evaluated(self.step, self.diagnostics)
-        if self.step > self.config.alarms.grace or self.step == self.config.optimiser.steps:
-            for message in tripped(self.diagnostics, self.config.alarms):
-                self.alarms.append(f"step {self.step}: {message}")
-                reporter.alarm(self.step, message)
         return self.diagnostics.as_dict()
+
+    def _judge(self, done: bool, checkpoint: Path | None) -> None:
+        assert self.diagnostics is not None
+        try:
+            self.monitor.check(self.step, self.diagnostics.as_dict(), final=done)
+        except CollapseError:
+            if checkpoint is not None:
+                self.save(checkpoint)
+            raise
 
 
 @contextmanager

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from pyjepa.diagnostics import CollapseError, CollapseMonitor, CollapseWarning
 from pyjepa.objectives.inverse_dynamics import InverseDynamics
 from pyjepa.objectives.vicreg import VICReg
 from pyjepa.training.checkpoint import CheckpointError, first_difference, load_checkpoint, save_checkpoint
 from pyjepa.training.collection import collect_two_rooms
 from pyjepa.training.config import Alarms, Config, ConfigError, default_config, load_config, validate
 from pyjepa.training.dataset import EpisodeReader
-from pyjepa.training.diagnostics import CollapseWarning, diagnose, effective_rank, linear_probe, tripped
+from pyjepa.training.diagnostics import collapse_alarms, diagnose, linear_probe
 from pyjepa.training.loop import Trainer, clip_losses, learning_rate
 from pyjepa.training.two_rooms import build_spec, train_two_rooms
 from pyjepa.world_model import WorldModel
@@ -235,14 +236,6 @@ def test_the_first_difference_is_named():
 # ---- alarms ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_effective_rank_counts_directions():
-    torch.manual_seed(0)
-    independent = torch.randn(20_000, 6)
-    assert effective_rank(independent) == pytest.approx(6, abs=0.01)
-    assert effective_rank(independent[:, :2] @ torch.randn(2, 6)) < 2.001
-    assert effective_rank(torch.ones(10, 6)) == 0
-
-
 def test_the_probe_finds_what_is_linear_in_the_latent_and_nothing_else():
     torch.manual_seed(0)
     positions = torch.rand(2000, 2) * 60
@@ -269,7 +262,8 @@ def test_a_collapsed_encoder_trips_every_alarm_and_a_telling_one_none():
         for parameter in model.get_submodule("encoder").parameters():
             parameter.zero_()
     found = diagnose(model, inverse, clips, Alarms())
-    messages = tripped(found, Alarms())
+    with pytest.warns(CollapseWarning):
+        messages = CollapseMonitor(collapse_alarms(Alarms())).check(1, found.as_dict())
     assert len(messages) == 4
     for word, message in zip(
         ("probe", "effective rank", "standard deviation", "inverse dynamics"), messages, strict=True
@@ -292,7 +286,8 @@ def test_a_collapsed_encoder_trips_every_alarm_and_a_telling_one_none():
     signal = rng.normal(size=(64, 4, 8)).astype(np.float32)
     clips["observation"] = signal
     clips["position"] = signal[..., :2]
-    assert tripped(diagnose(Telling(), lambda states, actions: torch.tensor(0.01), clips, Alarms()), Alarms()) == []
+    found = diagnose(Telling(), lambda states, actions: torch.tensor(0.01), clips, Alarms())
+    assert CollapseMonitor(collapse_alarms(Alarms()), action="stop").check(1, found.as_dict()) == []
 
 
 def test_an_alarm_is_a_visible_warning_and_is_kept(data):
@@ -304,6 +299,22 @@ def test_an_alarm_is_a_visible_warning_and_is_kept(data):
             trainer.run()
     assert len(caught) == 1  # the evaluation at step 4 lies within the grace period
     assert trainer.alarms == [str(caught[0].message)]
+
+
+def test_an_alarm_stops_a_run_that_is_told_to(data, tmp_path):
+    thresholds = {"probe_r2": -100.0, "effective_rank": 1000.0, "std": 0.0, "inverse_dynamics": 100.0}
+    config = tiny(alarms={"grace": 0, "action": "stop", **thresholds})
+    with EpisodeReader(data) as episodes:
+        trainer = Trainer(build_spec(config), config, episodes)
+        with (
+            pytest.warns(CollapseWarning, match="step 4: the effective rank is"),
+            pytest.raises(CollapseError, match=r"step 4: training stopped: the effective rank .*below 1000"),
+        ):
+            trainer.run(checkpoint=tmp_path / "checkpoint.pt")
+    assert trainer.step == 4
+    state = load_checkpoint(tmp_path / "checkpoint.pt")
+    assert (state["step"], state["alarms"]) == (4, trainer.alarms)
+    assert json.loads((tmp_path / "metrics.json").read_text())["alarms"] == trainer.alarms
 
 
 # ---- the whole thing ------------------------------------------------------------------------------------------------
