@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from pyjepa.objectives.barlow_twins import BarlowTwins
+from pyjepa.objectives.ema import EMATarget
 from pyjepa.objectives.sigreg import SIGReg
 from pyjepa.objectives.vicreg import VICReg
 
-__all__ = ["SIGReg", "VICReg"]
+__all__ = ["BarlowTwins", "EMATarget", "SIGReg", "VICReg"]
