@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-if TYPE_CHECKING:
-    from pyjepa.training.diagnostics import Diagnostics
 
 
 def require_training(*packages: str) -> None:
@@ -122,8 +119,8 @@ class _Display:
         shown = f"loss {losses['total']:.2f} prediction {losses['prediction']:.3f}{self._probe}"
         self._bar.update(self._training, completed=step, figures=shown)
 
-    def evaluated(self, step: int, diagnostics: Diagnostics) -> None:
-        self._probe = f" probe {diagnostics.probe_px:.1f} px"
+    def evaluated(self, step: int, figures: dict[str, float]) -> None:
+        self._probe = f" probe {figures['probe_px']:.1f} px"
 
     def alarm(self, step: int, message: str) -> None:
         self._bar.console.print(f"[bold red]collapse alarm[/] at step {step}: {escape(message)}")

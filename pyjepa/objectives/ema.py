@@ -38,8 +38,8 @@ class EMATarget(nn.Module, Generic[Online]):
         for name, mine in self.module.named_parameters():
             mine.lerp_(theirs[name].detach(), 1.0 - momentum)
         buffers = dict(online.named_buffers())
-        for name, mine in self.module.named_buffers():
-            mine.copy_(buffers[name])
+        for name, buffer in self.module.named_buffers():
+            buffer.copy_(buffers[name])
 
     @torch.no_grad()
     def forward(self, *inputs: Tensor) -> Tensor:

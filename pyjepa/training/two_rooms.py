@@ -27,7 +27,8 @@ from pyjepa.training.checkpoint import CheckpointError
 from pyjepa.training.collection import collect_two_rooms
 from pyjepa.training.config import Config, ConfigError
 from pyjepa.training.dataset import DatasetError, EpisodeReader
-from pyjepa.training.loop import Reporter, Trainer
+from pyjepa.training.loop import Trainer
+from pyjepa.training.run import Reporter
 
 CHECKPOINT = "checkpoint.pt"
 

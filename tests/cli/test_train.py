@@ -133,7 +133,7 @@ def test_resuming_gives_the_file_of_an_uninterrupted_run(tmp_path):
     assert train(tmp_path / "straight", "--steps", 12).exit_code == 0
 
     from pyjepa.training.config import load_config
-    from pyjepa.training.loop import WarningReporter
+    from pyjepa.training.run import WarningReporter
     from pyjepa.training.two_rooms import train_two_rooms
 
     class InterruptedReporter(WarningReporter):

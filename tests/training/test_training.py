@@ -17,7 +17,8 @@ from pyjepa.training.collection import collect_two_rooms
 from pyjepa.training.config import Alarms, Config, ConfigError, default_config, load_config, validate
 from pyjepa.training.dataset import EpisodeReader
 from pyjepa.training.diagnostics import collapse_alarms, diagnose, linear_probe
-from pyjepa.training.loop import Trainer, clip_losses, learning_rate
+from pyjepa.training.loop import Trainer, clip_losses
+from pyjepa.training.run import learning_rate
 from pyjepa.training.two_rooms import build_spec, train_two_rooms
 from pyjepa.world_model import WorldModel
 
@@ -108,7 +109,7 @@ def test_overrides_replace_values_by_name(tmp_path):
 
 def test_the_learning_rate_warms_up_and_decays_to_zero():
     config = tiny(optimiser={"steps": 100, "batch": 16, "warmup": 10, "learning_rate": 1.0})
-    rates = [learning_rate(step, config) for step in range(101)]
+    rates = [learning_rate(step, config.optimiser) for step in range(101)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == rates[9]
     assert all(a > b for a, b in itertools.pairwise(rates[9:]))
