@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import click
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pyjepa.cli.progress import Display
 
 
 def require_training(*packages: str) -> None:
@@ -64,7 +62,8 @@ def two_rooms(
     given = {"optimiser.steps": steps, "seed": seed, "threads": threads}
     overrides = {name: value for name, value in given.items() if value is not None}
     settings = load_config(config or default_config(), overrides)
-    with _Display(settings.data.episodes, settings.optimiser.steps) as display:
+    shown = "probe {probe_px:.1f} px"
+    with Display(settings.optimiser.steps, shown=shown, episodes=settings.data.episodes) as display:
         trainer = train_two_rooms(
             settings,
             out,
@@ -84,46 +83,47 @@ def two_rooms(
     )
 
 
-class _Display:
-    """Progress bars on standard error: collection, then training with its losses; alarms stay on the screen."""
+@command.command("images")
+@click.option("--data", required=True, metavar="digits|FOLDER", help="scikit-learn's digits, or a folder of images.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The agent file to write.")
+@click.option(
+    "--objective",
+    type=click.Choice(["vicreg", "sigreg", "barlow_twins", "ema", "none"]),
+    help="What prevents collapse (objective.kind).",
+)
+@click.option(
+    "--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="TOML; default: a shipped one."
+)
+@click.option(
+    "--run",
+    "run_directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("runs/images"),
+    show_default=True,
+    help="Where checkpoint, metrics, evaluation and TensorBoard events go.",
+)
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint in the run directory.")
+@click.option("--size", type=click.IntRange(4, 1024), help="Of a folder's images, in pixels (data.size).")
+@click.option("--steps", type=click.IntRange(min=1), help="Training steps (optimiser.steps).")
+@click.option("--batch", type=click.IntRange(min=2), help="Images a step (optimiser.batch).")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of split, weights, batches and views (seed).")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads (threads).")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where to train (device).")
+def images(
+    data: str, out: Path, config: Path | None, run_directory: Path, resume: bool, **given: int | str | None
+) -> None:
+    """Train a JEPA on images without labels, and say what its representation is worth.
 
-    def __init__(self, episodes: int, steps: int) -> None:
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=14),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
-            console=Console(stderr=True),
-        )
-        self._collecting = self._bar.add_task("collecting", total=episodes, visible=False, figures="")
-        self._training = self._bar.add_task("training", total=steps, start=False, figures="")
-        self._started = False
-        self._probe = ""
+    Where a folder has a folder for every class (or with the digits), a linear probe and nearest neighbours judge the
+    held-out images, beside raw pixels, PCA and the same network with random weights. Under torchrun the processes share
+    every batch.
+    """
+    require_training("torch", "sklearn", "PIL", "pydantic", "tensorboard")
+    from pyjepa.cli.train_images import train
 
-    def __enter__(self) -> _Display:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *details: Any) -> None:
-        self._bar.stop()
-
-    def collected(self, count: int) -> None:
-        self._bar.update(self._collecting, advance=count, visible=True)
-
-    def progress(self, step: int, losses: dict[str, float]) -> None:
-        if not self._started:  # a resumed run does not begin at 0; its speed is measured from here
-            self._started = True
-            self._bar.update(self._training, completed=step - 1)
-            self._bar.start_task(self._training)
-        shown = f"loss {losses['total']:.2f} prediction {losses['prediction']:.3f}{self._probe}"
-        self._bar.update(self._training, completed=step, figures=shown)
-
-    def evaluated(self, step: int, figures: dict[str, float]) -> None:
-        self._probe = f" probe {figures['probe_px']:.1f} px"
-
-    def alarm(self, step: int, message: str) -> None:
-        self._bar.console.print(f"[bold red]collapse alarm[/] at step {step}: {escape(message)}")
+    names = {"objective": "objective.kind", "size": "data.size", "steps": "optimiser.steps", "batch": "optimiser.batch"}
+    overrides = {names.get(name, name): value for name, value in given.items() if value is not None}
+    train(data, out, config, run_directory, resume, overrides)
 
 
 def _command_line(out: Path, config: Path | None, steps: int | None, seed: int | None, threads: int | None) -> str:

@@ -16,6 +16,10 @@ from pyjepa.errors import PyjepaError
 VERSION = 1
 
 
+CHECKPOINT = "checkpoint.pt"
+"""The file in a run directory."""
+
+
 class CheckpointError(PyjepaError, ValueError):
     """The checkpoint is damaged, or belongs to another run; the message says how it differs."""
 
@@ -53,6 +57,19 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("version") != VERSION:
         raise CheckpointError(f"{path}: expected checkpoint version {VERSION}")
     return state
+
+
+def existing(directory: Path, resume: bool) -> Path:
+    """The checkpoint's place in a run directory, which holds one if and only if ``resume``.
+
+    Raises `CheckpointError` where there is nothing to resume, FileExistsError where something would be overwritten.
+    """
+    checkpoint = directory / CHECKPOINT
+    if resume and not checkpoint.exists():
+        raise CheckpointError(f"nothing to resume: there is no {checkpoint}")
+    if checkpoint.exists() and not resume:
+        raise FileExistsError(f"{checkpoint} exists: resume that run, or choose another run directory")
+    return checkpoint
 
 
 def first_difference(expected: Any, found: Any, where: str = "") -> str | None:

@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, overload
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -43,7 +43,7 @@ class Data(Section):
     """Predictor steps per training clip."""
 
 
-class Architecture(Section):
+class Sizes(Section):
     """The sizes of encoder and predictor (the block kinds follow from the observation)."""
 
     channels: Annotated[list[Positive], Field(min_length=1)] = [32, 32, 64]
@@ -53,15 +53,29 @@ class Architecture(Section):
     encoder_hidden: Positive = 256
     latent: Positive = 48
     predictor_hidden: Annotated[list[Positive], Field(min_length=1)] = [128, 128]
-    predictors: Annotated[int, Field(ge=1, le=64)] = 1
-    """Networks of the predictor: an ensemble, whose disagreement tells where the model does not know."""
     activation: Literal["relu", "gelu", "silu", "mish", "tanh"] = "relu"
+    norm: Literal["none", "layer"] = "none"
+    """Of the hidden dense layers."""
 
     @model_validator(mode="after")
-    def _one_of_each(self) -> Architecture:
+    def _one_of_each(self) -> Sizes:
         if not len(self.channels) == len(self.kernels) == len(self.strides) == len(self.paddings):
             raise ValueError("channels, kernels, strides and paddings must have one entry per layer")
         return self
+
+    def check(self, size: int) -> None:
+        """Raises ValueError where a kernel is larger than what pictures of ``size`` px become in the layers before."""
+        for i, (kernel, stride, padding) in enumerate(zip(self.kernels, self.strides, self.paddings, strict=True)):
+            if size + 2 * padding < kernel:
+                raise ValueError(f"architecture.kernels[{i}]: {kernel} px on a picture of {size} px")
+            size = (size + 2 * padding - kernel) // stride + 1
+
+
+class Architecture(Sizes):
+    """The sizes of a world model."""
+
+    predictors: Annotated[int, Field(ge=1, le=64)] = 1
+    """Networks of the predictor: an ensemble, whose disagreement tells where the model does not know."""
 
 
 class Objective(Section):
@@ -133,21 +147,30 @@ class Log(Section):
     checkpoint_every: Positive = 250
 
 
-class Config(Section):
-    """Everything that decides how a training run goes."""
+class RunConfig(Section):
+    """What every training run is told."""
 
     seed: Annotated[int, Field(ge=0)] = 0
     threads: Positive = 1
     """Of torch. Two are 1.4 times as fast as one on an idle machine, and far slower than one beside other load."""
+    optimiser: Optimiser = Optimiser()
+    log: Log = Log()
+
+    def digest(self) -> str:
+        """The SHA-256 of the values, whatever file they came from."""
+        return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()
+
+
+class Config(RunConfig):
+    """Everything that decides how a world model's training goes."""
+
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     """Of the encoder during training (autocast); the weights stay float32."""
     data: Data = Data()
     architecture: Architecture = Architecture()
     objective: Objective = Objective()
-    optimiser: Optimiser = Optimiser()
     alarms: Alarms = Alarms()
     planning: Planning = Planning()
-    log: Log = Log()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
@@ -161,18 +184,8 @@ class Config(Section):
             raise ValueError(f"planning.horizon: no multiple of data.action_block {self.data.action_block}")
         if self.planning.elites > self.planning.candidates:
             raise ValueError(f"planning.elites {self.planning.elites} exceed planning.candidates")
-        size, layers = 64, self.architecture
-        for i, (kernel, stride, padding) in enumerate(
-            zip(layers.kernels, layers.strides, layers.paddings, strict=True)
-        ):
-            if size + 2 * padding < kernel:
-                raise ValueError(f"architecture.kernels[{i}]: {kernel} px on a picture of {size} px")
-            size = (size + 2 * padding - kernel) // stride + 1
+        self.architecture.check(64)
         return self
-
-    def digest(self) -> str:
-        """The SHA-256 of the values, whatever file they came from."""
-        return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()
 
 
 def default_config(name: str = "two_rooms") -> Path:
@@ -180,7 +193,18 @@ def default_config(name: str = "two_rooms") -> Path:
     return Path(str(files("pyjepa.training") / "configs" / f"{name}.toml"))
 
 
-def load_config(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> Config:
+AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
+
+
+@overload
+def load_config(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> Config: ...
+@overload
+def load_config(
+    path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None, *, schema: type[AnyConfig]
+) -> AnyConfig: ...
+def load_config(
+    path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None, *, schema: type[RunConfig] = Config
+) -> RunConfig:
     """Read a TOML file. ``overrides`` replaces values by dotted name (``{"optimiser.steps": 10}``).
 
     Raises `ConfigError` naming every field that is unknown, missing or of a wrong type.
@@ -196,13 +220,17 @@ def load_config(path: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
         for part in tables:
             table = table.setdefault(part, {})
         table[key] = value
-    return validate(values, str(source))
+    return validate(values, str(source), schema=schema)
 
 
-def validate(values: Mapping[str, Any], where: str) -> Config:
+@overload
+def validate(values: Mapping[str, Any], where: str) -> Config: ...
+@overload
+def validate(values: Mapping[str, Any], where: str, *, schema: type[AnyConfig]) -> AnyConfig: ...
+def validate(values: Mapping[str, Any], where: str, *, schema: type[RunConfig] = Config) -> RunConfig:
     """A configuration from plain values; ``where`` names their source in error messages."""
     try:
-        return Config.model_validate(values)
+        return schema.model_validate(values)
     except ValidationError as error:
         lines = []
         for problem in error.errors():

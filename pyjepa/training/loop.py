@@ -95,7 +95,7 @@ class Trainer(Run):
         blind = float(chance(self.model.normalise(actions)))
         relative = float(terms["inverse_dynamics"].detach()) / blind
         losses = {name: float(term.detach()) for name, term in terms.items()}
-        return loss, {**losses, "inverse_dynamics_relative": relative}
+        return loss, {"total": float(loss.detach()), **losses, "inverse_dynamics_relative": relative}
 
     def evaluate(self) -> dict[str, float]:
         """On the held-out clips."""

@@ -70,7 +70,9 @@ class Settings(Protocol):
 class Source(Protocol):
     """What a run reads of its data."""
 
-    path: Path
+    @property
+    def path(self) -> Path:
+        """Where it comes from, for messages."""
 
     def fingerprint(self) -> str:
         """Stands for the content."""
@@ -115,7 +117,7 @@ class Run(ABC):
 
     @abstractmethod
     def losses(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
-        """The loss of a batch, to descend, and what to report beside it."""
+        """The loss of a batch, to descend, and what to report: ``total``, its value, and its terms."""
 
     @abstractmethod
     def evaluate(self) -> dict[str, float]:
@@ -217,15 +219,15 @@ class Run(ABC):
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.step, settings)
         loss, terms = self.losses(batch)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"step {self.step}: the loss is {loss.item()}; try a smaller learning_rate")
+        if not math.isfinite(terms["total"]):
+            raise FloatingPointError(f"step {self.step}: the loss is {terms['total']}; try a smaller learning_rate")
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         if settings.clip:
             torch.nn.utils.clip_grad_norm_(self._parameters, settings.clip)
         self.optimiser.step()
         self.stepped()
-        return {"total": float(loss.detach()), **terms}
+        return terms
 
     def _judge(self, done: bool, checkpoint: Path | None) -> None:
         assert self.figures is not None

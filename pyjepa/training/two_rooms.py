@@ -12,52 +12,30 @@ from pathlib import Path
 from pyjepa.envs import two_rooms
 from pyjepa.spec import (
     Actions,
-    Conv,
-    ConvLayer,
     CostTerm,
-    Layer,
     Level,
-    Mlp,
-    Module,
     Observation,
     Planner,
     Spec,
 )
-from pyjepa.training.checkpoint import CheckpointError
+from pyjepa.training.architecture import encoder, predictor
+from pyjepa.training.checkpoint import existing
 from pyjepa.training.collection import collect_two_rooms
 from pyjepa.training.config import Config, ConfigError
 from pyjepa.training.dataset import DatasetError, EpisodeReader
 from pyjepa.training.loop import Trainer
 from pyjepa.training.run import Reporter
 
-CHECKPOINT = "checkpoint.pt"
-
 
 def build_spec(config: Config) -> Spec:
     """The spec of a Two Rooms agent with the configured sizes."""
     sizes, planning = config.architecture, config.planning
     step = two_rooms.STEP
-    convolutions = tuple(
-        ConvLayer(out=out, kernel=kernel, stride=stride, padding=padding, activation=sizes.activation)
-        for out, kernel, stride, padding in zip(
-            sizes.channels, sizes.kernels, sizes.strides, sizes.paddings, strict=True
-        )
-    )
-    head = (Layer(out=sizes.encoder_hidden, activation=sizes.activation), Layer(out=sizes.latent))
-    hidden = tuple(Layer(out=out, activation=sizes.activation) for out in sizes.predictor_hidden)
     return Spec(
         name="two-rooms",
         observation=Observation(shape=(2, two_rooms.SIZE, two_rooms.SIZE), dtype="uint8", scale=1 / 255),
         actions=Actions(low=(-step, -step), high=(step, step), center=(0.0, 0.0), scale=(step, step)),
-        modules={
-            "encoder": Module(inputs=("observation",), blocks=(Conv(layers=convolutions), Mlp(layers=head))),
-            "predictor": Module(
-                inputs=("state", "action"),
-                blocks=(Mlp(layers=(*hidden, Layer(out=sizes.latent))),),
-                residual=True,
-                ensemble=sizes.predictors,
-            ),
-        },
+        modules={"encoder": encoder(sizes), "predictor": predictor(sizes, ensemble=sizes.predictors)},
         levels=(Level(encoder="encoder", predictor="predictor", action_block=config.data.action_block, hold=True),),
         cost=(CostTerm(kind="goal_distance", metric=planning.metric, terminal=planning.terminal),),
         planner=Planner(
@@ -95,11 +73,7 @@ def train_two_rooms(
     already holds a run and ``resume`` is false.
     """
     directory = Path(run_directory)
-    checkpoint = directory / CHECKPOINT
-    if resume and not checkpoint.exists():
-        raise CheckpointError(f"nothing to resume: there is no {checkpoint}")
-    if checkpoint.exists() and not resume:
-        raise FileExistsError(f"{checkpoint} exists: resume that run, or choose another run directory")
+    checkpoint = existing(directory, resume)
     source = Path(data) if data is not None else _collected(config, directory / "data.h5", collected)
     with EpisodeReader(source) as episodes:
         block = episodes.metadata.get("action_block")
