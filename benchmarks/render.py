@@ -20,11 +20,16 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tables import losses, planners, planning
+from tables import images, losses, planners, planning
 
 ROOT = Path(__file__).resolve().parents[1]
 
-TABLES: Mapping[str, Callable[[Path], str]] = {**planning.TABLES, **losses.TABLES, **planners.TABLES}
+TABLES: Mapping[str, Callable[[Path], str]] = {
+    **planning.TABLES,
+    **losses.TABLES,
+    **planners.TABLES,
+    **images.TABLES,
+}
 PLOTS: Mapping[str, Callable[[Path, Path], None]] = losses.PLOTS
 
 _PLACE = re.compile(r"^<!-- render: (?P<name>\S+) -->\n(?P<old>.*?)^<!-- /render -->$", re.MULTILINE | re.DOTALL)

@@ -10,7 +10,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize(
-    ("document", "said"), [("guide.md", "reached: True"), ("modes.md", "Mode-1 reached the goal: True")]
+    ("document", "said"),
+    [
+        ("guide.md", "reached: True"),
+        ("modes.md", "Mode-1 reached the goal: True"),
+        ("images.md", "masked prediction:"),
+    ],
 )
 def test_a_guide_runs_from_top_to_bottom(document, said, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

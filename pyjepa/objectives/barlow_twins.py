@@ -6,16 +6,15 @@ beside it keep dimensions from saying the same. As facebookresearch/barlowtwins,
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from pyjepa.objectives.batch import standardise, sum_over
+
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-EPSILON = 1e-5
-"""Added to the variance before the root, as in torch's BatchNorm1d."""
 
 
 def barlow_twins(x: Tensor, y: Tensor, *, off_diagonal: float = 0.0051, group: ProcessGroup | None = None) -> Tensor:
@@ -30,45 +29,12 @@ def barlow_twins(x: Tensor, y: Tensor, *, off_diagonal: float = 0.0051, group: P
         raise ValueError(f"x and y: expected two (N, D) with N >= 2, got {tuple(x.shape)} and {tuple(y.shape)}")
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     with torch.autocast(x.device.type, enabled=False):
-        x, y = x.to(dtype), y.to(dtype)
-        rows = _sum_over(torch.full((), float(len(x)), dtype=dtype, device=x.device), group)
-        if rows < 2:
-            raise ValueError(f"x and y: expected N >= 2 rows over all ranks, got {int(rows)}")
-        x, y = _standardised(x, rows, group), _standardised(y, rows, group)
-        correlation = _sum_over(x.T @ y, group) / rows
+        rows = sum_over(torch.full((), float(len(x)), dtype=dtype, device=x.device), group)
+        correlation = sum_over(standardise(x.to(dtype), group=group).T @ standardise(y.to(dtype), group=group), group)
+        correlation = correlation / rows
         diagonal = correlation.diagonal()
         off = correlation - torch.diag(diagonal)
         return (1 - diagonal).square().sum() + off_diagonal * off.square().sum()
-
-
-def _standardised(z: Tensor, rows: Tensor, group: ProcessGroup | None) -> Tensor:
-    centred = z - _sum_over(z.sum(dim=0), group) / rows
-    variance = _sum_over(centred.square().sum(dim=0), group) / rows
-    return centred * torch.rsqrt(variance + EPSILON)
-
-
-def _sum_over(value: Tensor, group: ProcessGroup | None) -> Tensor:
-    if group is None:
-        return value
-    summed: Tensor = _AllSum.apply(value, group)  # type: ignore[no-untyped-call]
-    return summed
-
-
-class _AllSum(torch.autograd.Function):
-    """The sum over ranks. Every rank's loss depends on it, so its gradient is the sum of theirs."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, group: ProcessGroup) -> Tensor:
-        ctx.group = group
-        total = value.clone()
-        torch.distributed.all_reduce(total, group=group)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        total = gradient.contiguous().clone()
-        torch.distributed.all_reduce(total, group=ctx.group)
-        return total, None
 
 
 class BarlowTwins(nn.Module):

@@ -22,6 +22,7 @@ from pyjepa.blocks import MlpBlock
 from pyjepa.diagnostics import Alarm, CollapseMonitor, alignment, embedding_alarms, energy_gap, measure, uniformity
 from pyjepa.errors import PyjepaError
 from pyjepa.objectives import BarlowTwins, EMATarget, SIGReg, VICReg
+from pyjepa.objectives.batch import standardise
 from pyjepa.objectives.ema import byol, momentum_at
 from pyjepa.spec import Actions, CostTerm, Level, Observation, Planner, Spec
 from pyjepa.training.architecture import dense, encoder, predictor
@@ -73,6 +74,9 @@ class JointEmbedding(nn.Module):
         self.model = WorldModel(spec)
         *hidden, out = config.architecture.expander
         self.expander = MlpBlock(dense(config.architecture, hidden, out), (self.model.latent_dim,))
+        # What makes the online branch differ from its moving average (BYOL); the other objectives need no asymmetry.
+        byol = config.objective.kind == "ema"
+        self.head = MlpBlock(dense(config.architecture, [2 * out], out), (out,)) if byol else nn.Identity()
 
     def embed(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) -> expanded states (N, E)."""
@@ -84,7 +88,7 @@ class JointEmbedding(nn.Module):
         states = self.model.encode(torch.cat([x, y]))
         there = self.model.step(states, torch.cat([actions, -actions]))
         x_, y_, predicted_y, predicted_x = self.expander(torch.cat([states, there])).chunk(4)
-        return Embeddings(x_, y_, predicted_x, predicted_y)
+        return Embeddings(x_, y_, self.head(predicted_x), self.head(predicted_y))
 
 
 class Objective(nn.Module):
@@ -92,7 +96,8 @@ class Objective(nn.Module):
 
     def __init__(self, config: ImageConfig, group: distributed.ProcessGroup | None) -> None:
         super().__init__()
-        self.settings = settings = config.objective
+        self.settings, self.group = config.objective, group
+        settings = self.settings
         weights = {"prediction": "invariance", "variance": "variance", "covariance": "covariance"}
         self.vicreg = VICReg(**{theirs: getattr(settings, ours) for ours, theirs in weights.items()}, group=group)
         self.sigreg = SIGReg(directions=settings.directions, seed=config.seed, group=group)
@@ -113,10 +118,15 @@ class Objective(nn.Module):
         elif kind == "ema":
             assert targets is not None
             guesses = (e.predicted_x, e.predicted_y)
-            loss = torch.stack([byol(a, b) for a, b in zip(guesses, targets, strict=True)]).mean()
+            loss = torch.stack([self._compared(a, b) for a, b in zip(guesses, targets, strict=True)]).mean()
         else:
             loss = error
         return loss, terms
+
+    def _compared(self, guess: Tensor, target: Tensor) -> Tensor:
+        # Without a batch norm at the end of both branches (as in MoCo v3, Chen et al. 2021) all embeddings end up in
+        # one direction, moving average or not: measured on 320 digits, uniformity -0.001.
+        return byol(standardise(guess, group=self.group), standardise(target, group=self.group))
 
 
 def collapse_alarms(alarms: ImageAlarms) -> tuple[Alarm, ...]:
@@ -213,16 +223,22 @@ class ImageRun(Run):
         views = two_views(torch.from_numpy(self._held_out.pixels), self.config.views, generator)
         x, y, actions = (part.to(self.device) for part in views)
         e = self.network(x, y, actions)
-        energy = (e.predicted_y - e.y).square().mean(dim=1)
-        wrong = (e.predicted_y - e.y.roll(1, 0)).square().mean(dim=1)
+        known = e.y if self.target is None else self.target.module.embed(y)
+        wrong = known.roll(1, 0)
         states = self.model.encode(x)
         return {
             **measure(e.y, std=self.config.alarms.std),
             "effective_rank_states": measure(states)["effective_rank"],
-            "alignment": alignment(e.predicted_y, e.y),
+            "alignment": alignment(e.predicted_y, known),
             "uniformity": uniformity(e.y),
-            "energy_auroc": energy_gap(energy, wrong).auroc,
+            "energy_auroc": energy_gap(self._energy(e.predicted_y, known), self._energy(e.predicted_y, wrong)).auroc,
         }
+
+    def _energy(self, predicted: Tensor, embedded: Tensor) -> Tensor:
+        """Of each pair (N, E): what training makes small; (N,)."""
+        if self.target is not None:
+            return 1 - functional.cosine_similarity(standardise(predicted), standardise(embedded), dim=1)
+        return (predicted - embedded).square().mean(dim=1)
 
 
 def split(images: ImageSet, holdout: float, seed: int) -> tuple[ImageSet, ImageSet]:
