@@ -96,6 +96,7 @@ def two_rooms(
 )
 @click.option(
     "--run",
+    "--run-directory",  # torchrun takes --run for an abbreviation of its own --run-path
     "run_directory",
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("runs/images"),

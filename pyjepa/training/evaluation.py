@@ -32,7 +32,7 @@ def linear_probe(features: Features, labels: Labels, test: Features, test_labels
     from sklearn.linear_model import LogisticRegression
 
     return _searched(
-        LogisticRegression(max_iter=500), {"C": np.logspace(-4, 1, 6)}, features, labels, test, test_labels
+        LogisticRegression(max_iter=1000), {"C": np.logspace(-4, 1, 6)}, features, labels, test, test_labels
     )
 
 

@@ -19,7 +19,7 @@ Image = pytest.importorskip("PIL.Image")
 
 TINY = """
 [data]
-size = 16
+size = 8
 channels = 3
 [architecture]
 channels = [4, 8]
@@ -69,7 +69,8 @@ def pictures(tmp_path):
     return tmp_path / "pictures"
 
 
-def test_a_folder_becomes_an_agent_file(tmp_path, pictures):
+def test_a_folder_becomes_an_agent_file(tmp_path, pictures, monkeypatch):
+    monkeypatch.setattr("pyjepa.training.evaluation.REPEATS", 1)  # five draws of ten labels take their time
     out = tmp_path / "images.safetensors"
     arguments = ["--data", pictures, "--out", out, "--config", config(tmp_path), "--run", tmp_path / "run"]
     result = run(*arguments, "--objective", "sigreg", "--seed", 3)
@@ -86,7 +87,7 @@ def test_a_folder_becomes_an_agent_file(tmp_path, pictures):
     assert provenance["command"] == "pyjepa train images --data pictures --objective sigreg"
     assert (provenance["seed"], provenance["steps"], provenance["alarms"]) == ("3", "6", "none")
     assert str(tmp_path) not in json.dumps(provenance)
-    state = agent.model.encode(np.zeros((1, 3, 16, 16), np.uint8))
+    state = agent.model.encode(np.zeros((1, 3, 8, 8), np.uint8))
     assert state.shape == (1, 8)
     again = run(*arguments)
     assert again.exit_code == 2
@@ -128,10 +129,10 @@ def test_what_cannot_be_is_said_in_one_line(tmp_path, monkeypatch, arguments, me
 
 
 def test_torchrun_shares_the_batches(tmp_path, pictures):
-    arguments = ["train", "images", "--data", str(pictures), "--config", str(config(tmp_path))]
+    arguments = ["train", "images", "--data", str(pictures / "red"), "--batch", "8", "--config", str(config(tmp_path))]
     alone = run(*arguments[2:], "--out", tmp_path / "alone.safetensors", "--run", tmp_path / "alone")
     assert alone.exit_code == 0, alone.output
-    shared = [*arguments, "--out", str(tmp_path / "shared.safetensors"), "--run", str(tmp_path / "shared")]
+    shared = [*arguments, "--out", str(tmp_path / "shared.safetensors"), "--run-directory", str(tmp_path / "shared")]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pyjepa"]
     done = subprocess.run(
         [*launcher, *shared],
