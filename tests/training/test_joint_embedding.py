@@ -335,3 +335,17 @@ def test_two_processes_are_one(sets, tmp_path):
             assert error <= 1e-5 * gradient.norm(), config.objective.kind
             # AdamW divides by a gradient's size: where that is rounding alone, its steps are, too.
             assert last == pytest.approx(alone.history[-1]["loss/total"], rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("kind", ["vicreg", "sigreg"])
+def test_the_shipped_recipe_beats_pixels_and_random_weights(kind):
+    training, held_out = split(digits(), 0.2, 0)
+    config = load_config(default_config("digits"), {"objective.kind": kind}, schema=ImageConfig)
+    run = train_images(config, training, held_out)
+    found = evaluation.compare(run.model, config, training, held_out)
+    assert run.alarms == []
+    assert found["jepa"].linear >= 0.97
+    assert found["jepa"].linear > found["pixels"].linear
+    assert found["jepa"].few >= found["random weights"].few + 0.05
