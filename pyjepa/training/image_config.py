@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pyjepa.training.config import Architecture, Fraction, Positive, RunConfig, Section, Weight
+from pyjepa.training.config import Fraction, Positive, RunConfig, Section, Sizes, Weight
 
 ObjectiveName = Literal["vicreg", "sigreg", "barlow_twins", "ema", "none"]
 
@@ -21,7 +21,7 @@ class ImageData(Section):
     """The share of the images (of each class, where there are classes) that training never sees."""
 
 
-class ImageArchitecture(Architecture):
+class ImageArchitecture(Sizes):
     """The sizes of encoder, predictor and expander."""
 
     norm: Literal["none", "layer"] = "layer"
