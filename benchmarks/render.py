@@ -20,15 +20,16 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tables import images, losses, planners, planning
+from tables import bounds, images, losses, planners, planning
 
 ROOT = Path(__file__).resolve().parents[1]
 
 TABLES: Mapping[str, Callable[[Path], str]] = {
     **planning.TABLES,
+    **bounds.TABLES,
+    **images.TABLES,
     **losses.TABLES,
     **planners.TABLES,
-    **images.TABLES,
 }
 PLOTS: Mapping[str, Callable[[Path, Path], None]] = losses.PLOTS
 

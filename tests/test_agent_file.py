@@ -420,6 +420,7 @@ GOLDEN_FILES = {
     "version-1-image": "aaa01bdab034585e73c76cea44bc15b42d4669e0012cdfed34a879d7e54dbd92",
     "version-1-heads": "854167d896df007eabd4b5accdfff43eb4e355ae97308e0a00b4afa1387edecd",
     "version-1-discrete": "dc18e655b64c35be60b4abb2bb17dcc73488e0fb82525fb00239752dc8ecfcc2",
+    "version-1-quantised": "2df96aa43017bece32866a38ce73d4cd8644808d7540bebd47f3cc4f35d4476c",
 }
 
 
@@ -436,6 +437,21 @@ def test_golden_file_loads_and_computes_the_same(name: str) -> None:
     for module, io in expected["forward"].items():
         output = model.forward(module, np.array(io["input"], np.float32))
         np.testing.assert_allclose(output, np.array(io["output"]), rtol=1e-4, atol=1e-5)
+
+
+def test_golden_file_with_activation_scales_computes_the_same_in_int8() -> None:
+    path = GOLDEN / "version-1-quantised.safetensors"
+    expected = json.loads(path.with_suffix(".json").read_text())
+    quantisation = expected["spec"]["modules"]["predictor"]["quantisation"]
+    assert [scale["zero"] for scale in quantisation["activations"]] == [128, 0, 0]
+    model = _engine.Model.load(str(path), "int8")
+    if model.dims["precision"] != "int8":
+        pytest.skip("this machine has no int8 instructions")
+    io = expected["forward"]["predictor"]
+    output = model.forward("predictor", np.array(io["input"], np.float32))
+    np.testing.assert_allclose(output, np.array(io["int8"]), rtol=1e-4, atol=1e-5)
+    error = np.abs(output - np.array(io["output"])).max()
+    assert 0 < error < 0.03, "other numbers than fp32's, and near them"
 
 
 # ---- pyjepa inspect -----------------------------------------------------------------------------------------------

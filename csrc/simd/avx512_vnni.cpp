@@ -48,92 +48,71 @@ inline void to_bytes(const float* x, int n, Inverse inverse, __m512 offset, uint
                          pack_in_order(rounded(_mm512_maskz_loadu_ps(mask_of(n - j), x + j), j)));
 }
 
-// The largest element of each of R vectors, one per lane in order, by `max`: all vectors at once, for by
-// itself each takes eight instructions that wait for one another.
-template <int R, class Vector, class Max>
-__attribute__((always_inline)) inline __m512i largest(const Vector (&v)[R], Max max) {
+void quantise(const float* x, ptrdiff_t ldx, int rows, int n, uint8_t* y, ptrdiff_t ldy, float* scale,
+              int32_t* zero) {
+    const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+    for (int r = 0; r < rows; ++r, x += ldx, y += ldy) {
+        // Magnitudes compared as integers: what is not a number is more than infinity.
+        __m512i most = _mm512_setzero_si512(), signs = _mm512_setzero_si512();
+        const auto see = [&](__m512 v) {
+            const __m512i bits = _mm512_castps_si512(v);
+            most = _mm512_max_epi32(most, _mm512_and_si512(bits, magnitude));
+            signs = _mm512_or_si512(signs, bits);
+        };
+        int j = 0;
+        for (; j + 16 <= n; j += 16) see(_mm512_loadu_ps(x + j));
+        if (j < n) see(_mm512_maskz_loadu_ps(mask_of(n - j), x + j));
+        const bool is_signed = _mm512_movepi32_mask(signs) != 0;
+        const int32_t bits = _mm512_reduce_max_epi32(most);
+        float reach;
+        std::memcpy(&reach, &bits, sizeof reach);
+        const float steps = is_signed ? 127.0f : 255.0f;
+        // Too small to divide by: zeros, with a scale that is as good as any other.
+        const bool flat = reach < 1e-30f;
+        scale[r] = flat ? 1.0f : reach / steps;
+        zero[r] = is_signed ? 128 : 0;
+        const __m512 inverse = _mm512_set1_ps(flat ? 1.0f : steps / reach);
+        to_bytes<false>(
+            x, n, [inverse](int) { return inverse; }, _mm512_set1_ps(is_signed ? 128.0f : 0.0f), y);
+    }
+}
+
+// The largest element of each of R vectors, one per lane in order: all vectors at once, for by itself each
+// takes eight instructions that wait for one another.
+template <int R>
+__attribute__((always_inline)) inline __m512 largest(const __m512 (&v)[R]) {
     static_assert(R <= 16);
     constexpr int groups = (R + 3) / 4;
-    __m512i quads[4];
+    __m512 quads[groups];
 #pragma GCC unroll 4
     for (int g = 0; g < groups; ++g) {
-        __m512i pairs[2];
+        __m512 pairs[2];
 #pragma GCC unroll 2
         for (int i = 0; i < 2; ++i) {
             const int r = 4 * g + 2 * i;  // where there are too few rows, one stands for others
-            const auto a = (__m512i)v[r < R ? r : R - 1], b = (__m512i)v[r + 1 < R ? r + 1 : R - 1];
-            pairs[i] = max(_mm512_shuffle_i32x4(a, b, 0x44), _mm512_shuffle_i32x4(a, b, 0xee));
+            const __m512 a = v[r < R ? r : R - 1], b = v[r + 1 < R ? r + 1 : R - 1];
+            pairs[i] = _mm512_max_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
         }
-        quads[g] = max(_mm512_shuffle_i32x4(pairs[0], pairs[1], 0x88),
-                       _mm512_shuffle_i32x4(pairs[0], pairs[1], 0xdd));
+        quads[g] = _mm512_max_ps(_mm512_shuffle_f32x4(pairs[0], pairs[1], 0x88),
+                                 _mm512_shuffle_f32x4(pairs[0], pairs[1], 0xdd));
     }
-    const auto halve = [&](__m512i a, __m512i b) {
-        return max(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    const auto halve = [](__m512 a, __m512 b) {
+        const __m512d x = _mm512_castps_pd(a), y = _mm512_castps_pd(b);
+        return _mm512_max_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)),
+                             _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
     };
-    const __m512i low = halve(quads[0], quads[groups > 1 ? 1 : 0]),
-                  high = groups > 2 ? halve(quads[2], quads[groups > 3 ? 3 : 2]) : low;
-    const auto even = (__m512i)_mm512_shuffle_ps((__m512)low, (__m512)high, 0x88),
-               odd = (__m512i)_mm512_shuffle_ps((__m512)low, (__m512)high, 0xdd);
+    const __m512 low = halve(quads[0], quads[groups > 1 ? 1 : 0]);
+    __m512 high = low;
+    if constexpr (groups > 2) high = halve(quads[2], quads[groups - 1]);
     const __m512i in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    return _mm512_permutexvar_epi32(in_order, max(even, odd));
-}
-
-template <int R>
-inline void quantise_rows(const float* x, ptrdiff_t ldx, int n, uint8_t* y, ptrdiff_t ldy, float* scale,
-                          int32_t* zero) {
-    const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
-    // Magnitudes compared as integers: what is not a number is more than infinity.
-    __m512i most[R], signs[R];
-#pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) most[r] = signs[r] = _mm512_setzero_si512();
-    const auto see = [&](int r, __m512 v) {
-        const __m512i bits = _mm512_castps_si512(v);
-        most[r] = _mm512_max_epi32(most[r], _mm512_and_si512(bits, magnitude));
-        signs[r] = _mm512_or_si512(signs[r], bits);
-    };
-    int j = 0;
-    for (; j + 16 <= n; j += 16)
-#pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) see(r, _mm512_loadu_ps(x + r * ldx + j));
-    if (j < n)
-#pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) see(r, _mm512_maskz_loadu_ps(mask_of(n - j), x + r * ldx + j));
-    const auto reach = (__m512)largest(most, [](__m512i a, __m512i b) { return _mm512_max_epi32(a, b); });
-    __mmask16 is_signed = 0;
-#pragma GCC unroll 4
-    for (int r = 0; r < R; ++r)
-        is_signed = static_cast<__mmask16>(is_signed | (_mm512_movepi32_mask(signs[r]) != 0) << r);
-    const __mmask16 rows = mask_of(R);
-    const __m512 one = _mm512_set1_ps(1.0f),
-                 steps = _mm512_mask_blend_ps(is_signed, _mm512_set1_ps(255.0f), _mm512_set1_ps(127.0f));
-    // Too small to divide by: zeros, with a scale that is as good as any other.
-    const __mmask16 flat = _mm512_cmp_ps_mask(reach, _mm512_set1_ps(1e-30f), _CMP_LT_OQ);
-    _mm512_mask_storeu_ps(scale, rows, _mm512_mask_blend_ps(flat, _mm512_div_ps(reach, steps), one));
-    const __m512i offset = _mm512_maskz_set1_epi32(is_signed, 128);
-    _mm512_mask_storeu_epi32(zero, rows, offset);
-    alignas(64) float inverses[16], offsets[16];
-    _mm512_store_ps(inverses, _mm512_mask_blend_ps(flat, _mm512_div_ps(steps, reach), one));
-    _mm512_store_ps(offsets, _mm512_cvtepi32_ps(offset));
-    for (int r = 0; r < R; ++r) {
-        const __m512 inverse = _mm512_set1_ps(inverses[r]);
-        to_bytes<false>(
-            x + r * ldx, n, [inverse](int) { return inverse; }, _mm512_set1_ps(offsets[r]), y + r * ldy);
-    }
-}
-
-void quantise(const float* x, ptrdiff_t ldx, int rows, int n, uint8_t* y, ptrdiff_t ldy, float* scale,
-              int32_t* zero) {
-    int r = 0;
-    for (; r + 4 <= rows; r += 4)
-        quantise_rows<4>(x + r * ldx, ldx, n, y + r * ldy, ldy, scale + r, zero + r);
-    for (; r < rows; ++r) quantise_rows<1>(x + r * ldx, ldx, n, y + r * ldy, ldy, scale + r, zero + r);
+    return _mm512_permutexvar_ps(
+        in_order, _mm512_max_ps(_mm512_shuffle_ps(low, high, 0x88), _mm512_shuffle_ps(low, high, 0xdd)));
 }
 
 // What the largest numbers of R rows, or 0, make of their scales; returns their inverses.
 template <int R>
 __attribute__((always_inline)) inline __m512 relu_scales(const __m512 (&most)[R], float* scale) {
-    const auto reach = (__m512)largest(
-        most, [](__m512i a, __m512i b) { return (__m512i)_mm512_max_ps((__m512)a, (__m512)b); });
+    const __m512 reach = largest(most);
     const __mmask16 rows = mask_of(R), flat = _mm512_cmp_ps_mask(reach, _mm512_set1_ps(1e-30f), _CMP_LT_OQ);
     const __m512 one = _mm512_set1_ps(1.0f), before = _mm512_maskz_loadu_ps(rows, scale);
     const __m512 own = _mm512_mask_blend_ps(flat, _mm512_mul_ps(reach, _mm512_set1_ps(1.0f / 255.0f)), one);

@@ -55,6 +55,23 @@ def test_rows_hold_times_speed_and_cost():
     assert str(os.getcwd()) not in text
 
 
+def test_int8_runs_with_and_without_scales_found_beforehand():
+    result, notes = run(precisions=("int8", "int8-static"))
+    if notes:
+        assert len(notes) == 2
+        assert all("no int8 instructions" in note for note in notes)
+        pytest.skip("this machine has no int8 instructions")
+    dynamic, static = result["rows"]
+    assert (dynamic["precision"], static["precision"]) == ("int8", "int8")
+    assert (dynamic.get("variant", ""), static["variant"]) == ("", "static")
+    for row in (dynamic, static):
+        assert row["fraction_of_peak"] == pytest.approx(
+            row["gflops"] / result["machine"]["peak_gflops"]["int8"], abs=1e-3
+        )
+    assert dynamic["final_cost"] != static["final_cost"], "other bytes, other plans"
+    assert dynamic["final_cost"] == pytest.approx(static["final_cost"], rel=0.1)
+
+
 def test_rows_say_how_far_a_deadline_was_overrun():
     result, notes = run(settings=dataclasses.replace(QUICK, deadline=1e-4))
     assert not notes
