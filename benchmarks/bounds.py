@@ -2,10 +2,10 @@
 
 Run: python benchmarks/bounds.py build/.../libpyjepa.so.0 --json benchmarks/results/bounds.json
 
-Takes a library that has its symbols (as CMake leaves it; an installed one has none), Linux's perf and binutils' objdump.
-Each workload and precision plans alone on one thread: first undisturbed, for the time, then sampled by perf, for the
-shares of its functions. No hardware counters are needed, which virtual machines seldom have: instructions are counted in
-the code of the innermost loops, which run as often as the shapes say.
+Takes a library that has its symbols (as CMake leaves it; an installed one has none), Linux's perf and binutils'
+objdump. Each workload and precision plans alone on one thread: first undisturbed, for the time, then sampled by perf,
+for the shares of its functions. No hardware counters are needed, which virtual machines seldom have: instructions are
+counted in the code of the innermost loops, which run as often as the shapes say.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def dense_shapes(name: str) -> list[tuple[int, int]]:
     (block,) = spec.modules[spec.levels[0].predictor or ""].blocks
     assert isinstance(block, Mlp)
     sizes = [block.layers[-1].out + len(spec.actions.low), *(layer.out for layer in block.layers)]
-    return list(zip(sizes[:-1], sizes[1:], strict=True))
+    return list(pairwise(sizes))
 
 
 def products(name: str, precision: str) -> float:
@@ -128,17 +129,9 @@ def child(name: str, precision: str, seconds: float, control: str) -> None:
 
 def run_child(library: Path, arguments: list[str], before: list[str] | None = None) -> Any:
     """The last line that a child printed."""
-    command = [
-        *(before or []),
-        sys.executable,
-        "-P",
-        str(Path(__file__).resolve()),
-        str(library),
-        "--child",
-        *arguments,
-    ]
+    own = [sys.executable, "-P", str(Path(__file__).resolve()), str(library), "--child", *arguments]
     environment = {**os.environ, "LD_LIBRARY_PATH": str(library.parent)}
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    done = subprocess.run([*(before or []), *own], check=True, capture_output=True, text=True, env=environment)
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
