@@ -1,7 +1,7 @@
 """The blocks of the spec as torch modules. Their parameters are named as the tensors of an agent file are.
 
-A module's block i holds ``linear{j}`` and ``norm{j}`` (mlp), ``conv{j}`` (conv) or ``stage{s}.conv`` and
-``stage{s}.res{r}.conv{c}`` (impala); see `pyjepa.spec` for what each block computes.
+A module's block i holds ``linear{j}`` and ``norm{j}`` (mlp), ``conv{j}`` (conv), ``stage{s}.conv`` and
+``stage{s}.res{r}.conv{c}`` (impala) or `torch.nn.GRUCell`'s parameters and ``norm`` (gru); see `pyjepa.spec` for what each block computes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional
 
-from pyjepa.spec import Activation, Conv, Impala, InputName, Layer, Mlp, Module, TwoHot
+from pyjepa.spec import Activation, Conv, Gru, Impala, InputName, Layer, Mlp, Module, TwoHot
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
@@ -151,8 +151,40 @@ class TwoHotBlock(nn.Module):
         return mean.sign() * mean.abs().expm1()
 
 
+class GruBlock(nn.GRUCell):
+    """A GRU cell on (state, action), and a LayerNorm."""
+
+    def __init__(self, block: Gru, inputs: int) -> None:
+        """``inputs``: numbers of an action. A tied norm is tied by whoever holds the encoder (`tie_norm`)."""
+        super().__init__(inputs, block.hidden)
+        if block.norm != "none":
+            self.norm = nn.LayerNorm(block.hidden, eps=1e-5)
+        self.block = block
+        self.output_shape = (block.hidden,)
+
+    def forward(self, state: Tensor, action: Tensor) -> Tensor:  # type: ignore[override]
+        """(B, hidden) and (B, inputs) -> (B, hidden)."""
+        state = super().forward(action, state)
+        return state if self.block.norm == "none" else self.norm(state)
+
+
+def tie_norm(predictor: Network, encoder: Network) -> None:
+    """Gives the predictor's ``tied`` LayerNorm, if it has one, the parameters of the one that ends the encoder.
+
+    Raises ValueError if the encoder ends otherwise.
+    """
+    cell = predictor.get_submodule("0")
+    if not isinstance(cell, GruBlock) or cell.block.norm != "tied":
+        return
+    last = len(encoder.module.blocks) - 1
+    block = encoder.module.blocks[last]
+    if not isinstance(block, Mlp) or block.layers[-1].norm != "layer":
+        raise ValueError("norm 'tied': the encoder does not end in an mlp layer with norm 'layer'")
+    cell.norm = encoder.get_submodule(f"{last}.norm{len(block.layers) - 1}")  # type: ignore[assignment]
+
+
 class Network(nn.Module):
-    """One module of the spec: its inputs concatenated, its blocks in order, plus the state where ``residual``.
+    """One module of the spec: its inputs combined, its blocks in order, plus the state where ``residual``.
 
     With an ensemble of K every parameter has a leading axis K, and so has the output.
     """
@@ -164,15 +196,24 @@ class Network(nn.Module):
         fit their inputs.
         """
         super().__init__()
-        for name, reserved in (("combine", "concat"), ("latent", None), ("quantisation", None)):
-            if getattr(module, name) != reserved:
+        for name, known in (("combine", ("concat", "cell")), ("latent", (None,)), ("quantisation", (None,))):
+            if getattr(module, name) not in known:
                 raise NotImplementedError(f"the torch back end lacks {name}={getattr(module, name)!r}")
         self.module = module
         single = len(module.inputs) == 1
         shape = shapes[module.inputs[0]] if single else (sum(prod(shapes[name]) for name in module.inputs),)
+        cell = module.combine == "cell"
+        if cell and sorted(module.inputs) != ["action", "state"]:
+            raise ValueError(f"a cell reads exactly 'state' and 'action', not {module.inputs}")
         for i, block in enumerate(module.blocks):
-            built: MlpBlock | ConvBlock | ImpalaBlock | TwoHotBlock
-            if isinstance(block, Mlp):
+            built: MlpBlock | ConvBlock | ImpalaBlock | TwoHotBlock | GruBlock
+            if isinstance(block, Gru) != (cell and i == 0):
+                raise ValueError("a cell ('gru') is the first block of a module with combine 'cell', and only there")
+            if isinstance(block, Gru):
+                if shapes["state"] != (block.hidden,):
+                    raise ValueError(f"gru: the hidden state has size {block.hidden}, the state {shapes['state']}")
+                built = GruBlock(block, prod(shapes["action"]))
+            elif isinstance(block, Mlp):
                 built = MlpBlock(block, shape)
             elif isinstance(block, Conv):
                 built = ConvBlock(block, shape)
@@ -207,10 +248,14 @@ class Network(nn.Module):
         return outputs
 
     def _member(self, inputs: Mapping[InputName, Tensor]) -> Tensor:
+        blocks = [self.get_submodule(str(i)) for i in range(len(self.module.blocks))]
         given = [inputs[name] for name in self.module.inputs]
-        x = given[0] if len(given) == 1 else torch.cat([part.flatten(1) for part in given], dim=-1)
-        for i in range(len(self.module.blocks)):
-            x = self.get_submodule(str(i))(x)
+        if self.module.combine == "cell":
+            x = blocks.pop(0)(inputs["state"], inputs["action"].flatten(1))
+        else:
+            x = given[0] if len(given) == 1 else torch.cat([part.flatten(1) for part in given], dim=-1)
+        for block in blocks:
+            x = block(x)
         x = x.flatten(1)
         return x + inputs["state"] if self.module.residual else x
 

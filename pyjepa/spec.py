@@ -137,13 +137,27 @@ class TwoHot:
     kind: Literal["two_hot"] = "two_hot"
 
 
-Block: TypeAlias = Mlp | Conv | Impala | TwoHot
-RESERVED_BLOCKS = ("vit", "gru", "adaln_transformer")
-BLOCKS: dict[str, type[Mlp] | type[Conv] | type[Impala] | type[TwoHot]] = {
+@dataclass(frozen=True, kw_only=True)
+class Gru:
+    """A GRU cell (`torch.nn.GRUCell`): its ``hidden`` state is the state (L,), its input the action.
+
+    ``norm``: a LayerNorm with eps 1e-5 after it, ``layer`` with parameters of its own, ``tied`` with those of the one
+    that ends the encoder (stored twice, and equal). The first block of a module with ``combine`` "cell".
+    """
+
+    hidden: int
+    norm: Literal["none", "layer", "tied"] = "none"
+    kind: Literal["gru"] = "gru"
+
+
+Block: TypeAlias = Mlp | Conv | Impala | TwoHot | Gru
+RESERVED_BLOCKS = ("vit", "adaln_transformer")
+BLOCKS: dict[str, type[Mlp] | type[Conv] | type[Impala] | type[TwoHot] | type[Gru]] = {
     "mlp": Mlp,
     "conv": Conv,
     "impala": Impala,
     "two_hot": TwoHot,
+    "gru": Gru,
 }
 
 
@@ -170,8 +184,8 @@ class ActivationScale:
 class Quantisation:
     """How a module runs in a lower precision; `pyjepa quantise` fills it in. The weights stay float32 in the file.
 
-    ``activations``: one scale for the input of each layer of the module's ``mlp`` blocks, in order; read by
-    ``precision="int8"``, which otherwise finds a scale for each row as it runs. ``bf16`` is reserved.
+    ``activations``: one scale for the input of each layer of the module's ``mlp`` blocks, and for the hidden state of a
+    ``gru``, in order; read by ``precision="int8"``, which otherwise finds a scale for each row as it runs. ``bf16`` is reserved.
     """
 
     weights: Literal["bf16", "int8"]
@@ -182,6 +196,8 @@ class Quantisation:
 class Module:
     """A network: its ``inputs`` combined, then ``blocks`` in order; ``residual`` adds the state to the output.
 
+    ``combine``: ``concat``, one after the other, or ``cell``, where state and action are hidden state and input of the
+    first block, a ``gru`` (``adaln`` is reserved).
     ``ensemble`` K > 1: K networks of the same shape; every tensor has a leading axis K (predictors, critics and heads
     only). The first of an ensemble of predictors rolls out; a cost term may ask how far the others disagree.
     """

@@ -7,7 +7,7 @@ from os import PathLike
 import torch
 from torch import Tensor, nn
 
-from pyjepa.blocks import Network
+from pyjepa.blocks import Network, tie_norm
 from pyjepa.spec import Spec
 
 
@@ -39,6 +39,7 @@ class WorldModel(nn.Module):
         predictor = Network(spec.modules[level.predictor], shapes)  # type: ignore[arg-type]
         if predictor.output_shape != (self.latent_dim,):
             raise ValueError(f"the predictor puts out {predictor.output_shape}, the encoder {(self.latent_dim,)}")
+        tie_norm(predictor, encoder)
         self.add_module(level.predictor, predictor)
         shapes["goal"] = (self.latent_dim,)
         for name, module in spec.modules.items():

@@ -2,6 +2,7 @@
 // nothing else is.
 #include "agent_file/agent_file.hpp"
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -27,6 +28,17 @@ void check_finite(const std::string& name, std::span<const float> data) {
     while (std::isfinite(data[index])) ++index;
     invalid("tensor " + printable(name), "non-finite value " + std::to_string(data[index]) + " at element " +
                                              std::to_string(index) + " (" + std::to_string(bad) + " in all)");
+}
+
+void check_tied(const AgentFile& agent) {
+    for (const auto& [tied, to] : tied_tensors(agent.spec)) {
+        const std::span<const float> own = agent.tensors.at(tied).data, other = agent.tensors.at(to).data;
+        const auto [differs, unused] = std::mismatch(own.begin(), own.end(), other.begin());
+        if (differs != own.end()) {
+            invalid("tensor " + printable(tied), "tied to " + printable(to) + ", but differs at element " +
+                                                     std::to_string(differs - own.begin()));
+        }
+    }
 }
 
 AgentFile read(SharedBytes file) {
@@ -55,6 +67,7 @@ AgentFile read(SharedBytes file) {
         if (found.contains(entry.name))
             invalid("tensor " + printable(entry.name), "unknown, the spec does not call for it");
     }
+    check_tied(agent);
     agent.storage = std::move(file.owner);
     return agent;
 }

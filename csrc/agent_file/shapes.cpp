@@ -78,6 +78,8 @@ struct OutputShape {
         return shape;
     }
 
+    Shape operator()(const GruSpec& gru) const { return {gru.hidden}; }
+
     Shape operator()(const TwoHotSpec& two_hot) const {
         if (input != Shape{two_hot.bins}) {
             invalid(where, "block 'two_hot' has " + std::to_string(two_hot.bins) + " bins, its input is " +
@@ -132,6 +134,15 @@ struct BlockTensors {
         }
     }
 
+    void operator()(const GruSpec& gru) const {
+        const int gates = 3 * gru.hidden, in = input[0] - gru.hidden;
+        out.emplace_back(prefix + "weight_ih", std::vector<int>{gates, in});
+        out.emplace_back(prefix + "weight_hh", std::vector<int>{gates, gru.hidden});
+        out.emplace_back(prefix + "bias_ih", std::vector<int>{gates});
+        out.emplace_back(prefix + "bias_hh", std::vector<int>{gates});
+        if (gru.norm != CellNorm::none) add("norm", {gru.hidden}, {gru.hidden});
+    }
+
     void operator()(const TwoHotSpec&) const {}
 };
 
@@ -141,19 +152,25 @@ bool reads(const ModuleSpec& module, Input input) {
 
 // One scale for all inputs of a layer or one for each. `next` is the module's layer that the block begins
 // with.
-void check_scales(const ModuleSpec& module, const MlpSpec& mlp, std::int64_t in, std::size_t& next,
+void check_scales(const ModuleSpec& module, const BlockSpec& block, std::int64_t in, std::size_t& next,
                   const std::string& where) {
-    for (const LayerSpec& layer : mlp.layers) {
+    const auto check = [&](std::int64_t inputs) {
         if (next < module.activations.size()) {
             const std::size_t scales = module.activations[next].scale.size();
-            if (scales != 1 && scales != static_cast<std::size_t>(in)) {
+            if (scales != 1 && scales != static_cast<std::size_t>(inputs)) {
                 invalid(numbered(where + ".quantisation.activations", next) + ".scale",
-                        "has " + std::to_string(scales) + " items, but the layer has " + std::to_string(in) +
-                            " inputs");
+                        "has " + std::to_string(scales) + " items, but the layer has " +
+                            std::to_string(inputs) + " inputs");
             }
         }
         ++next;
-        in = layer.out;
+    };
+    if (const auto* gru = std::get_if<GruSpec>(&block)) check(gru->hidden);
+    if (const auto* mlp = std::get_if<MlpSpec>(&block)) {
+        for (const LayerSpec& layer : mlp->layers) {
+            check(in);
+            in = layer.out;
+        }
     }
 }
 
@@ -166,8 +183,7 @@ int output_size(const Spec& spec, const std::string& name) {
     std::size_t layer = 0;
     for (std::size_t i = 0; i < module.blocks.size(); ++i) {
         const std::string place = numbered(where + ".blocks", i);
-        if (const auto* mlp = std::get_if<MlpSpec>(&module.blocks[i]))
-            check_scales(module, *mlp, elements, layer, where);
+        check_scales(module, module.blocks[i], elements, layer, where);
         shape = block_output_shape(module.blocks[i], shape, place);
         elements = checked_elements(shape, place);
     }
@@ -190,6 +206,36 @@ void resolve_encoder(Spec& spec) {
     }
     if (encoder.residual) invalid("spec.modules." + name + ".residual", "an encoder has no state to add");
     spec.latent_dim = output_size(spec, name);
+}
+
+// The LayerNorm layer that ends a level's encoder: its tensors' prefix; none if it ends otherwise.
+std::optional<std::string> encoder_norm(const Spec& spec) {
+    if (!spec.level.encoder) return std::nullopt;
+    const auto& blocks = spec.modules.at(*spec.level.encoder).blocks;
+    const auto* mlp = std::get_if<MlpSpec>(&blocks.back());
+    if (mlp == nullptr || mlp->layers.back().norm != Norm::layer) return std::nullopt;
+    return *spec.level.encoder + "." + std::to_string(blocks.size() - 1) + ".norm" +
+           std::to_string(mlp->layers.size() - 1);
+}
+
+void check_cells(const Spec& spec) {
+    for (const auto& [name, module] : spec.modules) {
+        const auto* gru = std::get_if<GruSpec>(&module.blocks.front());
+        if (gru == nullptr) continue;
+        const std::string where = "spec.modules." + name + ".blocks[0]";
+        if (gru->hidden != spec.latent_dim) {
+            invalid(where + ".hidden", std::to_string(gru->hidden) +
+                                           ", but its hidden state is the state, of size " +
+                                           std::to_string(spec.latent_dim));
+        }
+        if (gru->norm != CellNorm::tied) continue;
+        if (name != spec.level.predictor)
+            invalid(where + ".norm", "only the predictor's LayerNorm can be tied to the encoder's");
+        if (!encoder_norm(spec)) {
+            invalid(where + ".norm",
+                    "there is nothing to be tied to: no encoder that ends in an mlp layer with norm 'layer'");
+        }
+    }
 }
 
 void check_predictor(const Spec& spec) {
@@ -418,6 +464,14 @@ NamedShapes expected_tensors(const Spec& spec) {
     return tensors;
 }
 
+std::vector<std::pair<std::string, std::string>> tied_tensors(const Spec& spec) {
+    if (!spec.level.predictor) return {};
+    const auto* gru = std::get_if<GruSpec>(&spec.modules.at(*spec.level.predictor).blocks.front());
+    if (gru == nullptr || gru->norm != CellNorm::tied) return {};
+    const std::string own = *spec.level.predictor + ".0.norm", encoders = *encoder_norm(spec);
+    return {{own + ".weight", encoders + ".weight"}, {own + ".bias", encoders + ".bias"}};
+}
+
 void resolve_spec(Spec& spec) {
     spec.observation_size = 1;
     for (const int size : spec.observation.shape) spec.observation_size *= size;
@@ -442,6 +496,7 @@ void resolve_spec(Spec& spec) {
         invalid("spec.planner.interpolation", "between discrete actions there is only 'zero'");
     }
     resolve_encoder(spec);
+    check_cells(spec);
     check_predictor(spec);
     check_policy(spec);
     check_critic(spec);

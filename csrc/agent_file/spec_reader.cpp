@@ -179,6 +179,15 @@ ImpalaSpec read_impala(const Json& value, const std::string& where) {
     return impala;
 }
 
+GruSpec read_gru(const Json& value, const std::string& where) {
+    const JsonObject object(value, where, {"kind", "hidden", "norm"});
+    GruSpec gru;
+    gru.hidden = object.integer("hidden", 1, limits::dimension);
+    gru.norm = object.choice<CellNorm>(
+        "norm", gru.norm, {{"none", CellNorm::none}, {"layer", CellNorm::layer}, {"tied", CellNorm::tied}});
+    return gru;
+}
+
 TwoHotSpec read_two_hot(const Json& value, const std::string& where) {
     const JsonObject object(value, where, {"kind", "bins", "low", "high"});
     TwoHotSpec two_hot;
@@ -195,14 +204,14 @@ BlockSpec read_block(const Json& value, const std::string& where, const std::str
     if (!value.is_object()) invalid(where, std::string("expected an object, got ") + value.type_name());
     const auto found = value.find("kind");
     if (found == value.end()) invalid(where, "key 'kind' is missing");
-    enum class Kind { mlp, conv, impala, two_hot, vit, gru, adaln_transformer };
+    enum class Kind { mlp, conv, impala, two_hot, gru, vit, adaln_transformer };
     switch (one_of<Kind>(*found, where + ".kind",
                          {{"mlp", Kind::mlp},
                           {"conv", Kind::conv},
                           {"impala", Kind::impala},
                           {"two_hot", Kind::two_hot},
-                          {"vit", Kind::vit},
                           {"gru", Kind::gru},
+                          {"vit", Kind::vit},
                           {"adaln_transformer", Kind::adaln_transformer}})) {
         case Kind::mlp:
             return read_mlp(value, where);
@@ -212,6 +221,8 @@ BlockSpec read_block(const Json& value, const std::string& where, const std::str
             return read_impala(value, where);
         case Kind::two_hot:
             return read_two_hot(value, where);
+        case Kind::gru:
+            return read_gru(value, where);
         default:
             not_in_engine(where, "module " + printable(module) + ": block " +
                                      printable(found->get_ref<const std::string&>()));
@@ -223,11 +234,6 @@ void refuse_reserved(const JsonObject& object, const std::string& module) {
     const auto refuse = [&](std::string_view key, const std::string& feature) {
         not_in_engine(object.where(key), "module " + printable(module) + ": " + feature);
     };
-    enum class Combine { concat, cell, adaln };
-    const auto combine = object.choice<Combine>(
-        "combine", Combine::concat,
-        {{"concat", Combine::concat}, {"cell", Combine::cell}, {"adaln", Combine::adaln}});
-    if (combine != Combine::concat) refuse("combine", "combine other than 'concat'");
     if (const Json* latent = object.find("latent"); latent && !latent->is_null()) {
         const JsonObject fields(*latent, object.where("latent"), {"kind", "size"});
         one_of<int>(fields.at("kind"), fields.where("kind"),
@@ -266,11 +272,45 @@ std::vector<ActivationScale> read_activations(const JsonObject& object, const st
 
 void check_activation_count(const ModuleSpec& module, const std::string& where) {
     std::size_t layers = 0;
-    for (const BlockSpec& block : module.blocks)
+    for (const BlockSpec& block : module.blocks) {
         if (const auto* mlp = std::get_if<MlpSpec>(&block)) layers += mlp->layers.size();
+        if (std::holds_alternative<GruSpec>(block)) ++layers;
+    }
     if (!module.activations.empty() && module.activations.size() != layers) {
         invalid(where, "has " + std::to_string(module.activations.size()) +
-                           " items, but the module's mlp blocks have " + std::to_string(layers) + " layers");
+                           " items, but the module's mlp and gru blocks have " + std::to_string(layers) +
+                           " layers");
+    }
+}
+
+Combine read_combine(const JsonObject& object, const std::string& module) {
+    enum class Known { concat, cell, adaln };
+    const auto known =
+        object.choice<Known>("combine", Known::concat,
+                             {{"concat", Known::concat}, {"cell", Known::cell}, {"adaln", Known::adaln}});
+    if (known == Known::adaln)
+        not_in_engine(object.where("combine"), "module " + printable(module) + ": combine 'adaln'");
+    return known == Known::cell ? Combine::cell : Combine::concat;
+}
+
+// A cell is the first block of a module that combines its inputs so, and of no other.
+void check_cell(const ModuleSpec& module, const JsonObject& object) {
+    const bool cell = module.combine == Combine::cell;
+    for (std::size_t i = 0; i < module.blocks.size(); ++i) {
+        const bool is_cell = std::holds_alternative<GruSpec>(module.blocks[i]);
+        if (is_cell && !(cell && i == 0)) {
+            invalid(item(object.where("blocks"), i),
+                    "a cell ('gru') is the first block of a module with combine 'cell'");
+        }
+        if (cell && i == 0 && !is_cell) {
+            invalid(object.where("combine"), "'cell' needs a cell ('gru') as the module's first block");
+        }
+    }
+    const auto reads = [&](Input input) {
+        return std::find(module.inputs.begin(), module.inputs.end(), input) != module.inputs.end();
+    };
+    if (cell && !(module.inputs.size() == 2 && reads(Input::state) && reads(Input::action))) {
+        invalid(object.where("inputs"), "a cell reads exactly 'state' and 'action'");
     }
 }
 
@@ -294,12 +334,14 @@ ModuleSpec read_module(const Json& value, const std::string& name) {
     }
     module.residual = object.flag("residual", module.residual);
     module.ensemble = object.integer("ensemble", module.ensemble, 1, limits::ensemble);
+    module.combine = read_combine(object, name);
     refuse_reserved(object, name);
     module.activations = read_activations(object, name);
     const std::string blocks = object.where("blocks");
     for (const Json& entry : as_list(object.at("blocks"), blocks, 1, limits::blocks)) {
         module.blocks.push_back(read_block(entry, item(blocks, module.blocks.size()), name));
     }
+    check_cell(module, object);
     check_activation_count(module, object.where("quantisation") + ".activations");
     return module;
 }

@@ -46,6 +46,11 @@ Network::Network(const AgentFile& file, const std::string& name, std::vector<int
                 make_mlp(*mlp, elements(shape), order, weights, precision, activations.first(scales)));
             activations = activations.subspan(scales);
             layout = Layout::torch;
+        } else if (const auto* gru = std::get_if<GruSpec>(&block)) {
+            const size_t scales = std::min<size_t>(activations.size(), 1);
+            blocks_.push_back(
+                make_gru(*gru, in_ - gru->hidden, weights, precision, activations.first(scales)));
+            activations = activations.subspan(scales);
         } else if (const auto* two_hot = std::get_if<TwoHotSpec>(&block)) {
             blocks_.push_back(make_two_hot(*two_hot));
         } else {

@@ -14,6 +14,7 @@ enum class DType { float32, uint8 };
 enum class Norm { none, layer, simnorm, layer_simnorm };
 enum class Activation { none, relu, gelu, silu, mish, tanh };
 enum class Input { observation, state, action, goal };
+enum class Combine { concat, cell };
 // One less than in pyjepa.h, where 0 is the file's.
 enum class Algorithm { cem, mppi, predictive_sampling, icem, gradient, hybrid, categorical_cem, tree };
 enum class Interpolation { zero, linear, cubic };
@@ -77,12 +78,20 @@ struct ImpalaSpec {
     std::vector<int> channels;
 };
 
+// A GRU cell. Tied: its LayerNorm's parameters are those of the one that ends the encoder.
+enum class CellNorm { none, layer, tied };
+
+struct GruSpec {
+    int hidden = 0;
+    CellNorm norm = CellNorm::none;
+};
+
 struct TwoHotSpec {
     int bins = 2;
     float low = 0.0f, high = 0.0f;  // of the first and the last bin, in symlog space
 };
 
-using BlockSpec = std::variant<MlpSpec, ConvSpec, ImpalaSpec, TwoHotSpec>;
+using BlockSpec = std::variant<MlpSpec, ConvSpec, ImpalaSpec, TwoHotSpec, GruSpec>;
 
 // How unsigned bytes stand for the inputs of a dense layer: x = scale * (byte - zero), with one scale for all
 // inputs or one for each.
@@ -95,9 +104,11 @@ struct ActivationScale {
 struct ModuleSpec {
     std::vector<Input> inputs;
     std::vector<BlockSpec> blocks;
+    Combine combine = Combine::concat;  // cell: the first block is one, its hidden state is the state
     bool residual = false;
     int ensemble = 1;
-    std::vector<ActivationScale> activations;  // for int8: one per mlp layer, or none: chosen as it runs
+    // For int8: one per layer of an mlp, one for a gru's hidden state; or none: chosen as it runs.
+    std::vector<ActivationScale> activations;
 };
 
 struct LevelSpec {

@@ -40,7 +40,7 @@ NativeGradient::NativeGradient(const Model& model, Cost& cost, Pool& pool, const
     if (predictor_ == nullptr)
         throw Error(
             PYJEPA_UNSUPPORTED,
-            "planning by gradient: the predictor has a block without a backward pass (only mlp has one)");
+            "planning by gradient: the predictor has a block without a backward pass (mlp and gru have one)");
     if (const int term = cost.differentiate(); term != -1)
         throw Error(PYJEPA_UNSUPPORTED,
                     "planning by gradient: cost term " + std::to_string(term) +

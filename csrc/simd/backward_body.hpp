@@ -66,3 +66,22 @@ void simnorm_backward(const float* y, ptrdiff_t ldy, int rows, int n, int group,
             for (int i = at; i < at + group; ++i) g[i] = y[i] * (g[i] - level);
         }
 }
+
+void gru_backward(const float* gates, ptrdiff_t ldgates, int stride, const float* h, ptrdiff_t ldh, int rows,
+                  int n, float* g, ptrdiff_t ldg, float* d, ptrdiff_t ldd) {
+    const auto sigmoid = [](V x) { return 1.0f / (1.0f + vexp(-x)); };
+    for (int row = 0; row < rows; ++row, gates += ldgates, h += ldh, g += ldg, d += ldd)
+        for (int j = 0; j < stride; j += W) {
+            const int count = n - j < W ? (n - j < 0 ? 0 : n - j) : W;
+            const float* const at = gates + j;
+            const V r = sigmoid(load(at + stride)), z = sigmoid(load(at + 2 * stride));
+            const V through = load(at + 3 * stride), fresh = vtanh(load(at) + r * through);
+            const V slope = load_part(g + j, count);  // beyond n: 0, and so are all that follow from it
+            const V sum = slope * (1.0f - z) * (1.0f - fresh * fresh);
+            store(d + j, sum);
+            store(d + j + stride, sum * through * r * (1.0f - r));
+            store(d + j + 2 * stride, slope * (load_part(h + j, count) - fresh) * z * (1.0f - z));
+            store(d + j + 3 * stride, sum * r);
+            store_part(g + j, slope * z, count);
+        }
+}

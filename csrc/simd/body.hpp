@@ -134,6 +134,29 @@ inline V vtanh(V x) {
     return choose(a < 0.625f, small, signed_large);
 }
 
+// tanh(x) as the fraction over / under: the minimax rational function that Eigen uses, of degrees 13 and 6.
+// No division yet, so that several functions can share one. Relative error below 4e-7.
+struct Fraction {
+    V over, under;
+};
+inline Fraction tanh_fraction(V x) {
+    x = vmin(splat(7.90531110763549805f),
+             vmax(splat(-7.90531110763549805f), x));  // in this order, NaN stays NaN
+    const V s = x * x;
+    V p = splat(-2.76076847742355e-16f);
+    p = p * s + 2.00018790482477e-13f;
+    p = p * s - 8.60467152213735e-11f;
+    p = p * s + 5.12229709037114e-08f;
+    p = p * s + 1.48572235717979e-05f;
+    p = p * s + 6.37261928875436e-04f;
+    p = p * s + 4.89352455891786e-03f;
+    V q = splat(1.19825839466702e-06f);
+    q = q * s + 1.18534705686654e-04f;
+    q = q * s + 2.26843463243900e-03f;
+    q = q * s + 4.89352518554385e-03f;
+    return {p * x, q};
+}
+
 // Abramowitz and Stegun 7.1.26: absolute error below 2e-7.
 inline V verf(V x) {
     const V a = vabs(x), t = 1.0f / (0.3275911f * a + 1.0f);
@@ -474,6 +497,24 @@ void two_hot(const float* x, ptrdiff_t ldx, int rows, int n, float low, float st
     }
 }
 
+// With sigmoid(x) = (1 + tanh(x / 2)) / 2 all three gates are fractions, and two divisions do.
+void gru(const float* gates, ptrdiff_t ldg, int stride, const float* h, ptrdiff_t ldh, int rows, int n,
+         float* y, ptrdiff_t ldy) {
+    for (int row = 0; row < rows; ++row, gates += ldg, h += ldh, y += ldy)
+        for (int j = 0; j < n; j += W) {
+            const int count = n - j < W ? n - j : W;
+            const float* const at = gates + j;  // padded: whole vectors may be read
+            const Fraction r = tanh_fraction(0.5f * load(at + stride));
+            const Fraction z = tanh_fraction(0.5f * load(at + 2 * stride));
+            const V through = (r.under + r.over) / (r.under + r.under) * load(at + 3 * stride);
+            const Fraction fresh = tanh_fraction(load(at) + through);
+            const V old = load_part(h + j, count);
+            const V v = ((z.under - z.over) * fresh.over + (z.under + z.over) * (old * fresh.under)) /
+                        ((z.under + z.under) * fresh.under);
+            store_part(y + j, v, count);
+        }
+}
+
 #include "simd/backward_body.hpp"
 
 }  // namespace
@@ -499,6 +540,8 @@ const Kernels table = {
     activate_backward,
     layer_norm_backward,
     simnorm_backward,
+    gru,
+    gru_backward,
 };
 #undef PYJEPA_STRINGIFY
 #undef PYJEPA_STRINGIFY2

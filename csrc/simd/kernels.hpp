@@ -72,6 +72,14 @@ struct Kernels {
     // y: what simnorm() made of its input.
     void (*simnorm_backward)(const float* y, ptrdiff_t ldy, int rows, int n, int group, float* g,
                              ptrdiff_t ldg);
+
+    // ---- a GRU cell, from what its dense layers give: y = (1 - z) tanh(a + r b) + z h with r = sigmoid(R)
+    // and z = sigmoid(Z). A row of `gates` holds a, R, Z, b, `stride` floats each. y may be h.
+    void (*gru)(const float* gates, ptrdiff_t ldg, int stride, const float* h, ptrdiff_t ldh, int rows, int n,
+                float* y, ptrdiff_t ldy);
+    // g, dL/dy, becomes the part of dL/dh that passes by the gates; d receives dL/d gates, likewise laid out.
+    void (*gru_backward)(const float* gates, ptrdiff_t ldgates, int stride, const float* h, ptrdiff_t ldh,
+                         int rows, int n, float* g, ptrdiff_t ldg, float* d, ptrdiff_t ldd);
 };
 
 // ---- lower precisions: weights in bf16 or int8, sums in fp32 or int32, everything else in fp32 ----

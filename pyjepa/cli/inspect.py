@@ -19,7 +19,7 @@ from rich.text import Text
 from pyjepa import _engine
 from pyjepa.cli.text import printable
 from pyjepa.errors import AgentFileError, UnsupportedError
-from pyjepa.spec import Block, Conv, Impala, Mlp, Spec, TwoHot
+from pyjepa.spec import Block, Conv, Gru, Impala, Mlp, Spec, TwoHot
 
 BYTES_PER_PARAMETER = 4  # float32
 
@@ -126,6 +126,9 @@ def _block_text(block: Block) -> str:
             return "conv " + " → ".join(convolutions)
         case Impala():
             return "impala " + " → ".join(map(str, block.channels))
+        case Gru():
+            norm = {"none": "none", "layer": "layer", "tied": "the encoder's layer"}[block.norm]
+            return _words(f"gru {block.hidden}", norm)
         case TwoHot():
             return f"two_hot {block.bins} bins, symlog {block.low:g} to {block.high:g}"
 

@@ -10,7 +10,7 @@ import torch
 
 import pyjepa
 from pyjepa import agent_file
-from pyjepa.blocks import Network
+from pyjepa.blocks import Network, tie_norm
 from pyjepa.spec import Actions, Conv, ConvLayer, CostTerm, Layer, Level, Mlp, Module, Observation, Planner, Spec
 
 ISAS = ("baseline", "avx2", "avx512")
@@ -64,6 +64,8 @@ def networks(spec, seed=0):
         action = (actions * (level.action_block if name == level.predictor and not level.hold else 1),)
         shapes = {"observation": spec.observation.shape, "state": latent, "goal": latent, "action": action}
         made[name] = encoder if name == level.encoder else Network(module, shapes)
+    if encoder is not None and level.predictor is not None:
+        tie_norm(made[level.predictor], encoder)
     return made
 
 

@@ -8,7 +8,7 @@ import torch
 from sample import ISAS, engine_model, networks, run_on, weights
 
 from pyjepa import agent_file
-from pyjepa.spec import Actions, Conv, ConvLayer, Impala, Layer, Level, Mlp, Module, Observation, Planner, Spec
+from pyjepa.spec import Actions, Conv, ConvLayer, Gru, Impala, Layer, Level, Mlp, Module, Observation, Planner, Spec
 
 NORMS = ("none", "layer", "simnorm", "layer+simnorm")
 ACTIVATIONS = ("none", "relu", "gelu", "silu", "mish", "tanh")
@@ -30,6 +30,25 @@ def predictor(inputs, latent, action, block, hold, residual, *layers):
         actions=Actions(low=(-1.0,) * action, high=(1.0,) * action),
         modules={"predictor": Module(inputs=inputs, residual=residual, blocks=(Mlp(layers=layers),))},
         levels=(Level(predictor="predictor", action_block=block, hold=hold),),
+        planner=Planner(horizon=12),
+    )
+
+
+def recurrent(inputs, latent, action, norm="none", *, residual=False, after=()):
+    """A GRU cell as predictor; with an encoder where its norm is tied to that."""
+    cell = Module(inputs=inputs, combine="cell", residual=residual, blocks=(Gru(hidden=latent, norm=norm), *after))
+    modules, encoder_name = {"predictor": cell}, None
+    if norm == "tied":
+        layers = (Layer(out=latent, norm="layer"),)
+        modules, encoder_name = (
+            {"encoder": Module(inputs=("observation",), blocks=(Mlp(layers=layers),)), "predictor": cell},
+            "encoder",
+        )
+    return Spec(
+        observation=Observation(shape=(latent,)),
+        actions=Actions(low=(-1.0,) * action, high=(1.0,) * action),
+        modules=modules,
+        levels=(Level(encoder=encoder_name, predictor="predictor"),),
         planner=Planner(horizon=12),
     )
 
@@ -69,9 +88,20 @@ def cases():
         "predictor-residual-norm",
         predictor(("state", "action"), 24, 3, 1, False, True, Layer(out=24, norm="layer", activation="gelu")),
     )
+    yield "gru", recurrent(("state", "action"), 24, 2)
+    yield "gru-small", recurrent(("state", "action"), 3, 1, "layer")
+    yield "gru-action-first", recurrent(("action", "state"), 71, 5, "layer")
+    yield "gru-residual", recurrent(("state", "action"), 130, 3, residual=True)
+    yield "gru-wide", recurrent(("state", "action"), 512, 2, "tied")
+    yield "gru-mlp", recurrent(("state", "action"), 40, 70, "layer", after=(Mlp(layers=(wide, Layer(out=40))),))
 
 
 CASES = dict(cases())
+
+
+def module_of(spec):
+    """The module that a case is about."""
+    return "predictor" if "predictor" in spec.modules else "encoder"
 
 
 def inputs_of(spec, name, count=7):
@@ -104,7 +134,7 @@ def relative(got, expected):
 @pytest.mark.parametrize("case", CASES)
 def test_forward_equals_torch(case):
     spec = CASES[case]
-    (name,) = spec.modules
+    name = module_of(spec)
     model = networks(spec)
     engine = engine_model(spec, model)
     inputs = inputs_of(spec, name)
@@ -118,7 +148,7 @@ def test_forward_equals_torch(case):
 def test_forward_equals_torch_on_every_isa(isa, tmp_path):
     expected = {}
     for case, spec in CASES.items():
-        (name,) = spec.modules
+        name = module_of(spec)
         model = networks(spec)
         agent_file.save(tmp_path / f"{case}.safetensors", spec, weights(model))
         inputs = inputs_of(spec, name)
@@ -128,7 +158,7 @@ def test_forward_equals_torch_on_every_isa(isa, tmp_path):
 import pathlib, sys, numpy as np, pyjepa
 for file in sorted(pathlib.Path(sys.argv[1]).glob("*.safetensors")):
     model = pyjepa.Model.load(file)
-    (name,) = model.spec.modules
+    name = "predictor" if "predictor" in model.spec.modules else "encoder"
     np.save(str(file) + ".out.npy", model.forward(name, np.load(file.with_suffix(".npy"))))
 print(pyjepa._engine.isa())
 """

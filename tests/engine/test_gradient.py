@@ -11,7 +11,7 @@ import pyjepa
 from pyjepa import agent_file
 from pyjepa.blocks import Network
 from pyjepa.cost import plan_cost
-from pyjepa.spec import Actions, Conv, ConvLayer, CostTerm, Layer, Level, Mlp, Module, Observation, Planner, Spec
+from pyjepa.spec import Actions, Conv, ConvLayer, CostTerm, Gru, Layer, Level, Mlp, Module, Observation, Planner, Spec
 from pyjepa.world_model import WorldModel
 
 LATENT, ACTIONS, STEPS = 24, 3, 5
@@ -40,6 +40,16 @@ def state_spec(norm="none", activation="relu", *, residual=True, inputs=("state"
     )
 
 
+def recurrent_spec(norm, *, latent=LATENT, residual=False, inputs=("state", "action"), after=()):
+    """A GRU cell as predictor."""
+    spec = state_spec(inputs=inputs)
+    encoder = Module(inputs=("observation",), blocks=(Mlp(layers=(Layer(out=latent, norm="layer"),)),))
+    cell = Module(
+        inputs=inputs, combine="cell", residual=residual, blocks=(Gru(hidden=latent, norm=norm), *after)
+    )
+    return dataclasses.replace(spec, modules={"encoder": encoder, "predictor": cell})
+
+
 def autograd(spec, modules, seen, goal, plans):
     """Costs and gradients in torch."""
     world = WorldModel(spec)
@@ -52,6 +62,13 @@ def autograd(spec, modules, seen, goal, plans):
     )
     cost.sum().backward()
     return cost.detach().numpy(), actions.grad.numpy()
+
+
+def name_of(block):
+    """For ids."""
+    if isinstance(block, Gru):
+        return f"gru-{block.hidden}-{block.norm}"
+    return "-".join(f"{layer.norm}-{layer.activation}" for layer in block.layers)
 
 
 def drawn_plans(spec, count, seed=0):
@@ -67,10 +84,13 @@ def drawn_plans(spec, count, seed=0):
         *(state_spec(norm=n, activation="silu") for n in ("layer", "simnorm", "layer+simnorm")),
         state_spec(residual=False, last="layer+simnorm"),
         state_spec(inputs=("action", "state"), activation="gelu", last="simnorm"),
+        recurrent_spec("none"),
+        recurrent_spec("tied", latent=150),
+        recurrent_spec("layer", latent=30, residual=True, inputs=("action", "state")),
+        recurrent_spec("layer", latent=64, after=(Mlp(layers=(Layer(out=64, activation="mish"),)),)),
     ],
     ids=lambda s: (
-        f"{s.modules['predictor'].blocks[0].layers[0].norm}-{s.modules['predictor'].blocks[0].layers[0].activation}"
-        f"-{s.modules['predictor'].blocks[1].layers[1].norm}-{s.modules['predictor'].inputs[0]}"
+        "-".join(str(part) for part in (s.modules["predictor"].inputs[0], *map(name_of, s.modules["predictor"].blocks)))
     ),
 )
 @pytest.mark.parametrize("count", [1, 37])
