@@ -1,7 +1,8 @@
 """The blocks of the spec as torch modules. Their parameters are named as the tensors of an agent file are.
 
 A module's block i holds ``linear{j}`` and ``norm{j}`` (mlp), ``conv{j}`` (conv), ``stage{s}.conv`` and
-``stage{s}.res{r}.conv{c}`` (impala) or `torch.nn.GRUCell`'s parameters and ``norm`` (gru); see `pyjepa.spec` for what each block computes.
+``stage{s}.res{r}.conv{c}`` (impala) or `torch.nn.GRUCell`'s parameters and ``norm`` (gru); see `pyjepa.spec` for what
+each block computes.
 """
 
 from __future__ import annotations
@@ -164,7 +165,10 @@ class GruBlock(nn.GRUCell):
 
     def forward(self, state: Tensor, action: Tensor) -> Tensor:  # type: ignore[override]
         """(B, hidden) and (B, inputs) -> (B, hidden)."""
-        state = super().forward(action, state)
+        # In plain operations: the fused one has no rule for `torch.func.vmap`, which ensembles run through.
+        reset, update, new = functional.linear(action, self.weight_ih, self.bias_ih).chunk(3, dim=1)
+        r, z, n = functional.linear(state, self.weight_hh, self.bias_hh).chunk(3, dim=1)
+        state = torch.lerp(torch.tanh(new + torch.sigmoid(reset + r) * n), state, torch.sigmoid(update + z))
         return state if self.block.norm == "none" else self.norm(state)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,19 @@ import numpy.typing as npt
 from pyjepa import agent_file
 from pyjepa.agent import Agent, Model
 from pyjepa.errors import UnsupportedError
-from pyjepa.spec import Actions, ActivationScale, CostTerm, Level, Mlp, Module, Observation, Quantisation, Spec
+from pyjepa.spec import (
+    Actions,
+    ActivationScale,
+    CostTerm,
+    Gru,
+    Level,
+    Mlp,
+    Module,
+    Observation,
+    Planner,
+    Quantisation,
+    Spec,
+)
 
 FloatArray = npt.NDArray[np.float32]
 Tensors = Mapping[str, FloatArray]
@@ -124,7 +136,8 @@ class Predictor:
 
 
 def layer_inputs(spec: Spec, tensors: Tensors) -> list[Callable[[FloatArray], FloatArray]]:
-    """For each dense layer of the predictor's mlp blocks, a function from the predictor's inputs to that layer's.
+    """For each dense layer of the predictor's mlp blocks, and a gru's hidden state, a function from the predictor's
+    inputs to that layer's.
 
     Raises `UnsupportedError` for a predictor of other blocks.
     """
@@ -136,28 +149,67 @@ def layer_inputs(spec: Spec, tensors: Tensors) -> list[Callable[[FloatArray], Fl
         raise UnsupportedError(f"module {name!r}: an ensemble cannot be quantised with static scales")
     functions: list[Callable[[FloatArray], FloatArray]] = []
     for i, block in enumerate(module.blocks):
-        if not isinstance(block, Mlp):
+        if isinstance(block, Gru):  # the first
+            functions.append(_state_of(module, block.hidden))
+        elif isinstance(block, Mlp):
+            for j in range(len(block.layers)):
+                cut = [*module.blocks[:i], *([dataclasses.replace(block, layers=block.layers[:j])] if j else [])]
+                functions.append(_network(module, name, tuple(cut), tensors) if cut else lambda inputs: inputs)
+        else:
             raise UnsupportedError(f"module {name!r}: block {block.kind!r} cannot be quantised")
-        for j in range(len(block.layers)):
-            cut = [*module.blocks[:i], *([dataclasses.replace(block, layers=block.layers[:j])] if j else [])]
-            functions.append(_network(name, tuple(cut), tensors) if cut else lambda inputs: inputs)
     return functions
 
 
-def _network(name: str, blocks: tuple[Any, ...], tensors: Tensors) -> Callable[[FloatArray], FloatArray]:
-    """The first blocks of a module as a network of their own, run by the engine: the encoder of an agent of its own."""
+def _state_of(module: Module, size: int) -> Callable[[FloatArray], FloatArray]:
+    """The state among the inputs of a cell."""
+    first = module.inputs[0] == "state"
+    return lambda inputs: inputs[:, :size] if first else inputs[:, -size:]
+
+
+def _network(
+    module: Module, name: str, blocks: tuple[Any, ...], tensors: Tensors
+) -> Callable[[FloatArray], FloatArray]:
+    """The first blocks of a module as a network of their own, run by the engine."""
+    if not isinstance(blocks[0], Gru):
+        return _mlps(name, 0, blocks, tensors)
+    cell = _cell(module, name, blocks[0], tensors)
+    if len(blocks) == 1:
+        return cell
+    rest = _mlps(name, 1, blocks[1:], tensors)
+    return lambda inputs: rest(cell(inputs))
+
+
+def _cell(module: Module, name: str, gru: Gru, tensors: Tensors) -> Callable[[FloatArray], FloatArray]:
+    """A cell alone: the predictor of an agent of its own."""
+    own = {key.replace(name, "cell", 1): value for key, value in tensors.items() if key.startswith(f"{name}.0.")}
+    norm: Literal["none", "layer"] = "none" if gru.norm == "none" else "layer"
+    block = dataclasses.replace(gru, norm=norm)
+    actions = own["cell.0.weight_ih"].shape[1]
+    spec = Spec(
+        observation=Observation(shape=(gru.hidden,)),
+        actions=Actions(low=(-1.0,) * actions, high=(1.0,) * actions),
+        modules={"cell": Module(inputs=module.inputs, combine="cell", blocks=(block,))},
+        levels=(Level(predictor="cell"),),
+        planner=Planner(candidates=1, horizon=1, elites=1),
+    )
+    model = Model.from_bytes(agent_file.to_bytes(spec, own))
+    return lambda inputs: model.forward("cell", inputs)
+
+
+def _mlps(name: str, first: int, blocks: tuple[Any, ...], tensors: Tensors) -> Callable[[FloatArray], FloatArray]:
+    """Blocks from ``first`` on, all mlp: the encoder of an agent of its own."""
     parameters: dict[str, FloatArray] = {}
     for i, block in enumerate(blocks):
         for j in range(len(block.layers)):
             for part in (f"linear{j}.", f"norm{j}."):
-                begins = f"{name}.{i}.{part}"
+                begins = f"{name}.{first + i}.{part}"
                 parameters |= {
                     f"prefix.{i}.{part}{key.removeprefix(begins)}": value
                     for key, value in tensors.items()
                     if key.startswith(begins)
                 }
     spec = Spec(
-        observation=Observation(shape=(tensors[f"{name}.0.linear0.weight"].shape[1],)),
+        observation=Observation(shape=(tensors[f"{name}.{first}.linear0.weight"].shape[1],)),
         actions=Actions(low=(-1.0,), high=(1.0,)),
         modules={"prefix": Module(inputs=("observation",), blocks=blocks)},
         levels=(Level(encoder="prefix"),),

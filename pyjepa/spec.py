@@ -185,7 +185,8 @@ class Quantisation:
     """How a module runs in a lower precision; `pyjepa quantise` fills it in. The weights stay float32 in the file.
 
     ``activations``: one scale for the input of each layer of the module's ``mlp`` blocks, and for the hidden state of a
-    ``gru``, in order; read by ``precision="int8"``, which otherwise finds a scale for each row as it runs. ``bf16`` is reserved.
+    ``gru``, in order; read by ``precision="int8"``, which otherwise finds a scale for each row as it runs. ``bf16`` is
+    reserved.
     """
 
     weights: Literal["bf16", "int8"]

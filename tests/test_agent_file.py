@@ -190,8 +190,8 @@ FAULTS = {
     "dangling module": Fault(in_spec('"encoder": "encoder"', '"encoder": "coder"'), "there is no module 'coder'"),
     "later version": Fault(in_spec('"version": 1', '"version": 2'), "unknown version 2", UnsupportedError),
     "reserved block": Fault(
-        in_spec('"kind": "mlp"', '"kind": "gru"'),
-        r"module 'encoder': block 'gru' is not available in the C\+\+ engine",
+        in_spec('"kind": "mlp"', '"kind": "vit"'),
+        r"module 'encoder': block 'vit' is not available in the C\+\+ engine",
         UnsupportedError,
     ),
     "discrete with bounds": Fault(in_spec('"box"', '"discrete"'), "spec.actions.low: discrete actions have a count"),
@@ -421,6 +421,7 @@ GOLDEN_FILES = {
     "version-1-heads": "854167d896df007eabd4b5accdfff43eb4e355ae97308e0a00b4afa1387edecd",
     "version-1-discrete": "dc18e655b64c35be60b4abb2bb17dcc73488e0fb82525fb00239752dc8ecfcc2",
     "version-1-quantised": "2df96aa43017bece32866a38ce73d4cd8644808d7540bebd47f3cc4f35d4476c",
+    "version-1-recurrent": "f28222e873d70573b30fbe0f00a162009aaac69608634408567b77ff5e900f6b",
 }
 
 
@@ -471,6 +472,9 @@ def test_inspect_shows_what_the_file_holds() -> None:
     ]:
         assert text in result.stdout
     assert "mlp 8 (+ state)" in result.stdout
+    recurrent = inspect(GOLDEN / "version-1-recurrent.safetensors").stdout
+    assert "gru 5 the encoder's layer" in recurrent
+    assert "2 of: gru 5 layer" in recurrent
 
 
 def test_inspect_json_is_for_machines() -> None:

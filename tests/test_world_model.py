@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+import pyjepa
 from pyjepa.blocks import ConvBlock, ImpalaBlock, MlpBlock, Network
 from pyjepa.cost import plan_cost, term_costs
 from pyjepa.spec import (
@@ -14,6 +15,7 @@ from pyjepa.spec import (
     Conv,
     ConvLayer,
     CostTerm,
+    Gru,
     Impala,
     Layer,
     Level,
@@ -137,7 +139,7 @@ def test_a_network_concatenates_its_inputs_and_adds_the_state():
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"combine": "cell"}, NotImplementedError, "combine='cell'"),
+        ({"combine": "adaln"}, NotImplementedError, "combine='adaln'"),
         ({"residual": True}, ValueError, "residual"),
         ({"blocks": (Conv(layers=(ConvLayer(out=1, kernel=3),)),)}, ValueError, r"conv: expected .* \(C, H, W\)"),
         ({"blocks": (Mlp(layers=(Layer(out=6, norm="simnorm"),)),)}, ValueError, "simnorm_group 8"),
@@ -234,3 +236,75 @@ def test_the_cost_is_the_weighted_sum_of_its_terms():
             ]
             assert found[b].tolist() == pytest.approx(expected, rel=1e-5)
         assert torch.allclose(plan_cost(model, states, actions, goal, before), found.sum(1))
+
+
+def recurrent_spec(norm="tied", encoder_norm="layer"):
+    """A GRU cell for dynamics, with the LayerNorm that ends the encoder."""
+    spec = small_spec()
+    eyes = Module(inputs=("observation",), blocks=(Mlp(layers=(Layer(out=6, norm=encoder_norm),)),))
+    dynamics = Module(inputs=("state", "action"), combine="cell", blocks=(Gru(hidden=6, norm=norm),))
+    return dataclasses.replace(spec, modules={"eyes": eyes, "dynamics": dynamics})
+
+
+def test_a_gru_steps_as_torchs_does():
+    torch.manual_seed(0)
+    model = WorldModel(recurrent_spec())
+    gru = torch.nn.GRU(2, 6)
+    own = model.state_dict()
+    gru.load_state_dict(
+        {f"{name}_l0": own[f"dynamics.0.{name}"] for name, _ in torch.nn.GRUCell(2, 6).named_parameters()}
+    )
+    state, action = numbers(5, 6), numbers(5, 2)
+    _, stepped = gru(model.normalise(action)[None], state[None])
+    norm = [own[f"eyes.0.norm0.{part}"] for part in ("weight", "bias")]
+    assert torch.allclose(model.step(state, action), functional.layer_norm(stepped[0], (6,), *norm), atol=1e-6)
+
+
+def test_a_tied_norm_stays_tied_in_training_and_in_the_file(tmp_path):
+    torch.manual_seed(0)
+    model = WorldModel(recurrent_spec())
+    assert len(list(model.parameters())) == 2 + 2 + 4
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+    seen, actions = torch.randint(0, 256, (16, 4, 2, 8, 8), dtype=torch.uint8), numbers(16, 3, 2)
+    losses = []
+    for _ in range(60):
+        latents = model.encode(seen)
+        predicted = model.rollout(latents[:, 0], actions)
+        loss = (predicted - latents[:, 1:].detach()).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+    state = model.state_dict()
+    assert (state["eyes.0.norm0.weight"] != 1).any()
+    assert torch.equal(state["eyes.0.norm0.weight"], state["dynamics.0.norm.weight"])
+    model.export(tmp_path / "agent.safetensors")
+    engine = pyjepa.Model.load(tmp_path / "agent.safetensors")
+    inputs = torch.cat([latents[:, 0], model.normalise(actions[:, 0])], dim=1).detach().numpy()
+    with torch.no_grad():
+        expected = model.step(torch.from_numpy(inputs[:, :6].copy()), actions[:, 0])
+    np.testing.assert_allclose(engine.forward("dynamics", inputs), expected.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda: recurrent_spec(encoder_norm="none"), "does not end in an mlp layer with norm 'layer'"),
+        (
+            lambda: _with_dynamics(combine="concat"),
+            "a cell \\('gru'\\) is the first block of a module with combine 'cell'",
+        ),
+        (lambda: _with_dynamics(inputs=("state",)), "a cell reads exactly"),
+        (lambda: _with_dynamics(blocks=(Gru(hidden=5),)), "the hidden state has size 5, the state"),
+    ],
+)
+def test_a_cell_that_does_not_fit_is_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        WorldModel(change())
+
+
+def _with_dynamics(**changes):
+    spec = recurrent_spec()
+    modules = {**spec.modules, "dynamics": dataclasses.replace(spec.modules["dynamics"], **changes)}
+    return dataclasses.replace(spec, modules=modules)

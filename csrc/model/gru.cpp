@@ -4,6 +4,7 @@
 // layers and the new state stays in cache. The action's part is fp32 in every precision: it is small, and
 // candidates differ in nothing else.
 #include <algorithm>
+#include <cstring>
 #include <variant>
 
 #include "model/block.hpp"
@@ -72,31 +73,33 @@ class Gru final : public Block {
 
     size_t workspace(int rows) const noexcept override {
         const auto count = static_cast<size_t>(rows);
-        const size_t narrow = precision_ == Precision::fp32   ? 0
-                              : precision_ == Precision::bf16 ? narrow_ld() * 2
-                                                              : narrow_ld();
-        return count *
-                   (static_cast<size_t>(simd::padded(hidden_)) + 4 * simd::kPanel + narrow / sizeof(float)) +
-               2 * simd::kUnit * (count / simd::kUnit + 1);
+        const size_t bytes = precision_ == Precision::fp32   ? 0
+                             : precision_ == Precision::bf16 ? 2 * narrow_ld()
+                                                             : narrow_ld() + sizeof(float) + sizeof(int32_t);
+        return kShared + count * (kSums + static_cast<size_t>(simd::padded(hidden_)) + bytes / sizeof(float));
     }
 
     void forward(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y,
                  ptrdiff_t ldy, bool accumulate, float* work) const noexcept override {
-        float* const gates = work;
-        float* const aside = gates + ptrdiff_t{4 * simd::kPanel} * rows;
-        void* const narrow = aside + static_cast<ptrdiff_t>(simd::padded(hidden_)) * rows;
-        auto* const scale = reinterpret_cast<float*>(static_cast<unsigned char*>(narrow) +
-                                                     narrow_ld() * static_cast<size_t>(rows));
-        auto* const zero = reinterpret_cast<int32_t*>(scale + rows);
-        narrowed(x, ldx, rows, narrow, scale, zero);
+        float* const shared = work;
+        float* const sums = shared + kShared;
+        float* const aside = sums + rows * static_cast<ptrdiff_t>(kSums);
         // Where the state is read as floats to the end it must not be overwritten before.
         const bool direct = !accumulate && !(precision_ == Precision::fp32 && y == x);
         float* const out = direct ? y : aside;
         const ptrdiff_t ld = direct ? ldy : simd::padded(hidden_);
+        States states(*this, x, ldx, rows, aside + static_cast<ptrdiff_t>(simd::padded(hidden_)) * rows);
+        // All candidates begin a plan in one state.
+        const bool same = rows > 1 && all_equal(x, ldx, rows);
+        states.narrow(same ? 1 : rows);
         for (const Chunk& c : chunks_) {
-            kernels.dense(c.input.view(), x + hidden_, ldx, rows, gates, c.sums(), simd::Act::none, false);
-            add_hidden(kernels, c, x, ldx, rows, narrow, scale, zero, gates + c.stride, c.sums());
-            kernels.gru(gates, c.sums(), c.stride, x + c.at, ldx, rows, c.count, out + c.at, ld);
+            if (same) states.multiply(kernels, c, 1, shared, c.sums(), false);
+            kernels.dense(c.input.view(), x + hidden_, ldx, rows, sums, c.sums(), simd::Act::none, false);
+            if (same)
+                kernels.add(shared, 0, rows, 3 * c.stride, sums + c.stride, c.sums());
+            else
+                states.multiply(kernels, c, rows, sums + c.stride, c.sums(), true);
+            kernels.gru(sums, c.sums(), c.stride, x + c.at, ldx, rows, c.count, out + c.at, ld);
         }
         if (gamma_.size() > 0)
             kernels.layer_norm(out, ld, rows, hidden_, gamma_.data(), beta_.data(), simd::Act::none);
@@ -116,40 +119,70 @@ class Gru final : public Block {
   private:
     friend class GruGradient;
 
+    static constexpr size_t kSums = 4 * simd::kPanel;    // of a chunk at most
+    static constexpr size_t kShared = 3 * simd::kPanel;  // those of the state
+
+    // Rows of states as the dense layers read them: as they are, or narrowed to `work`.
+    class States {
+      public:
+        States(const Gru& gru, const float* x, ptrdiff_t ldx, int rows, float* work) noexcept
+            : gru_(gru),
+              x_(x),
+              ldx_(ldx),
+              ld_(static_cast<ptrdiff_t>(gru.narrow_ld())),
+              narrow_(work),
+              scale_(work + ld_ / static_cast<ptrdiff_t>(sizeof(float)) * rows),
+              zero_(reinterpret_cast<int32_t*>(scale_ + rows)) {}
+
+        void narrow(int rows) noexcept {
+            const int n = gru_.hidden_;
+            if (gru_.precision_ == Precision::bf16)
+                simd::bf16_kernels()->convert(x_, ldx_, rows, n, pairs(), ld_);
+            if (gru_.precision_ != Precision::int8) return;
+            const simd::Int8Kernels& int8 = *simd::int8_kernels();
+            if (const auto* known = std::get_if<PackedDenseInt8Static>(&gru_.chunks_.front().hidden))
+                int8.quantise_static(x_, ldx_, rows, n, known->inverse(), known->zero(), bytes(), ld_);
+            else
+                int8.quantise(x_, ldx_, rows, n, bytes(), ld_, scale_, zero_);
+        }
+
+        // y = hidden(states), added to y if `accumulate`.
+        void multiply(const simd::Kernels& kernels, const Chunk& c, int rows, float* y, ptrdiff_t ldy,
+                      bool accumulate) const noexcept {
+            constexpr auto act = simd::Act::none;
+            if (const auto* fp32 = std::get_if<PackedDense>(&c.hidden))
+                kernels.dense(fp32->view(), x_, ldx_, rows, y, ldy, act, accumulate);
+            else if (const auto* bf16 = std::get_if<PackedDenseBf16>(&c.hidden))
+                simd::bf16_kernels()->dense(bf16->view(), pairs(), ld_, rows, y, ldy, nullptr, 0, act,
+                                            accumulate);
+            else if (const auto* known = std::get_if<PackedDenseInt8Static>(&c.hidden))
+                simd::int8_kernels()->dense_static(known->view(), bytes(), ld_, rows, y, ldy, nullptr, 0, act,
+                                                   accumulate);
+            else
+                simd::int8_kernels()->dense(std::get<PackedDenseInt8>(c.hidden).view(), bytes(), ld_, scale_,
+                                            zero_, rows, y, ldy, act, accumulate, nullptr);
+        }
+
+      private:
+        uint16_t* pairs() const noexcept { return reinterpret_cast<uint16_t*>(narrow_); }
+        uint8_t* bytes() const noexcept { return reinterpret_cast<uint8_t*>(narrow_); }
+
+        const Gru& gru_;
+        const float* x_;
+        ptrdiff_t ldx_, ld_;  // ld_ in elements
+        float* narrow_;
+        float* scale_;   // of int8, as is
+        int32_t* zero_;  // this
+    };
+
     size_t narrow_ld() const noexcept { return static_cast<size_t>((hidden_ + 63) / 64 * 64); }
 
-    // The states as the dense layers of lower precision read them.
-    void narrowed(const float* x, ptrdiff_t ldx, int rows, void* to, float* scale,
-                  int32_t* zero) const noexcept {
-        const auto ld = static_cast<ptrdiff_t>(narrow_ld());
-        if (precision_ == Precision::bf16)
-            simd::bf16_kernels()->convert(x, ldx, rows, hidden_, static_cast<uint16_t*>(to), ld);
-        if (precision_ != Precision::int8) return;
-        auto* const bytes = static_cast<uint8_t*>(to);
-        if (const auto* known = std::get_if<PackedDenseInt8Static>(&chunks_.front().hidden))
-            simd::int8_kernels()->quantise_static(x, ldx, rows, hidden_, known->inverse(), known->zero(),
-                                                  bytes, ld);
-        else
-            simd::int8_kernels()->quantise(x, ldx, rows, hidden_, bytes, ld, scale, zero);
-    }
-
-    void add_hidden(const simd::Kernels& kernels, const Chunk& c, const float* x, ptrdiff_t ldx, int rows,
-                    const void* narrow, const float* scale, const int32_t* zero, float* y,
-                    ptrdiff_t ldy) const noexcept {
-        const auto ld = static_cast<ptrdiff_t>(narrow_ld());
-        constexpr auto none = simd::Act::none;
-        if (const auto* fp32 = std::get_if<PackedDense>(&c.hidden))
-            kernels.dense(fp32->view(), x, ldx, rows, y, ldy, none, true);
-        else if (const auto* bf16 = std::get_if<PackedDenseBf16>(&c.hidden))
-            simd::bf16_kernels()->dense(bf16->view(), static_cast<const uint16_t*>(narrow), ld, rows, y, ldy,
-                                        nullptr, 0, none, true);
-        else if (const auto* fixed = std::get_if<PackedDenseInt8Static>(&c.hidden))
-            simd::int8_kernels()->dense_static(fixed->view(), static_cast<const uint8_t*>(narrow), ld, rows,
-                                               y, ldy, nullptr, 0, none, true);
-        else
-            simd::int8_kernels()->dense(std::get<PackedDenseInt8>(c.hidden).view(),
-                                        static_cast<const uint8_t*>(narrow), ld, scale, zero, rows, y, ldy,
-                                        none, true, nullptr);
+    // Bit for bit; in all but a plan's first step the second row tells.
+    bool all_equal(const float* x, ptrdiff_t ldx, int rows) const noexcept {
+        for (int row = 1; row < rows; ++row)
+            if (std::memcmp(x, x + row * ldx, sizeof(float) * static_cast<size_t>(hidden_)) != 0)
+                return false;
+        return true;
     }
 
     HiddenDense pack(std::span<const float> weight, int out,

@@ -498,21 +498,23 @@ void two_hot(const float* x, ptrdiff_t ldx, int rows, int n, float low, float st
 }
 
 // With sigmoid(x) = (1 + tanh(x / 2)) / 2 all three gates are fractions, and two divisions do.
+inline V gru_units(const float* sums, int stride, V h) {
+    const Fraction r = tanh_fraction(0.5f * load(sums + stride));
+    const Fraction z = tanh_fraction(0.5f * load(sums + 2 * stride));
+    const V through = (r.under + r.over) / (r.under + r.under) * load(sums + 3 * stride);
+    const Fraction fresh = tanh_fraction(load(sums) + through);
+    return ((z.under - z.over) * fresh.over + (z.under + z.over) * (h * fresh.under)) /
+           ((z.under + z.under) * fresh.under);
+}
+
 void gru(const float* gates, ptrdiff_t ldg, int stride, const float* h, ptrdiff_t ldh, int rows, int n,
          float* y, ptrdiff_t ldy) {
-    for (int row = 0; row < rows; ++row, gates += ldg, h += ldh, y += ldy)
-        for (int j = 0; j < n; j += W) {
-            const int count = n - j < W ? n - j : W;
-            const float* const at = gates + j;  // padded: whole vectors may be read
-            const Fraction r = tanh_fraction(0.5f * load(at + stride));
-            const Fraction z = tanh_fraction(0.5f * load(at + 2 * stride));
-            const V through = (r.under + r.over) / (r.under + r.under) * load(at + 3 * stride);
-            const Fraction fresh = tanh_fraction(load(at) + through);
-            const V old = load_part(h + j, count);
-            const V v = ((z.under - z.over) * fresh.over + (z.under + z.over) * (old * fresh.under)) /
-                        ((z.under + z.under) * fresh.under);
-            store_part(y + j, v, count);
-        }
+    for (int row = 0; row < rows; ++row, gates += ldg, h += ldh, y += ldy) {
+        int j = 0;
+        for (; j + W <= n; j += W) store(y + j, gru_units(gates + j, stride, load(h + j)));
+        if (j < n)  // the gates are padded
+            store_part(y + j, gru_units(gates + j, stride, load_part(h + j, n - j)), n - j);
+    }
 }
 
 #include "simd/backward_body.hpp"

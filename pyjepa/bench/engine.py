@@ -66,6 +66,11 @@ class Planning:
         self._agent.configure(goal=self._workload.goal, seed=seed, prune=False)  # as peers do: every candidate whole
         self._agent.observe(self._workload.observation)
 
+    def perceive_and_plan(self) -> FloatArray:
+        """The same from pictures: goal and observation are encoded first."""
+        self.begin(seed=0)
+        return self.plan()
+
     def plan(self) -> FloatArray:
         """The actions (S, A) of one plan, warm-started from the plan before; the same work whatever came before."""
         plan = self._agent.plan(deadline=self._deadline)

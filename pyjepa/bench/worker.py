@@ -190,6 +190,9 @@ class _Stage:
                 workload, given.threads, precision=given.precision, static=static, deadline=given.deadline
             )
             self.operations = {"plan": planning.plan}
+            if problem.encoder_flops and given.deadline is None:
+                self.operations["encode and plan"] = planning.perceive_and_plan
+                flops["encode and plan"] = problem.flops + 2 * problem.encoder_flops
             self.fresh = lambda plans: planning.final_costs(problem, plans)
             self.elapsed = lambda: planning.elapsed
             facts: dict[str, Any] = {"impl": engine.IMPL, "precision": given.precision, "flops": flops}

@@ -11,6 +11,8 @@ W0s-mppi     as W0s                                         MPPI, one iteration
 W0L-mppi     as W0L                                         MPPI, one iteration
 W1           TD-MPC2's 5M model: z 512, a 6, five Q heads    MPPI on elites, 512 candidates of which 24 from the
              (`pyjepa.bench.tdmpc2`)                        policy, horizon 3, 6 iterations, 64 elites
+W2           EB-JEPA's two rooms: IMPALA, z 512, GRU    CEM, 200 candidates, horizon 90, 20 iterations,
+             (`pyjepa.bench.eb_jepa`)                       20 elites
 two-rooms    the shipped agent's, one held-out episode      CEM, 128 candidates, horizon 80 in blocks of 4
 mode1        policy 128-128-128-2, encoder of 64x64 images  no plan: `Agent.act`, `Agent.observe` (see `mode1`)
 ===========  =============================================  ==========================================================
@@ -119,6 +121,11 @@ class PlanningProblem(ABC):
     def flops(self) -> int:
         """Of one plan: two per multiply-add of all that is evaluated."""
 
+    @property
+    def encoder_flops(self) -> int:
+        """Of one observation; 0 where encoding is not measured."""
+        return 0
+
     @abstractmethod
     def costs(self, plans: npt.ArrayLike) -> FloatArray:
         """What the engine's fp32 model says plans (N, S, A) cost; (N,). The yardstick for every implementation."""
@@ -131,6 +138,11 @@ class PlanningProblem(ABC):
 
 def problem_of(workload: Workload) -> PlanningProblem:
     """The problem behind a workload. Raises ValueError if it has more in it than plain arrays can say."""
+    predictor = workload.spec.modules.get(workload.spec.levels[0].predictor or "")
+    if predictor is not None and predictor.combine == "cell":
+        from pyjepa.bench.eb_jepa import GruProblem
+
+        return GruProblem.of(workload)
     if workload.spec.critic is None:
         return Problem.of(workload)
     from pyjepa.bench.tdmpc2 import TdMpc2Problem
@@ -354,6 +366,13 @@ def tdmpc2() -> Workload:
     return made("W1")
 
 
+def eb_jepa() -> Workload:
+    """See `pyjepa.bench.eb_jepa`."""
+    from pyjepa.bench.eb_jepa import eb_jepa as made
+
+    return made("W2")
+
+
 WORKLOADS: dict[str, Callable[[], Workload]] = {
     "W0s": lambda: residual_mlp("W0s", latent=64, hidden=(64, 64), planner=_cem(64, 8)),
     "W0": lambda: residual_mlp("W0", latent=32, hidden=(128, 128), planner=_cem(256, 32)),
@@ -361,6 +380,7 @@ WORKLOADS: dict[str, Callable[[], Workload]] = {
     "W0s-mppi": lambda: residual_mlp("W0s-mppi", latent=64, hidden=(64, 64), planner=_mppi(64)),
     "W0L-mppi": lambda: residual_mlp("W0L-mppi", latent=64, hidden=(256, 256), planner=_mppi(512)),
     "W1": tdmpc2,
+    "W2": eb_jepa,
     "two-rooms": two_rooms,
     "mode1": mode1,
 }

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from tiny import tiny, tiny_tdmpc2
+from tiny import tiny, tiny_eb_jepa, tiny_tdmpc2
 
 from pyjepa.bench import comparison
 from pyjepa.bench.comparison import Settings, measure
@@ -107,6 +107,17 @@ def test_tdmpc2_runs_beside_torch_in_every_precision():
         ("torch-bf16", "bf16"),
     }
     assert all(row["final_cost"] < 0 for row in rows.values())
+
+
+def test_a_recurrent_workload_is_also_measured_with_its_encoding():
+    pytest.importorskip("torch")
+    result, notes = run([tiny_eb_jepa()], peers=("torch",))
+    assert not notes
+    rows = {(row["peer"], row.get("operation")): row for row in result["rows"]}
+    assert set(rows) == {("pyjepa", None), ("pyjepa", "encode and plan"), ("torch", None)}
+    alone, both = rows["pyjepa", None], rows["pyjepa", "encode and plan"]
+    assert both["plan_ms_p50"] > alone["plan_ms_p50"]
+    assert rows["torch", None]["final_cost"] == pytest.approx(alone["final_cost"], rel=0.1)
 
 
 def test_what_cannot_run_is_said_and_left_out():

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from tiny import CEM, MPPI, tiny, tiny_tdmpc2
+from tiny import CEM, MPPI, tiny, tiny_eb_jepa, tiny_tdmpc2
 
 from pyjepa.bench import peers
 from pyjepa.bench.workloads import Problem, problem_of, two_rooms
@@ -52,6 +52,20 @@ def test_costs_agree_and_plans_are_good(peer, planner):
         assert plans[0].shape == (problem.steps, problem.action_dim)
         costs = problem.costs([peers.clamp(problem, plan) for plan in plans])
         assert np.median(costs) < drawn[100 if planner is CEM else 500]  # of 2000 random plans
+
+
+@pytest.mark.parametrize("peer", peers.PEERS)
+def test_a_gru_is_planned_by_those_who_state_it(peer):
+    problem = problem_of(tiny_eb_jepa())
+    if peer not in ("torch", "torch-bf16", "onnxruntime"):
+        assert peers.variants(peer, problem) == ()
+        return
+    need(peer)
+    assert peers.variants(peer, problem) == ("",)
+    prepared = peers.prepare(peer, problem, threads=1)
+    drawn = np.sort(problem.costs(problem.sample(2000, seed=3)))
+    costs = problem.costs([prepared.plan() for _ in range(9)])
+    assert np.median(costs) < drawn[100]
 
 
 @pytest.mark.parametrize(

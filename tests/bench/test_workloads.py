@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from tiny import tiny, tiny_tdmpc2
+from tiny import tiny, tiny_eb_jepa, tiny_tdmpc2
 
 from pyjepa.agent import Agent
 from pyjepa.bench.tdmpc2 import TdMpc2Problem
@@ -67,6 +67,36 @@ def test_a_tdmpc2_problem_costs_plans_as_the_engine_does():
     assert problem_of(workload).costs(plan.actions[None])[0] == pytest.approx(plan.cost, rel=1e-4)
     with pytest.raises(ValueError, match="a cost or modules that peers do not state"):
         problem_of(dataclasses.replace(workload, spec=all_heads))
+
+
+def test_w2_is_eb_jepas_model_and_its_work_is_counted_as_the_engine_counts_it():
+    workload = WORKLOADS["W2"]()
+    problem = problem_of(workload)
+    assert problem.algorithm == "cem-gru"
+    assert problem.flops == 2 * 3 * 512 * (512 + 2) * 90 * 200 * 20
+    assert problem.flops / 1e9 == pytest.approx(568, rel=0.01)
+    agent = Agent(workload.model())
+    agent.configure(goal=workload.goal)
+    assert agent.settings["flops"] == problem.flops
+    assert workload.tensors["encoder.1.linear0.weight"].shape == (512, 2592)
+    positions = [65**2, 33**2, 17**2, 9**2]
+    convolutions = [
+        9 * (i * o * entry + 4 * o * o * rest)
+        for i, o, entry, rest in zip((2, 16, 32), (16, 32, 32), positions, positions[1:], strict=False)
+    ]
+    assert problem.encoder_flops == 2 * (sum(convolutions) + 2592 * 512)
+
+
+def test_a_recurrent_problem_costs_plans_as_the_engine_does():
+    workload = tiny_eb_jepa()
+    problem, agent = problem_of(workload), Agent(workload.model())
+    agent.configure(goal=workload.goal)
+    plan = agent.plan(workload.observation)
+    assert problem.costs(plan.actions[None])[0] == pytest.approx(plan.cost, rel=1e-5)
+    assert plan.cost < problem.costs(problem.sample(64, seed=0)).min()
+    other = dataclasses.replace(workload.spec, cost=(dataclasses.replace(workload.spec.cost[0], terminal=2.0),))
+    with pytest.raises(ValueError, match="a predictor or cost that peers do not state"):
+        problem_of(dataclasses.replace(workload, spec=other))
 
 
 def test_a_workload_is_the_same_every_time():

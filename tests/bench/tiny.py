@@ -1,5 +1,6 @@
 """A planning problem small enough for tests."""
 
+from pyjepa.bench.eb_jepa import eb_jepa
 from pyjepa.bench.tdmpc2 import tdmpc2
 from pyjepa.bench.workloads import residual_mlp
 from pyjepa.spec import Planner
@@ -35,3 +36,8 @@ def tiny_tdmpc2():
             policy_candidates=5,
         ),
     )
+
+
+def tiny_eb_jepa():
+    """W2 in small: pictures of 9x9, 16 numbers of state."""
+    return eb_jepa("tiny-eb-jepa", pixels=9, channels=(4, 6), latent=16, planner=CEM)

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
@@ -50,6 +51,14 @@ std::string json_string(const std::string& text) {
     return out + '"';
 }
 
+// The same with a GRU cell for predictor, whose LayerNorm is tied to the encoder's.
+std::string cell_spec(const std::string& gru = R"({"kind": "gru", "hidden": 4, "norm": "tied"})") {
+    const std::string normed =
+        replaced(small_spec, R"({"out": 4, "norm": "simnorm"})", R"({"out": 4, "norm": "layer"})");
+    const std::string cell = replaced(normed, R"("combine": "concat")", R"("combine": "cell")");
+    return replaced(cell, R"({"kind": "mlp", "layers": [{"out": 4}]})", gru);
+}
+
 struct TestTensor {
     std::string name, shape;
     std::size_t begin, end;  // bytes
@@ -58,13 +67,13 @@ struct TestTensor {
 
 // A file under construction: change a part, then `bytes()`.
 struct TestFile {
-    std::string spec = small_spec;
+    std::string spec;
     std::vector<TestTensor> tensors;
     std::vector<float> data;
     std::string more_header;    // appended inside the header's object
     std::string more_metadata;  // appended inside __metadata__
 
-    TestFile() {
+    explicit TestFile(std::string text = small_spec) : spec(std::move(text)) {
         const Spec read = read_spec(spec);
         for (const auto& [name, shape] : expected_tensors(read)) {
             std::size_t count = 1;
@@ -270,6 +279,69 @@ TEST(AgentFile, ImageModulesHaveTheContractsTensorsAndShapes) {
     expected.push_back({"eye.2.norm0.weight", {7}});
     expected.push_back({"eye.2.norm0.bias", {7}});
     EXPECT_EQ(expected_tensors(spec), expected);
+}
+
+TEST(AgentFile, AGruHasTorchsTensors) {
+    const Spec spec = read_spec(cell_spec());
+    const ModuleSpec& predictor = spec.modules.at("predictor");
+    EXPECT_EQ(predictor.combine, Combine::cell);
+    EXPECT_EQ(std::get<GruSpec>(predictor.blocks[0]).hidden, 4);
+    EXPECT_EQ(std::get<GruSpec>(predictor.blocks[0]).norm, CellNorm::tied);
+    std::vector<std::pair<std::string, std::vector<int>>> own;
+    for (const auto& tensor : expected_tensors(spec))
+        if (tensor.first.starts_with("predictor.")) own.push_back(tensor);
+    const std::vector<std::pair<std::string, std::vector<int>>> expected = {
+        {"predictor.0.weight_ih", {12, 4}}, {"predictor.0.weight_hh", {12, 4}},
+        {"predictor.0.bias_ih", {12}},      {"predictor.0.bias_hh", {12}},
+        {"predictor.0.norm.weight", {4}},   {"predictor.0.norm.bias", {4}}};
+    EXPECT_EQ(own, expected);
+    EXPECT_EQ(expected_tensors(read_spec(cell_spec(R"({"kind": "gru", "hidden": 4})"))).size(),
+              expected_tensors(spec).size() - 2);
+}
+
+TEST(AgentFile, TiedTensorsAreEqual) {
+    TestFile file(cell_spec());
+    const auto values = [&](const std::string& name) {
+        const auto found = std::find_if(file.tensors.begin(), file.tensors.end(),
+                                        [&](const TestTensor& t) { return t.name == name; });
+        return file.data.data() + found->begin / 4;
+    };
+    for (const std::string part : {"weight", "bias"})
+        std::copy_n(values("encoder.0.norm1." + part), 4, values("predictor.0.norm." + part));
+    parse(file.bytes());
+    values("predictor.0.norm.bias")[2] += 1.0f;
+    expect_bad_file(
+        "tensor 'predictor.0.norm.bias': tied to 'encoder.0.norm1.bias', but differs at element 2",
+        file.bytes());
+}
+
+TEST(AgentFile, NamesCellsThatDoNotFit) {
+    const auto expect = [](const std::string& message, const std::string& spec) {
+        expect_error(PYJEPA_INVALID_FILE, message, [&] { read_spec(spec); });
+    };
+    expect("spec.modules.predictor.blocks[0].hidden: 5, but its hidden state is the state, of size 4",
+           cell_spec(R"({"kind": "gru", "hidden": 5})"));
+    expect("blocks[0].hidden: 0 is not between 1 and", cell_spec(R"({"kind": "gru", "hidden": 0})"));
+    expect("blocks[0]: key 'hidden' is missing", cell_spec(R"({"kind": "gru"})"));
+    expect("blocks[0].norm: 'batch' is not one of 'none', 'layer', 'tied'",
+           cell_spec(R"({"kind": "gru", "hidden": 4, "norm": "batch"})"));
+    expect("blocks[1]: a cell ('gru') is the first block",
+           cell_spec(R"({"kind": "gru", "hidden": 4}, {"kind": "gru", "hidden": 4})"));
+    expect("spec.modules.predictor: a predictor puts out a state of size 4, this one puts out 3",
+           cell_spec(R"({"kind": "gru", "hidden": 4}, {"kind": "mlp", "layers": [{"out": 3}]})"));
+    expect("spec.modules.predictor.inputs: a cell reads exactly 'state' and 'action'",
+           replaced(cell_spec(), R"(["state", "action"])", R"(["state"])"));
+    expect("spec.modules.predictor.blocks[0].norm: there is nothing to be tied to",
+           replaced(cell_spec(), R"({"out": 4, "norm": "layer"})", R"({"out": 4, "norm": "none"})"));
+    expect("activations: has 1 items, but the module's mlp and gru blocks have 2 layers",
+           replaced(cell_spec(R"({"kind": "gru", "hidden": 4}, {"kind": "mlp", "layers": [{"out": 4}]})"),
+                    R"("quantisation": null)",
+                    R"("quantisation": {"weights": "int8", "activations": [{"scale": [1]}]})"));
+    expect(
+        "activations[0].scale: has 8 items, but the layer has 4 inputs",
+        replaced(
+            cell_spec(), R"("quantisation": null)",
+            R"("quantisation": {"weights": "int8", "activations": [{"scale": [1, 1, 1, 1, 1, 1, 1, 1]}]})"));
 }
 
 // ---- the container's faults
@@ -530,8 +602,15 @@ INSTANTIATE_TEST_SUITE_P(
         Fault{"NoKind", "\"kind\": \"mlp\", \"simnorm_group\"", "\"simnorm_group\"",
               "spec.modules.encoder.blocks[0]: key 'kind' is missing"},
         Fault{"UnknownBlock", "\"kind\": \"mlp\"", "\"kind\": \"lstm\"", "'lstm' is not one of 'mlp'"},
-        Fault{"Gru", "\"kind\": \"mlp\"", "\"kind\": \"gru\"",
-              "module 'encoder': block 'gru' is not available in the C++ engine", PYJEPA_UNSUPPORTED},
+        Fault{"GruKeys", "\"kind\": \"mlp\"", "\"kind\": \"gru\"",
+              "spec.modules.encoder.blocks[0]: unknown key 'layers'"},
+        Fault{"GruWithoutCell", "{\"kind\": \"mlp\", \"layers\": [{\"out\": 4}]}",
+              "{\"kind\": \"gru\", \"hidden\": 4}",
+              "spec.modules.predictor.blocks[0]: a cell ('gru') is the first block of a module with combine "
+              "'cell'"},
+        Fault{"GruAsPolicy", "\"blocks\": [{\"kind\": \"mlp\", \"layers\": [{\"out\": 2}]}]",
+              "\"combine\": \"cell\", \"blocks\": [{\"kind\": \"gru\", \"hidden\": 2}]",
+              "spec.modules.policy.inputs: a cell reads exactly 'state' and 'action'"},
         Fault{"Vit", "\"kind\": \"mlp\"", "\"kind\": \"vit\"", "block 'vit'", PYJEPA_UNSUPPORTED},
         Fault{"Adaln", "\"kind\": \"mlp\"", "\"kind\": \"adaln_transformer\"", "block 'adaln_transformer'",
               PYJEPA_UNSUPPORTED},
@@ -546,7 +625,10 @@ INSTANTIATE_TEST_SUITE_P(
               "4 is not divisible by simnorm_group 3"},
         Fault{"SimnormGroupZero", "\"simnorm_group\": 2", "\"simnorm_group\": 0",
               "simnorm_group: 0 is not between"},
-        Fault{"Combine", "\"concat\"", "\"cell\"", "combine other than 'concat'", PYJEPA_UNSUPPORTED},
+        Fault{"CombineAdaln", "\"concat\"", "\"adaln\"", "module 'predictor': combine 'adaln'",
+              PYJEPA_UNSUPPORTED},
+        Fault{"CellWithoutGru", "\"concat\"", "\"cell\"",
+              "spec.modules.predictor.combine: 'cell' needs a cell ('gru') as the module's first block"},
         Fault{"CombineUnknown", "\"concat\"", "\"sum\"", "'sum' is not one of"},
         Fault{"Ensemble", "\"policy\": {\"inputs\"", "\"policy\": {\"ensemble\": 2, \"inputs\"",
               "module 'policy': an ensemble is available for predictors, critics and prediction heads only",
@@ -566,8 +648,8 @@ INSTANTIATE_TEST_SUITE_P(
         Fault{"QuantisationCount", "\"quantisation\": null",
               "\"quantisation\": {\"weights\": \"int8\", \"activations\": [{\"scale\": [1]}, {\"scale\": "
               "[1]}]}",
-              "spec.modules.predictor.quantisation.activations: has 2 items, but the module's mlp blocks "
-              "have 1 layers"},
+              "spec.modules.predictor.quantisation.activations: has 2 items, but the module's mlp and gru "
+              "blocks have 1 layers"},
         Fault{"QuantisationScaleZero", "\"quantisation\": null",
               "\"quantisation\": {\"weights\": \"int8\", \"activations\": [{\"scale\": [0]}]}",
               "quantisation.activations[0].scale[0]: must be positive"},

@@ -195,6 +195,56 @@ TEST_P(KernelsTest, DistanceAndAddAgreeWithDouble) {
     }
 }
 
+TEST_P(KernelsTest, GruAndItsDerivativeAgreeWithDouble) {
+    const auto sigmoid = [](double x) { return 1.0 / (1.0 + std::exp(-x)); };
+    for (const int n : {1, 5, 16, 37, 64})
+        for (const float spread : {1e-4f, 1.0f, 30.0f}) {
+            constexpr int rows = 3;
+            const int stride = padded(n), ld = 4 * stride;
+            auto gates = normal(static_cast<size_t>(rows * ld), 1),
+                 h = normal(static_cast<size_t>(rows * n), 2),
+                 slope = normal(static_cast<size_t>(rows * n), 3);
+            for (float& x : gates) x *= spread;
+            for (float& x : h) x *= std::min(spread, 1.0f);
+            std::vector<float> y = h, d(gates.size(), 12345.0f), passed = slope, flat;
+            kernels->gru(gates.data(), ld, stride, y.data(), n, rows, n, y.data(), n);  // in place
+            kernels->gru_backward(gates.data(), ld, stride, h.data(), n, rows, n, passed.data(), n, d.data(),
+                                  ld);
+            std::vector<double> expected, expected_passed, expected_d;
+            for (int row = 0; row < rows; ++row)
+                for (int j = 0; j < n; ++j) {
+                    const auto at = static_cast<size_t>(row * n + j), in = static_cast<size_t>(row * ld + j);
+                    const auto step = static_cast<size_t>(stride);
+                    const double r = sigmoid(gates[in + step]), z = sigmoid(gates[in + 2 * step]);
+                    const double b = gates[in + 3 * step], fresh = std::tanh(gates[in] + r * b),
+                                 g = slope[at];
+                    expected.push_back((1 - z) * fresh + z * h[at]);
+                    expected_passed.push_back(g * z);
+                    const double sum = g * (1 - z) * (1 - fresh * fresh);
+                    for (const double each :
+                         {sum, sum * b * r * (1 - r), g * (h[at] - fresh) * z * (1 - z), sum * r})
+                        expected_d.push_back(each);
+                    for (size_t group = 0; group < 4; ++group) flat.push_back(d[in + group * step]);
+                }
+            EXPECT_LT(relative_error(y, expected), 6e-7) << n << ", " << spread;
+            for (size_t i = 0; i < y.size(); ++i) EXPECT_NEAR(y[i], expected[i], 6e-7) << n << ", " << spread;
+            EXPECT_LT(relative_error(passed, expected_passed), 6e-7) << n << ", " << spread;
+            EXPECT_LT(relative_error(flat, expected_d), 3e-6) << n << ", " << spread;
+            for (int row = 0; row < rows; ++row)  // what is added up with zero weights must be a number
+                for (int group = 0; group < 4; ++group)
+                    for (int j = n; j < stride; ++j)
+                        EXPECT_EQ(d[static_cast<size_t>(row * ld + group * stride + j)], 0.0f);
+        }
+    float nan[64] = {}, state[1] = {1.0f};
+    for (int group = 0; group < 4; ++group) {
+        nan[16 * group] = NAN;
+        state[0] = 1.0f;
+        kernels->gru(nan, 64, 16, state, 1, 1, 1, state, 1);
+        EXPECT_TRUE(std::isnan(state[0])) << group;
+        nan[16 * group] = 0.0f;
+    }
+}
+
 TEST_P(KernelsTest, NoiseIsTheSameBitsAsTheBaselines) {
     const Kernels& baseline = *find_kernels("baseline");
     std::vector<int32_t> which;

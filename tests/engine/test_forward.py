@@ -7,7 +7,7 @@ import pytest
 import torch
 from sample import ISAS, engine_model, networks, run_on, weights
 
-from pyjepa import agent_file
+from pyjepa import Model, agent_file
 from pyjepa.spec import Actions, Conv, ConvLayer, Gru, Impala, Layer, Level, Mlp, Module, Observation, Planner, Spec
 
 NORMS = ("none", "layer", "simnorm", "layer+simnorm")
@@ -168,6 +168,33 @@ print(pyjepa._engine.isa())
     assert ran.strip() == isa
     for case in CASES:
         assert relative(np.load(tmp_path / f"{case}.safetensors.out.npy"), expected[case]) < 1e-5, case
+
+
+@pytest.mark.parametrize(("precision", "error"), [("bf16", 0.01), ("int8", 0.02)])
+@pytest.mark.parametrize("case", [case for case in CASES if case.startswith("gru")])
+def test_a_gru_in_lower_precision_is_near(case, precision, error):
+    spec = CASES[case]
+    model = networks(spec)
+    low = Model.from_bytes(agent_file.to_bytes(spec, weights(model)), precision=precision)
+    if low.precision != precision:
+        pytest.skip(f"this machine has no {precision}")
+    inputs = inputs_of(spec, "predictor")
+    expected = torch_forward(spec, model, "predictor", inputs)
+    if precision == "int8" and case == "gru-small":
+        error = 0.05  # three numbers of state: nothing averages out
+    assert 0 < relative(low.forward("predictor", inputs), expected) < error
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("case", ["gru", "gru-small", "gru-residual", "gru-wide"])
+def test_a_gru_computes_the_same_for_candidates_in_one_state(case, precision):
+    """What rows in the same state share changes no bit."""
+    spec = CASES[case]
+    engine = Model.from_bytes(agent_file.to_bytes(spec, weights(networks(spec))), precision=precision)
+    inputs = inputs_of(spec, "predictor", count=61)
+    inputs[:, : spec.observation.shape[0]] = inputs[0, : spec.observation.shape[0]]
+    alone = np.concatenate([engine.forward("predictor", row[None]) for row in inputs])
+    np.testing.assert_array_equal(engine.forward("predictor", inputs), alone)
 
 
 def test_encode_equals_torch_on_uint8():

@@ -44,9 +44,7 @@ def recurrent_spec(norm, *, latent=LATENT, residual=False, inputs=("state", "act
     """A GRU cell as predictor."""
     spec = state_spec(inputs=inputs)
     encoder = Module(inputs=("observation",), blocks=(Mlp(layers=(Layer(out=latent, norm="layer"),)),))
-    cell = Module(
-        inputs=inputs, combine="cell", residual=residual, blocks=(Gru(hidden=latent, norm=norm), *after)
-    )
+    cell = Module(inputs=inputs, combine="cell", residual=residual, blocks=(Gru(hidden=latent, norm=norm), *after))
     return dataclasses.replace(spec, modules={"encoder": encoder, "predictor": cell})
 
 
@@ -89,8 +87,8 @@ def drawn_plans(spec, count, seed=0):
         recurrent_spec("layer", latent=30, residual=True, inputs=("action", "state")),
         recurrent_spec("layer", latent=64, after=(Mlp(layers=(Layer(out=64, activation="mish"),)),)),
     ],
-    ids=lambda s: (
-        "-".join(str(part) for part in (s.modules["predictor"].inputs[0], *map(name_of, s.modules["predictor"].blocks)))
+    ids=lambda s: "-".join(
+        str(part) for part in (s.modules["predictor"].inputs[0], *map(name_of, s.modules["predictor"].blocks))
     ),
 )
 @pytest.mark.parametrize("count", [1, 37])

@@ -10,11 +10,12 @@ import safetensors.numpy
 
 from pyjepa import agent_file, agents
 from pyjepa.agent import Agent, Model
+from pyjepa.bench.eb_jepa import eb_jepa
 from pyjepa.bench.workloads import WORKLOADS
 from pyjepa.envs.two_rooms import TwoRooms, evaluation_episodes
 from pyjepa.errors import AgentFileError, UnsupportedError
 from pyjepa.quantise import Predictor, Situation, best_scale, calibrate, compare, layer_inputs, spearman
-from pyjepa.spec import ActivationScale, CostTerm, Layer, Mlp, Module, Quantisation
+from pyjepa.spec import ActivationScale, CostTerm, Layer, Mlp, Module, Planner, Quantisation
 
 PATH = agents.path("two_rooms")
 
@@ -77,6 +78,55 @@ def test_layer_inputs_through_norms_and_blocks(model, tensors):
     y = taps[2](x) @ mine["predictor.1.linear0.weight"].T + mine["predictor.1.linear0.bias"]
     y = (y - y.mean(axis=1, keepdims=True)) / np.sqrt(y.var(axis=1, keepdims=True) + 1e-5)
     np.testing.assert_allclose(whole.forward("predictor", x), y, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("inputs", [("state", "action"), ("action", "state")])
+def test_layer_inputs_through_a_cell(inputs):
+    workload = eb_jepa("tiny", pixels=9, channels=(4,), latent=16, planner=Planner(horizon=4, candidates=20, elites=4))
+    mlp = Mlp(layers=(Layer(out=20, activation="mish"), Layer(out=16)))
+    module = dataclasses.replace(workload.spec.modules["predictor"], inputs=inputs)
+    module = dataclasses.replace(module, blocks=(*module.blocks, mlp))
+    spec = dataclasses.replace(workload.spec, modules={**workload.spec.modules, "predictor": module})
+    rng = np.random.default_rng(0)
+    tensors = dict(workload.tensors)
+    for j, shape in enumerate(((20, 16), (16, 20))):
+        tensors[f"predictor.1.linear{j}.weight"] = rng.normal(size=shape).astype(np.float32)
+        tensors[f"predictor.1.linear{j}.bias"] = rng.normal(size=shape[0]).astype(np.float32)
+    whole = Model.from_bytes(agent_file.to_bytes(spec, tensors))
+    state, action = rng.normal(size=(7, 16)).astype(np.float32), rng.normal(size=(7, 2)).astype(np.float32)
+    x = np.concatenate([state, action] if inputs[0] == "state" else [action, state], axis=1)
+    taps = layer_inputs(spec, tensors)
+    assert [tap(x).shape[1] for tap in taps] == [16, 16, 20]
+    np.testing.assert_array_equal(taps[0](x), state)
+    y = taps[2](x) @ tensors["predictor.1.linear1.weight"].T + tensors["predictor.1.linear1.bias"]
+    np.testing.assert_allclose(whole.forward("predictor", x), y, rtol=1e-4, atol=1e-4)
+
+
+def test_a_calibrated_cell_plans_in_int8():
+    workload = eb_jepa("tiny", pixels=9, channels=(4,), latent=64, planner=Planner(horizon=6, candidates=60, elites=6))
+    stated = workload.calibrated().spec
+    scales = stated.modules["predictor"].quantisation
+    assert scales is not None
+    assert [len(each.scale) for each in scales.activations] == [64]
+    low = Model.from_bytes(agent_file.to_bytes(stated, workload.tensors), precision="int8")
+    dynamic = workload.model("int8")
+    if low.precision != "int8":
+        pytest.skip("this machine has no int8")
+    agent = Agent(workload.model())
+    agent.configure(goal=workload.goal)
+    plan = agent.plan(workload.observation)
+    x = np.concatenate([plan.states[:-1], plan.actions], axis=1)
+    full = workload.model().forward("predictor", x)
+    found = low.forward("predictor", x)
+    assert not np.array_equal(found, dynamic.forward("predictor", x))
+    for other in (found, dynamic.forward("predictor", x)):
+        assert np.linalg.norm(other - full) < 0.03 * np.linalg.norm(full)
+    agents_ = {
+        name: Model.from_bytes(agent_file.to_bytes(stated, workload.tensors), precision=name)
+        for name in ("bf16", "int8")
+    }
+    report = compare(workload.model(), agents_, [Situation(workload.observation, workload.goal)])
+    assert all(each["spearman"] > 0.97 for each in report.values())
 
 
 def test_costs_are_the_engines(model):
@@ -210,7 +260,7 @@ def test_what_cannot_be_quantised_is_named(model, tensors):
         quantisation=Quantisation(weights="int8", activations=(ActivationScale(scale=(1.0,)),)),
     )
     spec = dataclasses.replace(model.spec, modules={**model.spec.modules, "predictor": wrong})
-    with pytest.raises(AgentFileError, match="has 1 items, but the module's mlp blocks have 3 layers"):
+    with pytest.raises(AgentFileError, match="has 1 items, but the module's mlp and gru blocks have 3 layers"):
         agent_file.to_bytes(spec, tensors)
 
 

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pyjepa.bench.eb_jepa import GruProblem
 from pyjepa.bench.peers import FloatArray, Prepared
 from pyjepa.bench.tdmpc2 import TdMpc2Problem
 from pyjepa.bench.workloads import PlanningProblem, Problem
 
-ALGORITHMS = {"cem": ("",), "mppi": ("",), "td-mpc2": ("",)}
+ALGORITHMS = {"cem": ("",), "mppi": ("",), "td-mpc2": ("",), "cem-gru": ("",)}
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
@@ -80,10 +81,45 @@ class Model:
         return (self.weights * self.distance(torch.stack(states))).sum(0)
 
 
+class GruModel:
+    """A `GruProblem` in torch. Symbols as there."""
+
+    def __init__(self, problem: GruProblem, dtype: torch.dtype = torch.float32) -> None:
+        """``dtype``: of weights and activations; the latent state stays in float32."""
+        weights = {name: torch.tensor(value) for name, value in problem.weights.items()}
+        self.dtype, self.steps, self.weight = dtype, problem.steps, problem.weight
+        self.from_action, self.from_state = (
+            weights[name].T.contiguous().to(dtype) for name in ("weight_ih", "weight_hh")
+        )
+        self.action_bias, self.state_bias = (weights[name].to(dtype) for name in ("bias_ih", "bias_hh"))
+        self.norm_weight, self.norm_bias = weights["norm.weight"], weights["norm.bias"]
+        self.center, self.scale = torch.tensor(problem.center), torch.tensor(problem.scale)
+        self.start, self.goal = torch.tensor(problem.start), torch.tensor(problem.goal)
+
+    def advance(self, state: Tensor, drive: Tensor) -> Tensor:
+        """States (N, L) and the action's share of the gates (N, 3 L) -> states (N, L)."""
+        reset, update, new = drive.chunk(3, dim=1)
+        r, z, n = torch.addmm(self.state_bias, state.to(self.dtype), self.from_state).chunk(3, dim=1)
+        r, z = r.add_(reset).sigmoid_(), z.add_(update).sigmoid_()
+        n = torch.addcmul(new, r, n).tanh_()
+        mixed = torch.lerp(n.float(), state, z.float())
+        return functional.layer_norm(mixed, mixed.shape[-1:], self.norm_weight, self.norm_bias)
+
+    def costs(self, plans: Tensor) -> Tensor:
+        """Plans (N, S, A) -> costs (N,)."""
+        actions = ((plans - self.center) / self.scale).transpose(0, 1).to(self.dtype)
+        drives = torch.addmm(self.action_bias, actions.flatten(0, 1), self.from_action)
+        state, total = self.start.expand(len(plans), -1), torch.zeros(len(plans))
+        for drive in drives.view(self.steps, len(plans), -1):
+            state = self.advance(state, drive)
+            total += (state - self.goal).square_().sum(-1)
+        return self.weight * total
+
+
 class Planner:
     """CEM or MPPI as `pyjepa.spec.Planner` describes them, over any function of plans (N, S, A) -> costs (N,)."""
 
-    def __init__(self, problem: Problem, costs: Callable[[Tensor], Tensor], *, seed: int = 0) -> None:
+    def __init__(self, problem: PlanningProblem, costs: Callable[[Tensor], Tensor], *, seed: int = 0) -> None:
         """``seed``: of torch's global generator."""
         self.costs, self.settings = costs, problem.planner
         self.low, self.high = torch.tensor(problem.low), torch.tensor(problem.high)
@@ -138,8 +174,12 @@ def prepare_with(
         from pyjepa.bench.peers import torch_tdmpc2
 
         return torch_tdmpc2.prepare_with(problem, dtype, precision, tolerance)
-    assert isinstance(problem, Problem)
-    model = Model(problem, dtype)
+    model: Model | GruModel
+    if isinstance(problem, GruProblem):
+        model = GruModel(problem, dtype)
+    else:
+        assert isinstance(problem, Problem)
+        model = Model(problem, dtype)
     planner = Planner(problem, model.costs)
 
     @torch.inference_mode()
