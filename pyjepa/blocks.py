@@ -260,8 +260,8 @@ class Network(nn.Module):
             x = given[0] if len(given) == 1 else torch.cat([part.flatten(1) for part in given], dim=-1)
         for block in blocks:
             x = block(x)
-        x = x.flatten(1)
-        return x + inputs["state"] if self.module.residual else x
+        output: Tensor = x.flatten(1)
+        return output + inputs["state"] if self.module.residual else output
 
 
 class _Member(nn.Module):

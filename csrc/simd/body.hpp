@@ -497,7 +497,8 @@ void two_hot(const float* x, ptrdiff_t ldx, int rows, int n, float low, float st
     }
 }
 
-// With sigmoid(x) = (1 + tanh(x / 2)) / 2 all three gates are fractions, and two divisions do.
+// With sigmoid(x) = (1 + tanh(x / 2)) / 2 all three gates are fractions, and two divisions do. Absolute error
+// below 8e-7 for states within [-1, 1].
 inline V gru_units(const float* sums, int stride, V h) {
     const Fraction r = tanh_fraction(0.5f * load(sums + stride));
     const Fraction z = tanh_fraction(0.5f * load(sums + 2 * stride));
