@@ -180,6 +180,8 @@ def tie_norm(predictor: Network, encoder: Network) -> None:
     cell = predictor.get_submodule("0")
     if not isinstance(cell, GruBlock) or cell.block.norm != "tied":
         return
+    if predictor.module.ensemble > 1:
+        raise ValueError("norm 'tied': each of an ensemble has a LayerNorm of its own")
     last = len(encoder.module.blocks) - 1
     block = encoder.module.blocks[last]
     if not isinstance(block, Mlp) or block.layers[-1].norm != "layer":

@@ -231,6 +231,8 @@ void check_cells(const Spec& spec) {
         if (gru->norm != CellNorm::tied) continue;
         if (name != spec.level.predictor)
             invalid(where + ".norm", "only the predictor's LayerNorm can be tied to the encoder's");
+        if (module.ensemble > 1)
+            invalid(where + ".norm", "those of an ensemble cannot be tied: each has a LayerNorm of its own");
         if (!encoder_norm(spec)) {
             invalid(where + ".norm",
                     "there is nothing to be tied to: no encoder that ends in an mlp layer with norm 'layer'");

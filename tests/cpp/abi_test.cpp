@@ -55,6 +55,7 @@ using testing::callback_spec;
 using testing::discrete_spec;
 using testing::heads_spec;
 using testing::pixel_spec;
+using testing::recurrent_spec;
 
 struct Loaded {
     explicit Loaded(const char* spec, int threads = 1) {
@@ -96,6 +97,10 @@ const Case every_case[] = {
     {heads_spec, 2, PYJEPA_PREDICTIVE_SAMPLING},
     {heads_spec, 2, PYJEPA_ICEM},
     {heads_spec, 2, PYJEPA_TREE},
+    {recurrent_spec, 2, PYJEPA_CEM},
+    {recurrent_spec, 2, PYJEPA_GRADIENT},
+    {recurrent_spec, 2, PYJEPA_HYBRID},
+    {recurrent_spec, 2, PYJEPA_TREE},
     {discrete_spec, 1, PYJEPA_CATEGORICAL_CEM},
     {discrete_spec, 1, PYJEPA_TREE},
 };

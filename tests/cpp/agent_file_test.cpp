@@ -331,6 +331,8 @@ TEST(AgentFile, NamesCellsThatDoNotFit) {
            cell_spec(R"({"kind": "gru", "hidden": 4}, {"kind": "mlp", "layers": [{"out": 3}]})"));
     expect("spec.modules.predictor.inputs: a cell reads exactly 'state' and 'action'",
            replaced(cell_spec(), R"(["state", "action"])", R"(["state"])"));
+    expect("spec.modules.predictor.blocks[0].norm: those of an ensemble cannot be tied",
+           replaced(cell_spec(), R"("ensemble": 1)", R"("ensemble": 2)"));
     expect("spec.modules.predictor.blocks[0].norm: there is nothing to be tied to",
            replaced(cell_spec(), R"({"out": 4, "norm": "layer"})", R"({"out": 4, "norm": "none"})"));
     expect("activations: has 1 items, but the module's mlp and gru blocks have 2 layers",
