@@ -33,3 +33,11 @@ class BusyError(PyjepaError, RuntimeError):
 
 class RolloutError(PyjepaError, RuntimeError):
     """A rollout callback failed or returned non-finite costs."""
+
+
+class NonFiniteEnergyError(PyjepaError, FloatingPointError):
+    """An energy function returned an infinity or a NaN where a number was needed."""
+
+
+class DivergedChainError(PyjepaError, RuntimeError):
+    """A Markov chain left every bound again and again, restarts included."""
