@@ -25,6 +25,7 @@ COMMANDS = {
     "quantise": "Calibrate int8 and say what lower precisions cost.",
     "inspect": "Say what an agent file holds, or what is wrong with it.",
     "info": "Say what this installation can do on this machine.",
+    "energy-lab": "Train every energy-based method and see what collapses.",
     "bench": "Measure planning time.",
     "kernels": "Compile the GPU kernels and report their resources.",
 }
@@ -41,12 +42,12 @@ class _Commands(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         here = Path(__file__).parent
-        return [name for name in COMMANDS if (here / f"{name}.py").is_file()]
+        return [name for name in COMMANDS if (here / f"{_module(name)}.py").is_file()]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):
             return None
-        command = importlib.import_module(f"pyjepa.cli.{cmd_name}").command
+        command = importlib.import_module(f"pyjepa.cli.{_module(cmd_name)}").command
         assert isinstance(command, click.Command)
         return command
 
@@ -61,6 +62,11 @@ class _Commands(click.Group):
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
                 raise  # the reader of a pipe left; click ends quietly
             raise _Failure(printable(str(error)) or type(error).__name__) from error
+
+
+def _module(name: str) -> str:
+    """The name of the file that holds a command."""
+    return name.replace("-", "_")
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
