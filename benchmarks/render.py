@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tables import bounds, images, losses, planners, planning
+from tables import bounds, energy, images, losses, planners, planning
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -30,8 +30,9 @@ TABLES: Mapping[str, Callable[[Path], str]] = {
     **images.TABLES,
     **losses.TABLES,
     **planners.TABLES,
+    **energy.TABLES,
 }
-PLOTS: Mapping[str, Callable[[Path, Path], None]] = losses.PLOTS
+PLOTS: Mapping[str, Callable[[Path, Path], None]] = {**losses.PLOTS, **energy.PLOTS}
 
 _PLACE = re.compile(r"^<!-- render: (?P<name>\S+) -->\n(?P<old>.*?)^<!-- /render -->$", re.MULTILINE | re.DOTALL)
 

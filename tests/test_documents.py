@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
         ("guide.md", "reached: True"),
         ("modes.md", "Mode-1 reached the goal: True"),
         ("images.md", "masked prediction:"),
+        ("energy.md", "higher on noise: True"),
     ],
 )
 def test_a_guide_runs_from_top_to_bottom(document, said, capsys, tmp_path, monkeypatch):
