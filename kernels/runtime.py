@@ -11,7 +11,7 @@ import torch
 
 Backend = Literal["auto", "torch", "triton"]
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_HAS_TRITON = importlib.util.find_spec("triton") is not None
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -25,12 +25,12 @@ def use_triton(backend: str, x: torch.Tensor) -> bool:
     Raises RuntimeError where `backend="triton"` cannot run, ValueError for an unknown name.
     """
     if backend == "auto":
-        return x.is_cuda and _HAS_TRITON and x.dtype != torch.float64
+        return x.is_cuda and HAS_TRITON and x.dtype != torch.float64
     if backend == "torch":
         return False
     if backend != "triton":
         raise ValueError(f"backend must be 'auto', 'torch' or 'triton', not {backend!r}")
-    if not _HAS_TRITON:
+    if not HAS_TRITON:
         raise RuntimeError("backend='triton' needs the package triton, which is not installed")
     if not x.is_cuda and not interpreted():
         raise RuntimeError(f"backend='triton' on {x.device}: Triton needs a GPU, or TRITON_INTERPRET=1 for a CPU check")
