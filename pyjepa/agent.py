@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -29,11 +31,14 @@ from pyjepa.configurator import (
     observation_array,
     resolve,
 )
-from pyjepa.errors import InvalidArgumentError, NotReadyError
+from pyjepa.errors import InvalidArgumentError, NotReadyError, UnsupportedError
 from pyjepa.memory import Memory
 from pyjepa.spec import Spec
 
-Precision: TypeAlias = Literal["fp32", "bf16", "int8"]
+if TYPE_CHECKING:
+    from pyjepa.adapters.triton_rollout import TritonRollout
+
+Precision: TypeAlias = Literal["fp32", "bf16", "int8", "fp16"]
 ActionArray: TypeAlias = npt.NDArray[Any]
 """float32 (..., A) of a box, int64 (...) of discrete actions."""
 
@@ -146,6 +151,8 @@ class Agent:
         self._batch: int | None = None
         self._native = True
         self._settings: dict[str, Any] | None = None
+        self._elsewhere: TritonRollout | None = None
+        self._way: tuple[str, str] = ("native", "")
 
     @property
     def spec(self) -> Spec:
@@ -243,7 +250,13 @@ class Agent:
             rollout=rollout, seed=seed,
         )  # fmt: skip
         arguments, batch = resolve(self.spec, task)
+        way = ("callback", "") if rollout is not None else ("native", "")
+        if rollout is None and self._elsewhere is not None:
+            stand_in = self._elsewhere.task(weights, discount)
+            arguments |= {"rollout_call": stand_in, "rollout_gradient": True}
+            way = (stand_in.choice.way, stand_in.choice.reason)
         self._engine.configure(**arguments)
+        self._way = way
         self._batch = batch
         self._native = rollout is None
         self._settings = self._engine.settings()
@@ -251,7 +264,8 @@ class Agent:
     @property
     def settings(self) -> Mapping[str, Any]:
         """The settings in force, defaults resolved; ``flops`` is one plan's rollout arithmetic, ``tile`` the number of
-        candidates that a thread rolls out together.
+        candidates that a thread rolls out together. ``rollout``: ``native`` (the engine's own), ``callback``, or on
+        another ``device`` fused, stepwise or eager, with ``rollout_reason`` why not a faster one.
         """
         settings = self._configured()
         names: dict[str, dict[int, str | None]] = {
@@ -260,7 +274,9 @@ class Agent:
             "temperature_scale": dict(enumerate(TEMPERATURE_SCALES, 1)),
             "sampling": {0: None} | dict(enumerate(SAMPLINGS, 1)),
         }
-        return {key: names[key][value] if key in names else value for key, value in settings.items()}
+        resolved = {key: names[key][value] if key in names else value for key, value in settings.items()}
+        where = "cpu" if self._elsewhere is None else self._elsewhere.name
+        return resolved | {"device": where, "rollout": self._way[0], "rollout_reason": self._way[1]}
 
     def observe(self, observation: npt.ArrayLike, *, steps: int | None = None) -> None:
         """Encodes an observation (obs...), or one per environment (E, obs...): paper section 3, perception.
@@ -413,6 +429,7 @@ class Agent:
         twin = Agent.__new__(Agent)
         twin.model, twin._batch = self.model, self._batch
         twin._native, twin._settings = self._native, self._settings
+        twin._elsewhere, twin._way = self._elsewhere, self._way
         twin._engine = self._engine.clone()
         return twin
 
@@ -451,9 +468,29 @@ def _known_precision(precision: object) -> str:
     return precision
 
 
-def load(path: str | os.PathLike[str], *, threads: int = 1, precision: Precision = "fp32") -> Agent:
+def load(
+    path: str | os.PathLike[str], *, threads: int = 1, precision: Precision = "fp32", device: str = "cpu"
+) -> Agent:
     """An agent from an agent file, ready to `Agent.configure`. Takes milliseconds and does not import torch.
 
-    ``precision`` and errors: see `Model.load`.
+    ``device``: where planners roll out. ``cpu``: in the engine. ``cuda`` (``cuda:1``, ...): on a GPU, through Triton,
+    with the same planners and costs (``docs/rollouts.md``); ``precision`` is then ``fp32``, ``bf16`` or ``fp16``, and
+    perception, Mode-1 and `Plan.states` stay in the engine. ``interpret``: the same on a CPU, for tests. These import
+    torch; `Agent.settings` says which way rollouts take.
+
+    ``precision`` and errors: see `Model.load`. Raises `UnsupportedError` where the device cannot be had.
     """
-    return Agent(Model.load(path, precision=precision), threads=threads)
+    if device == "cpu":
+        return Agent(Model.load(path, precision=precision), threads=threads)
+    if device != "interpret" and not re.fullmatch(r"cuda(:\d{1,3})?", device):
+        raise InvalidArgumentError(f"device must be cpu, cuda, cuda:0, ... or interpret, got {device!r}")
+    try:
+        from pyjepa.adapters.triton_rollout import TritonRollout
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "triton"):
+            raise
+        raise UnsupportedError(f"device={device!r} needs {error.name}: pip install 'pyjepa-engine[train]'") from error
+    data = Path(path).read_bytes()
+    agent = Agent(Model.from_bytes(data), threads=threads)
+    agent._elsewhere = TritonRollout(agent.spec, data, device=device, precision=precision)
+    return agent

@@ -172,16 +172,18 @@ class GruBlock(nn.GRUCell):
         return state if self.block.norm == "none" else self.norm(state)
 
 
-def tie_norm(predictor: Network, encoder: Network) -> None:
+def tie_norm(predictor: Network, encoder: Network | None) -> None:
     """Gives the predictor's ``tied`` LayerNorm, if it has one, the parameters of the one that ends the encoder.
 
-    Raises ValueError if the encoder ends otherwise.
+    Raises ValueError if the encoder ends otherwise, or if there is none.
     """
     cell = predictor.get_submodule("0")
     if not isinstance(cell, GruBlock) or cell.block.norm != "tied":
         return
     if predictor.module.ensemble > 1:
         raise ValueError("norm 'tied': each of an ensemble has a LayerNorm of its own")
+    if encoder is None:
+        raise ValueError("norm 'tied': there is no encoder")
     last = len(encoder.module.blocks) - 1
     block = encoder.module.blocks[last]
     if not isinstance(block, Mlp) or block.layers[-1].norm != "layer":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from os import PathLike
 
 import torch
@@ -26,19 +27,23 @@ class WorldModel(nn.Module):
             raise NotImplementedError(f"the torch back end takes one level, the spec has {len(spec.levels)}")
         self.spec = spec
         level = spec.levels[0]
-        if level.encoder is None or level.predictor is None:
-            raise ValueError("a world model needs a level with an encoder and a predictor")
+        if level.predictor is None:
+            raise ValueError("a world model needs a level with a predictor")
         self.action_dim = spec.actions.size
         repeats = 1 if level.hold else level.action_block
         self.plan_dim = self.action_dim * repeats
         self.encoder_name, self.predictor_name = level.encoder, level.predictor
-        encoder = Network(spec.modules[level.encoder], {"observation": spec.observation.shape})
-        self.latent_dim = encoder.output_shape[0]
-        self.add_module(level.encoder, encoder)
+        encoder: Network | None = None
+        if level.encoder is None:
+            self.latent_dim = prod(spec.observation.shape)
+        else:
+            encoder = Network(spec.modules[level.encoder], {"observation": spec.observation.shape})
+            self.latent_dim = encoder.output_shape[0]
+            self.add_module(level.encoder, encoder)
         shapes = {"state": (self.latent_dim,), "action": (self.plan_dim,)}
         predictor = Network(spec.modules[level.predictor], shapes)  # type: ignore[arg-type]
         if predictor.output_shape != (self.latent_dim,):
-            raise ValueError(f"the predictor puts out {predictor.output_shape}, the encoder {(self.latent_dim,)}")
+            raise ValueError(f"the predictor puts out {predictor.output_shape}, the latents are {(self.latent_dim,)}")
         tie_norm(predictor, encoder)
         self.add_module(level.predictor, predictor)
         shapes["goal"] = (self.latent_dim,)
@@ -60,6 +65,8 @@ class WorldModel(nn.Module):
         x = observation.reshape(-1, *description.shape).float() * description.scale
         if description.offset:  # a pass over all pixels, seldom needed
             x = x + description.offset
+        if self.encoder_name is None:  # the flattened observation is the state
+            return x.reshape(*batch, self.latent_dim)
         latent: Tensor = self.get_submodule(self.encoder_name)({"observation": x})
         return latent.reshape(*batch, self.latent_dim)
 

@@ -202,7 +202,7 @@ def test_without_hold_the_predictor_reads_the_whole_block():
     ("changes", "error", "message"),
     [
         ({"levels": (Level(), Level())}, NotImplementedError, "one level"),
-        ({"levels": (Level(predictor="dynamics"),)}, ValueError, "encoder and a predictor"),
+        ({"levels": (Level(encoder="eyes"),)}, ValueError, "with a predictor"),
     ],
 )
 def test_what_torch_lacks_is_an_error(changes, error, message):

@@ -10,6 +10,7 @@
 #include "planner/tree.hpp"
 #include "rollout/callback.hpp"
 #include "rollout/native.hpp"
+#include "rollout/stand_in.hpp"
 
 namespace pyjepa {
 namespace {
@@ -73,7 +74,10 @@ TaskRequest::TaskRequest(const Model& model, const pyjepa_task& task)
     : discount(std::isnan(task.discount) ? model.spec().discount : task.discount),
       prune(in_range("prune", task.prune, -1, 1) != 0),
       rollout(task.rollout),
-      rollout_user(task.rollout_user) {
+      rollout_user(task.rollout_user),
+      rollout_call(task.rollout_call),
+      rollout_call_user(task.rollout_call_user),
+      rollout_gradient(task.rollout_gradient != 0) {
     const Spec& spec = model.spec();
     const PlannerSpec& p = spec.planner;
     const int block = spec.level.action_block;
@@ -300,6 +304,8 @@ Task::Task(const Model& model, Pool& pool, TaskRequest request)
     const auto e = static_cast<size_t>(s.environments), latent = static_cast<size_t>(spec.latent_dim);
     const auto plan = static_cast<size_t>(s.steps) * static_cast<size_t>(s.plan_dim);
 
+    if (request_.rollout != nullptr && request_.rollout_call != nullptr)
+        invalid("a task has one rollout: give rollout or rollout_call");
     if (request_.rollout == nullptr && model.predictor() == nullptr)
         throw Error(PYJEPA_UNSUPPORTED, "this agent file has no predictor: configure a rollout of your own");
     if (request_.rollout == nullptr && request_.goal.empty() && cost_.needs_goal() != nullptr)
@@ -311,6 +317,10 @@ Task::Task(const Model& model, Pool& pool, TaskRequest request)
         throw Error(
             PYJEPA_UNSUPPORTED,
             "the planner tree needs the model's own predictor: a rollout callback has no single moves");
+    if (tree && request_.rollout_call != nullptr)
+        throw Error(
+            PYJEPA_UNSUPPORTED,
+            "the planner tree needs the model's own predictor: what stands in for it has no single moves");
     const RolloutLimits limits{
         s.environments,         s.candidates,   s.steps, planner_->scratch(1), planner_->snapshot_size(),
         planner_->descending(), request_.prune, tree};
@@ -347,6 +357,15 @@ Task::Task(const Model& model, Pool& pool, TaskRequest request)
 }
 
 std::unique_ptr<Rollout> Task::make_rollout(const RolloutLimits& limits) {
+    if (request_.rollout_call != nullptr) {
+        if (limits.descending > 0 && !request_.rollout_gradient)
+            throw Error(PYJEPA_UNSUPPORTED, "what stands in for the model's rollouts has no gradient");
+        const RolloutLimits others{limits.environments, std::max(1, request_.settings.policy_candidates),
+                                   limits.steps, limits.proposal_scratch_per_row, limits.proposal_snapshot};
+        return std::make_unique<StandInRollout>(
+            model_.spec(), request_.rollout_call, request_.rollout_call_user, limits,
+            std::make_unique<NativeRollout>(model_, cost_, planning_ ? &*planning_ : nullptr, pool_, others));
+    }
     if (request_.rollout == nullptr)
         return std::make_unique<NativeRollout>(model_, cost_, planning_ ? &*planning_ : nullptr, pool_,
                                                limits);

@@ -26,6 +26,9 @@ struct TaskRequest {
     bool prune;
     pyjepa_rollout_fn rollout;
     void* rollout_user;
+    pyjepa_rollout_call_fn rollout_call;
+    void* rollout_call_user;
+    bool rollout_gradient;
 };
 
 // Throws if an observation of floats holds one that is not finite.

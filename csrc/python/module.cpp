@@ -151,7 +151,7 @@ class Agent {
         check(pyjepa_agent_clone(handle_, &twin->handle_));
         twin->task_ = task_;
         // A callback still reaches the original through its context: give the clone one of its own.
-        if (!task_.rollout.is_none()) twin->configure_task(task_);
+        if (!task_.rollout.is_none() || !task_.rollout_call.is_none()) twin->configure_task(task_);
         return twin;
     }
 
@@ -162,7 +162,7 @@ class Agent {
                    const std::optional<Floats>& high, const std::optional<Floats>& weights,
                    const py::object& rollout, int sampling, float noise_beta, float keep_elites, float decay,
                    float learning_rate, int restarts, int polish, float exploration, int branching,
-                   float discount) {
+                   float discount, const py::object& rollout_call, bool rollout_gradient) {
         Task task;
         pyjepa_task_init(&task.raw, sizeof task.raw);
         task.raw.environments = environments;
@@ -198,6 +198,8 @@ class Agent {
         task.high = high;
         task.weights = weights;
         task.rollout = rollout;
+        task.rollout_call = rollout_call;
+        task.raw.rollout_gradient = rollout_gradient ? 1 : 0;
         configure_task(std::move(task));
     }
 
@@ -339,7 +341,7 @@ class Agent {
         pyjepa_task raw{};
         std::optional<py::array> goal;
         std::optional<Floats> low, high, weights;
-        py::object rollout = py::none();
+        py::object rollout = py::none(), rollout_call = py::none();
     };
 
     Agent() = default;
@@ -378,13 +380,17 @@ class Agent {
             raw.rollout = &Agent::call_back;
             raw.rollout_user = this;
         }
+        if (!task.rollout_call.is_none()) {
+            raw.rollout_call = &Agent::stand_in;
+            raw.rollout_call_user = this;
+        }
         pyjepa_status status;
         {
             const py::gil_scoped_release release;
             status = pyjepa_configure(handle_, &raw);
         }
         check(status);
-        callback_ = task.rollout;
+        callback_ = task.rollout_call.is_none() ? task.rollout : task.rollout_call;
         task_ = std::move(task);
     }
 
@@ -420,6 +426,28 @@ class Agent {
                 return 2;
             }
             std::copy_n(costs.data(), e * n, cost);
+            return 0;
+        } catch (py::error_already_set& error) {
+            self.callback_error_.emplace(std::move(error));
+            return 1;
+        }
+    }
+
+    // What stands in for the model's rollouts: arrays that last for the call, `cost` and `gradient` to be
+    // filled.
+    static int stand_in(void* user, const pyjepa_rollout_call* call) {
+        auto& self = *static_cast<Agent*>(user);
+        const py::gil_scoped_acquire acquire;
+        const size_t e = call->environments, n = call->candidates, s = call->steps, d = call->plan_dim;
+        const auto view = [](std::vector<size_t> shape, const float* data) -> py::object {
+            if (data == nullptr) return py::none();
+            return Floats(std::move(shape), data, py::none());  // with a base it copies nothing
+        };
+        try {
+            self.callback_(view({e, call->latent_dim}, call->states),
+                           view({e, call->latent_dim}, call->goals), view({e, n, s, d}, call->plans),
+                           view({e, d}, call->previous), py::array_t<uint64_t>({e}, call->draws, py::none()),
+                           view({e, n}, call->cost), view({e, n, s, d}, call->gradient));
             return 0;
         } catch (py::error_already_set& error) {
             self.callback_error_.emplace(std::move(error));
@@ -484,7 +512,8 @@ PYBIND11_MODULE(_engine, m) {
              py::arg("seed"), py::arg("goal"), py::arg("low"), py::arg("high"), py::arg("weights"),
              py::arg("rollout"), py::arg("sampling"), py::arg("noise_beta"), py::arg("keep_elites"),
              py::arg("decay"), py::arg("learning_rate"), py::arg("restarts"), py::arg("polish"),
-             py::arg("exploration"), py::arg("branching"), py::arg("discount"))
+             py::arg("exploration"), py::arg("branching"), py::arg("discount"),
+             py::arg("rollout_call") = py::none(), py::arg("rollout_gradient") = false)
         .def("observe", &Agent::observe, py::arg("observation"), py::arg("steps"))
         .def("act", &Agent::act, py::arg("out").noconvert(), py::arg("explore"))
         .def("state", &Agent::state, py::arg("out").noconvert())

@@ -224,6 +224,8 @@ FUSED_TILES = 128
 """Weight tiles of 64 x 64: each is unrolled into its own products."""
 BACKWARD_TILES = 64
 """The same for the reverse kernel, which does every product twice."""
+BACKWARD_GRU = 128
+"""Columns of a GRU's state there, with its gates and their derivatives."""
 STEPWISE_NORMED_WIDTH = 512
 """Columns of a row that one program norms."""
 SIMNORM_GROUPS = (1, 2, 4, 8, 16)
@@ -297,6 +299,8 @@ def _not_fused(described: Program, element_size: int, backward: bool) -> str:
     widest = max(width for network in networks(described) for width in _widths(network))
     if widest > FUSED_WIDTH:
         return f"a width of {widest}, fused at most {FUSED_WIDTH}"
+    if backward and isinstance(described.dynamics, Gru) and widest > BACKWARD_GRU:
+        return f"a gru's state of {widest}, fused at most {BACKWARD_GRU} in a backward pass"
     total, most = sum(map(tiles, networks(described))), BACKWARD_TILES if backward else FUSED_TILES
     if total > most:
         return f"{total} weight tiles, fused at most {most}{' in a backward pass' if backward else ''}"

@@ -197,10 +197,10 @@ def rollout(
     (dtypes), RuntimeError (Triton unavailable).
     """
     description = described_by(dynamics, terms, critic)
-    _check(description, parameters, critic_parameters, start, actions, goal, previous, center, scale, discount)
+    check(description, parameters, critic_parameters, start, actions, goal, previous, center, scale, discount)
     weights = [*parameters, *critic_parameters]
     recorded = torch.is_grad_enabled() and any(x.requires_grad for x in (start, actions, *weights))
-    choice = _choose(description, weights[0], start.device.type, backend, recorded)
+    choice = choose_backend(description, weights[0], start.device.type, backend, recorded)
     if choice.way == "eager":
         found = rollout_reference(
             dynamics, parameters, start, actions, terms=terms, goal=goal, previous=previous, critic=critic,
@@ -244,7 +244,7 @@ def rollout_way(
     return choose(described_by(dynamics, terms, critic), dtype.itemsize, backward=backward, triton=triton)
 
 
-def _choose(description: Program, weight: Tensor, device: str, backend: str, recorded: bool) -> Choice:
+def choose_backend(description: Program, weight: Tensor, device: str, backend: str, recorded: bool) -> Choice:
     if backend not in ("auto", "torch", "triton", "fused", "stepwise"):
         raise ValueError(f"backend must be 'auto', 'torch', 'triton', 'fused' or 'stepwise', not {backend!r}")
     if backend == "torch":
@@ -264,7 +264,7 @@ def _choose(description: Program, weight: Tensor, device: str, backend: str, rec
     return choice
 
 
-def _check(
+def check(
     description: Program, parameters: Sequence[Tensor], critic: Sequence[Tensor], start: Tensor, actions: Tensor,
     goal: Tensor | None, previous: Tensor | None, center: Tensor | None, scale: Tensor | None, discount: float,
 ) -> None:  # fmt: skip

@@ -152,6 +152,26 @@ PYJEPA_API void pyjepa_agent_free(pyjepa_agent* agent);
 typedef int (*pyjepa_rollout_fn)(void* user, const float* states, const float* goals, const float* actions,
                                  size_t e, size_t n, size_t h, size_t a, size_t l, float* cost);
 
+/* A rollout of the caller's that stands in for the model's own, on a GPU, say: plans as the predictor reads
+ * them, D numbers per predictor step (A where the level holds its action, else action_block * A; discrete
+ * actions one-hot), and all that the cost depends on. Fill `cost`, infinity for a plan whose prediction is
+ * not finite, and `gradient` where it is asked for. The arrays last for the call. */
+typedef struct pyjepa_rollout_call {
+    size_t size;                                                  /* sizeof(pyjepa_rollout_call) */
+    size_t environments, candidates, steps, plan_dim, latent_dim; /* E, N, S, D, L */
+    const float* states;                                          /* (E, L) */
+    const float* goals;                                           /* (E, L) or NULL */
+    const float* plans;                                           /* (E, N, S, D) */
+    const float* previous; /* (E, D): what was executed last; NaN where nothing was */
+    const uint64_t* draws; /* (E,): random bits of this plan, for what is drawn once a plan */
+    float* cost;           /* (E, N) */
+    float* gradient;       /* (E, N, S, D): of each cost with respect to its plan; NULL: not asked for */
+} pyjepa_rollout_call;
+
+/* Return 0, or anything else to stop the plan with PYJEPA_CALLBACK. Called from the planning thread. N
+ * differs between calls. */
+typedef int (*pyjepa_rollout_call_fn)(void* user, const pyjepa_rollout_call* call);
+
 /* What to do and how to plan it: pyjepa_task_init sets every member to its default, then set what differs. */
 typedef struct pyjepa_task {
     size_t size;          /* sizeof(pyjepa_task) */
@@ -190,6 +210,10 @@ typedef struct pyjepa_task {
     float exploration; /* categorical-cem: share of each distribution that stays uniform; default: NaN */
     int32_t branching; /* tree: actions per node where it samples them; default: -1 */
     float discount;    /* of costs, per predictor step, in (0, 1]; default: NaN */
+    pyjepa_rollout_call_fn
+        rollout_call; /* NULL, or what stands in for the model's own rollouts: not with `rollout` */
+    void* rollout_call_user;
+    int32_t rollout_gradient; /* whether it fills in gradients; 0: planners that need them are refused */
 } pyjepa_task;
 
 /* The defaults, in as much of `task` as `size` = sizeof(pyjepa_task) says that the caller knows. */

@@ -1,0 +1,161 @@
+"""Planning with rollouts on another device, through Triton's interpreter: costs, elites and plans are the engine's."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sample import networks, pixel_spec, weights
+
+import pyjepa
+from pyjepa import agent_file
+from pyjepa.errors import InvalidArgumentError, UnsupportedError
+
+
+pytest.importorskip("torch")
+pytest.importorskip("triton")
+
+from pyjepa.adapters.triton_rollout import choose_members
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+CASES = {
+    "version-1": ("fused", {"horizon": 6}),
+    "version-1-image": ("fused", {"horizon": 9, "elites": 4}),
+    "version-1-discrete": ("fused", {"planner": "categorical-cem", "horizon": 6, "elites": 4}),
+    "version-1-heads": ("eager", {"horizon": 3, "policy_candidates": 3}),
+}
+
+
+def observation(spec, seed):
+    generator = np.random.default_rng(seed)
+    if spec.observation.dtype == "uint8":
+        return generator.integers(0, 256, spec.observation.shape, dtype=np.uint8)
+    return generator.standard_normal(spec.observation.shape, dtype=np.float32)
+
+
+def pair(path, **task):
+    """The same agent rolling out in the engine and elsewhere."""
+    agents = [pyjepa.load(path, device=device) for device in ("cpu", "interpret")]
+    for agent in agents:
+        agent.configure(goal=observation(agent.spec, 1), candidates=20, iterations=2, **task)
+        agent.observe(observation(agent.spec, 2))
+    return agents
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_golden_agents_cost_the_same_and_keep_the_same_elites(name):
+    way, task = CASES[name]
+    native, elsewhere = pair(GOLDEN / f"{name}.safetensors", **task)
+    assert (native.settings["rollout"], elsewhere.settings["rollout"]) == ("native", way)
+    assert elsewhere.settings["device"] == "interpret"
+    spec, level = native.spec, native.spec.levels[0]
+    steps = native.settings["horizon"] // level.action_block
+    discrete = spec.actions.kind == "discrete"
+    width = (1 if discrete else spec.actions.size) * (1 if level.hold else level.action_block)
+    generator = np.random.default_rng(3)
+    plans = generator.integers(0, 3, (20, steps, width)) if discrete else generator.uniform(-1, 1, (20, steps, width))
+    costs = [agent.evaluate(plans) for agent in (native, elsewhere)]
+    np.testing.assert_allclose(costs[1], costs[0], rtol=1e-4, atol=1e-4)
+    assert list(np.argsort(costs[0], kind="stable")[:8]) == list(np.argsort(costs[1], kind="stable")[:8])
+    for turn in range(2):  # the second plan has an action before it, and starts warm
+        one, other = native.plan(), elsewhere.plan()
+        np.testing.assert_allclose(other.actions, one.actions, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(other.cost, one.cost, rtol=1e-4, atol=1e-4)
+        assert other.states.shape == one.states.shape
+        assert set(other.cost_terms) == set(one.cost_terms)
+        for agent in (native, elsewhere):
+            agent.observe(observation(spec, 4 + turn))
+
+
+@pytest.mark.parametrize("name", ["version-1", "version-1-image"])
+def test_gradients_are_the_engines(name):
+    native, elsewhere = pair(GOLDEN / f"{name}.safetensors", planner="gradient", restarts=3, **CASES[name][1])
+    steps = native.settings["horizon"] // native.model.action_block
+    width = native.spec.actions.size * (1 if native.spec.levels[0].hold else native.model.action_block)
+    plans = np.random.default_rng(3).uniform(-1, 1, (5, steps, width))
+    (costs, slopes), (found, followed) = (agent.gradient(plans) for agent in (native, elsewhere))
+    np.testing.assert_allclose(found, costs, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(followed, slopes, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(elsewhere.plan().cost, native.plan().cost, rtol=1e-3)
+
+
+def test_factors_on_cost_terms_batches_and_clones(tmp_path):
+    spec = dataclasses.replace(pixel_spec(), policy=None)
+    spec = dataclasses.replace(spec, modules={k: m for k, m in spec.modules.items() if k != "policy"})
+    path = tmp_path / "agent.safetensors"
+    agent_file.save(path, spec, weights(networks(spec)))
+    plans = np.random.default_rng(0).uniform(-3, 3, (2, 4, 2, 2)).astype(np.float32)
+    costs = []
+    for device in ("cpu", "interpret"):
+        agent = pyjepa.load(path, device=device)
+        goals = np.stack([observation(spec, i) for i in (1, 2)])
+        agent.configure(goal=goals, horizon=8, candidates=4, iterations=1, elites=2, weights={"action_size": 30.0})
+        twin = agent.clone()
+        for each in (agent, twin):
+            each.observe(np.stack([observation(spec, i) for i in (3, 4)]))
+        costs.append(agent.evaluate(plans))
+        np.testing.assert_array_equal(twin.evaluate(plans), costs[-1])
+        np.testing.assert_array_equal(twin.plan().actions, agent.plan().actions)
+    np.testing.assert_allclose(costs[1], costs[0], rtol=1e-4)
+    agent.configure(goal=goals, horizon=8, rollout=lambda s, g, a: np.zeros(a.shape[:2]))
+    assert agent.settings["rollout"] == "callback"
+
+
+def test_lower_precision_is_the_devices():
+    agent = pyjepa.load(GOLDEN / "version-1-image.safetensors", device="interpret", precision="fp16")
+    full = pyjepa.load(GOLDEN / "version-1-image.safetensors")
+    plans = np.random.default_rng(3).uniform(-1, 1, (3, 3, 1))
+    costs = []
+    for each in (agent, full):
+        each.configure(goal=observation(each.spec, 1), horizon=9)
+        each.observe(observation(each.spec, 2))
+        costs.append(each.evaluate(plans))
+    np.testing.assert_allclose(*costs, rtol=5e-3)
+    assert (costs[0] != costs[1]).any()
+
+
+def test_the_members_that_a_plan_asks_are_the_engines():
+    # Head::choose(0x0123456789abcdef, 5, 3)
+    assert sorted(choose_members(7, 4, 4)) == [0, 1, 2, 3]
+    assert len(set(choose_members(0x0123456789ABCDEF, 5, 3))) == 3
+
+
+def test_what_cannot_be_is_named():
+    path = GOLDEN / "version-1-discrete.safetensors"
+    for device in ("gpu", "cuda:", "cuda:x", "cuda:0 "):
+        with pytest.raises(InvalidArgumentError, match="device must be cpu, cuda"):
+            pyjepa.load(path, device=device)
+    with pytest.raises(InvalidArgumentError, match="precision on device='interpret' must be fp32, bf16, fp16"):
+        pyjepa.load(path, device="interpret", precision="int8")
+    agent = pyjepa.load(path, device="interpret")
+    with pytest.raises(UnsupportedError, match="tree needs the model's own predictor"):
+        agent.configure(goal=observation(agent.spec, 1), planner="tree")
+
+
+def test_a_device_that_is_not_there_is_named():
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UnsupportedError, match="torch finds no GPU"):
+        pyjepa.load(GOLDEN / "version-1.safetensors", device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("before", "device", "message"),
+    [
+        ("sys.modules['torch'] = None", "cuda", "device='cuda' needs torch"),
+        ("os.environ.pop('TRITON_INTERPRET', None)", "interpret", "needs TRITON_INTERPRET=1"),
+        ("import importlib.util as u; f = u.find_spec; u.find_spec = lambda n, *a: None if n == 'triton' else f(n, *a)",
+         "interpret", "needs the package triton"),
+    ],
+)  # fmt: skip
+def test_what_is_missing_is_named(before, device, message):
+    code = f"import os, sys; {before}\nimport pyjepa\npyjepa.load(sys.argv[1], device={device!r})"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code, str(GOLDEN / "version-1.safetensors")], capture_output=True, text=True, check=False
+    )
+    assert "UnsupportedError" in done.stderr
+    assert message in done.stderr
