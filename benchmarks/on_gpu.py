@@ -2,13 +2,14 @@
 
 Run: python benchmarks/on_gpu.py [--folder DIR] [--rehearse]
 
-Runs tests/kernels (compiled there, not interpreted), then `pyjepa bench vicreg` and `sigreg` on the GPU over their
-grids, and writes benchmarks/results/<loss>-<device>.json with the benchmark's results and the outcome of the tests.
+Runs tests/kernels (compiled there, not interpreted), then `pyjepa bench vicreg`, `sigreg` and `rollouts` on the GPU
+over their grids, and writes benchmarks/results/<benchmark>-<device>.json with its results and the outcome of the tests.
 Ends with the tests' exit code. --rehearse does the same in small on the CPU, to see that the command works.
 """
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -17,7 +18,12 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = {"vicreg": "16x8", "sigreg": "16x8x4"}
+SMALL = {
+    "vicreg": ["--shape", "16x8"],
+    "sigreg": ["--shape", "16x8x4"],
+    "rollouts": ["--workload", "W0s", "--candidates", "4", "--provider", "fused", "--provider", "torch"],
+}
+"""What a rehearsal measures of every benchmark."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,10 +43,13 @@ def main(arguments: list[str] | None = None) -> int:
         cwd=ROOT / "tests", stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     print(tests.stdout)
-    for loss, shape in SMALL.items():
-        path = options.folder / f"{loss}-{name}.json"
-        where = ["--device", "cpu", "--shape", shape, "--seconds", "0"] if options.rehearse else ["--device", "cuda"]
-        measured = subprocess.run([sys.executable, "-m", "pyjepa", "bench", loss, *where, "--json", str(path)])
+    for benchmark, little in SMALL.items():
+        path = options.folder / f"{benchmark}-{name}.json"
+        where = ["--device", "cpu", *little, "--seconds", "0"] if options.rehearse else ["--device", "cuda"]
+        measured = subprocess.run(
+            [sys.executable, "-m", "pyjepa", "bench", benchmark, *where, "--json", str(path)],
+            env={**os.environ, "TRITON_INTERPRET": "1"} if options.rehearse else None,
+        )
         if measured.returncode != 0:
             return measured.returncode
         document = json.loads(path.read_text(encoding="utf-8"))

@@ -20,17 +20,18 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tables import bounds, energy, images, losses, planners, planning
+from tables import bounds, energy, images, losses, planners, planning, rollouts
 
 ROOT = Path(__file__).resolve().parents[1]
 
 TABLES: Mapping[str, Callable[[Path], str]] = {
-    **planning.TABLES,
     **bounds.TABLES,
+    **energy.TABLES,
     **images.TABLES,
     **losses.TABLES,
     **planners.TABLES,
-    **energy.TABLES,
+    **planning.TABLES,
+    **rollouts.TABLES,
 }
 PLOTS: Mapping[str, Callable[[Path, Path], None]] = {**losses.PLOTS, **energy.PLOTS}
 

@@ -1,4 +1,4 @@
-"""Fused training kernels: the regularisers that keep a joint embedding from collapsing.
+"""Fused kernels: the regularisers that keep a joint embedding from collapsing, and rollouts of latent dynamics.
 
 One folder per op: `reference.py` states it in plain torch, `fallback.py` computes it leanly without Triton, `triton.py`
 holds the kernels and their launchers, `op.py` the public function. This package knows torch and Triton only; it imports

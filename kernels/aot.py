@@ -23,7 +23,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
+
+if TYPE_CHECKING:
+    from .rollout.estimate import Estimate
 
 
 class Row(TypedDict):
@@ -97,6 +100,11 @@ class Plan:
     dtype: str = "fp32"
     strided: dict[str, int] = field(default_factory=dict)
 
+    def matrix(self, target: Target) -> str:
+        """The target's matrix instruction for the plan's row blocks: the wide ones of NVIDIA take 64 rows."""
+        narrow = self.op == "rollout" and target.backend == "cuda" and self.config["BM"] < 64
+        return "mma.sync" if narrow else target.matrix
+
 
 def _vicreg_cost(function: str, n: int, d: int, config: dict[str, Any]) -> tuple[int, int]:
     """Return (bytes, flops) of one launch at (N, D), fp32, both branches."""
@@ -165,6 +173,78 @@ def _sigreg_plans(configs: dict[str, list[dict[str, Any]]]) -> list[Plan]:
     ]
 
 
+def _rollout_plans(configs: dict[str, list[dict[str, Any]]]) -> list[Plan]:
+    """Fused: each kind of dynamics both ways, near the most that the fused rule takes. Stepwise: every kernel."""
+    from .rollout.description import Gru, Layer, Mlp, Program, Term, flops, networks, weight_count
+    from .rollout.estimate import WORKLOADS, moved
+    from .rollout.layout import layout
+
+    terms = (Term("goal_distance"), Term("action_size"), Term("action_change"))
+
+    def normed(width: int) -> Mlp:
+        return Mlp(width, 6, (Layer(width, "layer", "mish"),) * 2 + (Layer(width, "layer+simnorm"),))
+
+    kinds = [
+        ("mlp.forward", WORKLOADS["W0L"][0].dynamics),
+        ("mlp.backward", WORKLOADS["W0L"][0].dynamics),
+        ("normed.forward", normed(256)),
+        ("normed.backward", normed(128)),
+        ("gru.forward", Gru(256, 2)),
+        ("gru.backward", Gru(128, 2)),
+    ]
+    rows, steps = 1024, 10
+    plans = []
+    for kind, dynamics in kinds:
+        program = Program(dynamics, tuple((t.kind, t.metric, False) for t in terms))
+        common = dict(layout(program).constants) | {"GOAL": True, "PATH": True, "WIDEN": False}
+        path = 4 * rows * (steps + 1) * dynamics.state
+        size, work = moved(program, rows, steps, stepwise=False) + path, flops(program, rows, steps)
+        shape = (rows, steps, dynamics.state)
+        if kind.endswith("backward"):
+            # Recomputes the step, then goes back through it; reads the path and its derivatives, writes the adjoints.
+            both, size = common | {"ADJOINTS": True}, size + 4 * weight_count(dynamics) + 2 * path
+            plans += [
+                Plan(f"rollout.{kind}", "rollout", "reverse", config, both, shape, size, 2 * work, True)
+                for config in configs["reverse"]
+            ]
+            continue
+        for config in configs["roll"] if kind == "mlp.forward" else configs["roll"][-1:]:
+            dtype = "bf16" if config.get("bytes") == 2 else "fp32"
+            saved = weight_count(dynamics) * 2 if dtype == "bf16" else 0
+            plans.append(
+                Plan(f"rollout.{kind}", "rollout", "roll", config, common, shape, size - saved, work, True, dtype)
+            )
+    wide, (w1, _) = Program(Mlp(1024, 6, (Layer(1024, "none", "relu"),))), WORKLOADS["W1-like"]
+    recurrent = Program(Gru(512, 2), tuple((t.kind, t.metric, False) for t in terms))
+    step = dict(layout(recurrent).constants)
+
+    def one(program: Program, function: str, label: str, constants: dict[str, Any], width: int, dot: bool) -> None:
+        weights = sum(weight_count(network) for network in networks(program)) if dot else 0
+        weights = 512 * 512 if label == "dense_normed" else weights
+        work = 2 * rows * weights if dot else 8 * rows * width
+        moves, name = 4 * (weights + 2 * rows * width), f"rollout.stepwise.{label}"
+        plans.extend(
+            Plan(name, "rollout", function, config, constants, (rows, width), moves, work, dot)
+            for config in configs[label]
+        )
+
+    layered = {"BY_ENVIRONMENT": False, "WIDEN": False}
+    one(wide, "dense", "dense", layered | {"NET": layout(wide).dynamics, "j": 0, "RESIDUAL": True}, 1024, True)
+    one(
+        w1,
+        "dense",
+        "dense_normed",
+        layered | {"NET": layout(w1).dynamics, "j": 2, "RESIDUAL": False, "BN": 512},
+        512,
+        True,
+    )
+    one(recurrent, "cell", "cell", {"NET": step["NET"], "WIDEN": False}, 512, True)
+    one(recurrent, "norm", "norm", {"L": 512, "LP": 512, "V": 0}, 512, False)
+    charged = {name: step[name] for name in ("L", "LP", "D", "DP", "TERMS")} | {"GOAL": True}
+    one(recurrent, "charge", "charge", charged, 512, False)
+    return plans
+
+
 # Arguments in the dtype of the input; other pointers hold the arithmetic dtype.
 _INPUTS = {"x", "y", "gx", "gy", "z", "out:unproject"}
 _SCALARS = {"w_inv", "w_var", "w_cov", "s_var", "s_cov", "gamma", "eps", "cancellation", "first:f", "step", "scale"}
@@ -173,6 +253,12 @@ _SIZES = {"N", "D", "M", "B", "K", "T", "blocks", "tiles", "programs", "columns"
 
 def _argument_type(plan: Plan, name: str) -> tuple[str, bool]:
     """Return (Triton type, divisible by 16?) of a run-time argument."""
+    if plan.op == "rollout":
+        if name in ("discount", "factor"):
+            return "fp32", False
+        if name in ("N", "per", "S", "t", "zero") or name.endswith("stride"):
+            return "i32", name.endswith("stride") and name != "action_stride"
+        return f"*{plan.dtype if name == 'weights' else 'fp32'}", True
     if name == "first":
         name = "first:f" if plan.op == "sigreg" else "first:i"
     if name in _SCALARS:
@@ -220,7 +306,10 @@ def _nvidia_resources(asm: dict[str, Any], target: Target, folder: Path) -> tupl
 
 
 def _amd_resources(assembly: str) -> tuple[int, int]:
-    """Return (vector registers, registers spilled) from the metadata at the end of AMD assembly."""
+    """Return (vector registers, registers spilled to memory) from the metadata at the end of AMD assembly.
+
+    Scalar registers are spilled to lanes of vector registers; they count where the kernel has a stack at all.
+    """
 
     def value(name: str) -> int:
         found = re.search(rf"\.{name}:\s*(\d+)", assembly)
@@ -228,7 +317,8 @@ def _amd_resources(assembly: str) -> tuple[int, int]:
             raise RuntimeError(f"no .{name} in the AMD assembly")
         return int(found[1])
 
-    return value("vgpr_count"), value("vgpr_spill_count") + value("sgpr_spill_count")
+    in_memory = value("private_segment_fixed_size") > 0
+    return value("vgpr_count"), value("vgpr_spill_count") + (value("sgpr_spill_count") if in_memory else 0)
 
 
 def _compile(plan: Plan, kernels: Any, name: str, folder: Path) -> Row:
@@ -264,18 +354,19 @@ def _compile(plan: Plan, kernels: Any, name: str, folder: Path) -> Row:
     else:
         code = compiled.asm["amdgcn"]
         registers, spills = _amd_resources(code)
-    count = code.count(target.matrix)
+    matrix = plan.matrix(target)
+    count = code.count(matrix)
     peak = target.dot_peak if plan.uses_dot else target.vector_peak
     return Row(
         kernel=plan.name,
-        config=" ".join(f"{key}={value}" for key, value in plan.config.items() if key != "up_to"),
+        config=" ".join(f"{key}={value}" for key, value in plan.config.items() if key not in ("up_to", "bytes")),
         target=name,
         dtype=plan.dtype,
         registers=registers,
         spills=spills,
         shared_bytes=compiled.metadata.shared,
         uses_dot=plan.uses_dot,
-        matrix_instruction=target.matrix if count else None,
+        matrix_instruction=matrix if count else None,
         matrix_count=count,
         shape="x".join(map(str, plan.shape)),
         bytes=plan.bytes,
@@ -288,11 +379,16 @@ def _compile(plan: Plan, kernels: Any, name: str, folder: Path) -> Row:
 def _compile_here(targets: Sequence[str]) -> Report:
     import triton
 
+    from .rollout import triton as rollout_kernels
     from .sigreg import triton as sigreg_kernels
     from .vicreg import triton as vicreg_kernels
 
-    kernels = {"vicreg": vicreg_kernels, "sigreg": sigreg_kernels}
-    plans = _vicreg_plans(vicreg_kernels.CONFIGS) + _sigreg_plans(sigreg_kernels.CONFIGS)
+    kernels = {"vicreg": vicreg_kernels, "sigreg": sigreg_kernels, "rollout": rollout_kernels}
+    plans = [
+        *_vicreg_plans(vicreg_kernels.CONFIGS),
+        *_sigreg_plans(sigreg_kernels.CONFIGS),
+        *_rollout_plans(rollout_kernels.CONFIGS),
+    ]
     with tempfile.TemporaryDirectory() as folder:
         rows = [_compile(plan, kernels[plan.op], target, Path(folder)) for plan in plans for target in targets]
     return Report(
@@ -321,6 +417,15 @@ def compile_all(targets: Sequence[str] = tuple(TARGETS)) -> Report:
     return report
 
 
+def rollout_estimates() -> list[Estimate]:
+    """Return what rollouts of the usual sizes move and compute, fp32, with a roofline estimate for every target."""
+    from .rollout.estimate import estimates
+
+    block = json.loads((files(__package__) / "rollout" / "configs.json").read_text())["roll"][-1]["BM"]
+    peaks = {name: target.dot_peak for name, target in TARGETS.items()}
+    return estimates({name: target.bandwidth for name, target in TARGETS.items()}, peaks, block)
+
+
 def committed() -> Report:
     """Return the rows as committed with the package."""
     report: Report = json.loads((files(__package__) / "resources.json").read_text())
@@ -340,7 +445,7 @@ def problems(rows: list[Row]) -> list[str]:
         if row["shared_bytes"] > limit:
             lines.append(f"{where}: {row['shared_bytes']} bytes of shared memory, at most {limit}")
         if row["uses_dot"] and row["matrix_instruction"] is None:
-            lines.append(f"{where}: no {TARGETS[row['target']].matrix} although it uses a dot")
+            lines.append(f"{where}: no matrix instruction although it uses a dot")
     return lines
 
 

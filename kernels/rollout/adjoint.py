@@ -101,7 +101,9 @@ def network_gradients(
     for layer, (at, inputs, product, gain, u) in zip(reversed(described.layers), reversed(seen), strict=True):
         d = d * _slope(layer.activation, u)
         if layer.grouped:
-            along = (d * u).reshape(len(u), -1, layer.group).sum(-1, keepdim=True).expand(-1, -1, layer.group).flatten(1)
+            along = (
+                (d * u).reshape(len(u), -1, layer.group).sum(-1, keepdim=True).expand(-1, -1, layer.group).flatten(1)
+            )
             d = u * (d - along)
         if gain is not None:
             d, of_norm = _norm_backward(d, product, gain)

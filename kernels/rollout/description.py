@@ -224,6 +224,8 @@ FUSED_TILES = 128
 """Weight tiles of 64 x 64: each is unrolled into its own products."""
 BACKWARD_TILES = 64
 """The same for the reverse kernel, which does every product twice."""
+BACKWARD_COLUMNS = 576
+"""Columns that the reverse kernel keeps of a step's layers: registers again."""
 BACKWARD_GRU = 128
 """Columns of a GRU's state there, with its gates and their derivatives."""
 STEPWISE_NORMED_WIDTH = 512
@@ -277,6 +279,11 @@ def _widths(network: Dynamics) -> list[int]:
     return [network.state] + ([layer.out for layer in network.layers] if isinstance(network, Mlp) else [])
 
 
+def _kept(network: Dynamics) -> int:
+    layers = network.layers if isinstance(network, Mlp) else ()
+    return sum(max(16, 1 << (layer.out - 1).bit_length()) for layer in layers)
+
+
 def tiles(network: Dynamics) -> int:
     """How many weight tiles of at most 64 x 64 it has."""
 
@@ -301,6 +308,9 @@ def _not_fused(described: Program, element_size: int, backward: bool) -> str:
         return f"a width of {widest}, fused at most {FUSED_WIDTH}"
     if backward and isinstance(described.dynamics, Gru) and widest > BACKWARD_GRU:
         return f"a gru's state of {widest}, fused at most {BACKWARD_GRU} in a backward pass"
+    kept = max(map(_kept, networks(described)))
+    if backward and kept > BACKWARD_COLUMNS:
+        return f"{kept} columns to keep, fused at most {BACKWARD_COLUMNS} in a backward pass"
     total, most = sum(map(tiles, networks(described))), BACKWARD_TILES if backward else FUSED_TILES
     if total > most:
         return f"{total} weight tiles, fused at most {most}{' in a backward pass' if backward else ''}"

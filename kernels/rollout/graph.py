@@ -22,7 +22,7 @@ class Captured:
     ) -> None:
         """``shapes``: of the float32 arguments. Runs the function a few times: the first call compiles its kernels."""
         with torch.cuda.device(device):
-            self._stream = torch.cuda.Stream()
+            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             self._inputs = [torch.zeros(shape, pin_memory=True) for shape in shapes]
             inputs = [torch.zeros(shape, device=device) for shape in shapes]
             self._stream.wait_stream(torch.cuda.current_stream())
@@ -40,9 +40,7 @@ class Captured:
             self._device_inputs = inputs  # the graph reads them
         self._device = device
 
-    def __call__(
-        self, arrays: Sequence[npt.NDArray[np.float32]], out: Sequence[npt.NDArray[np.float32]]
-    ) -> None:
+    def __call__(self, arrays: Sequence[npt.NDArray[np.float32]], out: Sequence[npt.NDArray[np.float32]]) -> None:
         """Copies arrays in, runs, waits, and copies the results to `out`."""
         for host, array in zip(self._inputs, arrays, strict=True):
             host.numpy()[...] = array

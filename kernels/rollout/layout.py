@@ -140,7 +140,7 @@ def pack(
             weight = next(left)
             if side:
                 sizes = [side, state] if network.side_first else [state, side]
-                first, second = weight.split(sizes, dim=1)
+                first, second = torch.split(weight, sizes, dim=1)
                 weight, action = (second, first) if network.side_first else (first, second)
                 matrix(at + height * width, action, of_side, width)
             matrix(at, weight, height, width)

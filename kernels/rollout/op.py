@@ -209,7 +209,7 @@ def rollout(
         return found if states else Rollout(found.cost, None)
     environments, candidates, steps, size = actions.shape
     wide = compute_dtype(actions.dtype)
-    whole = {"dtype": wide, "device": start.device}
+    whole: dict[str, Any] = {"dtype": wide, "device": start.device}
     numbers = [[term.stage, term.terminal, term.reach] for term in terms]
     cost, path = _rollout_op(
         start.contiguous(),
@@ -245,6 +245,7 @@ def rollout_way(
 
 
 def choose_backend(description: Program, weight: Tensor, device: str, backend: str, recorded: bool) -> Choice:
+    """The way a backend runs a program whose weights are like `weight`; `recorded`: it will be differentiated."""
     if backend not in ("auto", "torch", "triton", "fused", "stepwise"):
         raise ValueError(f"backend must be 'auto', 'torch', 'triton', 'fused' or 'stepwise', not {backend!r}")
     if backend == "torch":
@@ -255,7 +256,9 @@ def choose_backend(description: Program, weight: Tensor, device: str, backend: s
     if not HAS_TRITON:
         raise RuntimeError(f"backend={backend!r} needs the package triton, which is not installed")
     if device != "cuda" and not interpreted():
-        raise RuntimeError(f"backend={backend!r} on {device}: Triton needs a GPU, or TRITON_INTERPRET=1 for a CPU check")
+        raise RuntimeError(
+            f"backend={backend!r} on {device}: Triton needs a GPU, or TRITON_INTERPRET=1 for a CPU check"
+        )
     choice = choose(description, weight.element_size(), backward=recorded, triton=True)
     if backend == "stepwise" and not recorded and choice.way == "fused":
         return Choice("stepwise", "asked for")

@@ -50,7 +50,9 @@ def network(described: Dynamics, parameters: Sequence[Tensor], state: Tensor, si
         reset, update = (torch.sigmoid(of_action[i] + of_state[i]) for i in (0, 1))
         new = torch.tanh(of_action[2] + reset * of_state[2])
         hidden = (1.0 - update) * new + update * state
-        return functional.layer_norm(hidden, hidden.shape[1:], norm[0].to(hidden), norm[1].to(hidden)) if norm else hidden
+        return (
+            functional.layer_norm(hidden, hidden.shape[1:], norm[0].to(hidden), norm[1].to(hidden)) if norm else hidden
+        )
     x = state
     if side is not None and described.side:
         x = torch.cat([side, state] if described.side_first else [state, side], dim=1)
@@ -73,7 +75,8 @@ def distance(metric: str, a: Tensor, b: Tensor) -> Tensor:
         norms = a.square().sum(dim=-1).sqrt() * b.square().sum(dim=-1).sqrt()
         return 1.0 - (a * b).sum(dim=-1) / norms.clamp_min(1e-8)
     if metric == "l2":
-        return torch.linalg.vector_norm(a - b, dim=-1)  # has a slope of 0 at the goal
+        norm: Tensor = torch.linalg.vector_norm(a - b, dim=-1)  # has a slope of 0 at the goal
+        return norm
     return (a - b).square().sum(dim=-1)
 
 

@@ -12,7 +12,7 @@ spill (measured ahead of time: W0L on sm_80, 8676 bytes).
 """
 
 # Kernel bodies are Triton, which has no types.
-# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call, assignment"
 
 from __future__ import annotations
 
@@ -170,34 +170,47 @@ def layer_norm_backward(d, hat, rstd, vectors, V: tl.constexpr, OUT: tl.constexp
 
 @triton.jit
 def layer(
-    x, side, weights, vectors, zero, NET: tl.constexpr, l: tl.constexpr, BK: tl.constexpr, WIDEN: tl.constexpr,
+    x, side, weights, vectors, zero, NET: tl.constexpr, j: tl.constexpr, BK: tl.constexpr, WIDEN: tl.constexpr,
     IP: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """What layer l feeds its activation; and, of its LayerNorm, the rows before the affine part and their scale."""
-    STATE: tl.constexpr = NET[l][0]
-    SIDE: tl.constexpr = NET[l][1]
-    OUT: tl.constexpr = NET[l][2]
-    KP: tl.constexpr = NET[l][3]
-    SP: tl.constexpr = NET[l][4]
-    NP: tl.constexpr = NET[l][5]
-    GROUP: tl.constexpr = NET[l][7]
-    W: tl.constexpr = NET[l][9]
-    V: tl.constexpr = NET[l][10]
+    """The products of layer j: W x + b."""
+    STATE: tl.constexpr = NET[j][0]
+    SIDE: tl.constexpr = NET[j][1]
+    KP: tl.constexpr = NET[j][3]
+    SP: tl.constexpr = NET[j][4]
+    NP: tl.constexpr = NET[j][5]
+    W: tl.constexpr = NET[j][9]
+    V: tl.constexpr = NET[j][10]
     n = tl.arange(0, NP)
     u = tl.zeros((x.shape[0], NP), ACC) + tl.load(vectors + V + n)[None, :]
     u = product(x, weights + W, u, zero, STATE, KP, NP, BK, WIDEN, IP, ACC)
     if SIDE:
         u = product(side, weights + W + KP * NP, u, zero, SIDE, SP, NP, BK, WIDEN, IP, ACC)
-    hat = u
-    rstd = tl.sum(u, 1)
-    if NET[l][6]:
-        u, hat, rstd = layer_norm(u, vectors, V + NP, OUT, NP)
+    return u
+
+
+@triton.jit
+def normalised(p, vectors, NET: tl.constexpr, j: tl.constexpr):
+    """What layer j feeds its activation; and, of its LayerNorm, the rows before the affine part and their scale."""
+    OUT: tl.constexpr = NET[j][2]
+    NP: tl.constexpr = NET[j][5]
+    GROUP: tl.constexpr = NET[j][7]
+    u = p
+    hat = p
+    rstd = tl.sum(p, 1)
+    if NET[j][6]:
+        u, hat, rstd = layer_norm(p, vectors, NET[j][10] + NP, OUT, NP)
     if GROUP:
-        grouped = tl.reshape(u, (u.shape[0], NP // GROUP, GROUP))
-        e = tl.exp(grouped - tl.max(grouped, 2)[:, :, None])
-        u = tl.reshape(e / tl.sum(e, 2)[:, :, None], (x.shape[0], NP))
-        u = tl.where((n < OUT)[None, :], u, 0.0)
+        u = tl.where((tl.arange(0, NP) < OUT)[None, :], simnorm(u, NP, GROUP), 0.0)
     return u, hat, rstd
+
+
+@triton.jit
+def simnorm(u, N: tl.constexpr, GROUP: tl.constexpr):
+    """Softmax within groups of columns."""
+    grouped = tl.reshape(u, (u.shape[0], N // GROUP, GROUP))
+    e = tl.exp(grouped - tl.max(grouped, 2)[:, :, None])
+    return tl.reshape(e / tl.sum(e, 2)[:, :, None], (u.shape[0], N))
 
 
 @triton.jit
@@ -206,47 +219,49 @@ def forward_mlp(
     ACC: tl.constexpr,
 ):  # fmt: skip
     """All layers."""
-    for l in tl.static_range(len(NET)):
-        u, _, _ = layer(x, side, weights, vectors, zero, NET, l, BK, WIDEN, IP, ACC)
-        x = activate(u, NET[l][8])
+    for j in tl.static_range(len(NET)):
+        p = layer(x, side, weights, vectors, zero, NET, j, BK, WIDEN, IP, ACC)
+        u, _, _ = normalised(p, vectors, NET, j)
+        x = activate(u, NET[j][8])
     return x
 
 
 @triton.jit
 def backward_mlp(
-    d, us, hats, rstds, transposed, vectors, zero, NET: tl.constexpr, BK: tl.constexpr, IP: tl.constexpr,
-    ACC: tl.constexpr,
+    d, ps, transposed, vectors, zero, NET: tl.constexpr, BK: tl.constexpr, IP: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Derivatives with respect to the output -> to the state and the side input. Of every layer: what `layer` told."""
+    """Derivatives with respect to the output -> to the state and the side input. `ps`: every layer's products."""
     side = d
     for i in tl.static_range(len(NET)):
         d, side = backward_layer(
-            d, us[len(NET) - 1 - i], hats[len(NET) - 1 - i], rstds[len(NET) - 1 - i], transposed, vectors, zero, NET,
-            len(NET) - 1 - i, BK, IP, ACC,
+            d, ps[len(NET) - 1 - i], transposed, vectors, zero, NET, len(NET) - 1 - i, BK, IP, ACC
         )  # fmt: skip
     return d, side
 
 
 @triton.jit
 def backward_layer(
-    d, u, hat, rstd, transposed, vectors, zero, NET: tl.constexpr, l: tl.constexpr, BK: tl.constexpr,
-    IP: tl.constexpr, ACC: tl.constexpr,
+    d, p, transposed, vectors, zero, NET: tl.constexpr, j: tl.constexpr, BK: tl.constexpr, IP: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
-    """The same for one layer."""
-    SIDE: tl.constexpr = NET[l][1]
-    OUT: tl.constexpr = NET[l][2]
-    KP: tl.constexpr = NET[l][3]
-    SP: tl.constexpr = NET[l][4]
-    NP: tl.constexpr = NET[l][5]
-    GROUP: tl.constexpr = NET[l][7]
-    W: tl.constexpr = NET[l][9]
-    V: tl.constexpr = NET[l][10]
-    d = d * slope(u, NET[l][8])
+    """The same for one layer. Norms are computed anew, behind an addition of 0 that the compiler cannot see through:
+    else it keeps their results of the way forward, in three times the registers.
+    """
+    SIDE: tl.constexpr = NET[j][1]
+    OUT: tl.constexpr = NET[j][2]
+    KP: tl.constexpr = NET[j][3]
+    SP: tl.constexpr = NET[j][4]
+    NP: tl.constexpr = NET[j][5]
+    GROUP: tl.constexpr = NET[j][7]
+    W: tl.constexpr = NET[j][9]
+    V: tl.constexpr = NET[j][10]
+    u, hat, rstd = normalised(p + zero, vectors, NET, j)
+    d = d * slope(u, NET[j][8])
     if GROUP:
         along = tl.reshape(d * u, (u.shape[0], NP // GROUP, GROUP))
         along = tl.sum(along, 2)[:, :, None] + tl.zeros((u.shape[0], NP // GROUP, GROUP), ACC)
         d = u * (d - tl.reshape(along, (u.shape[0], NP)))
-    if NET[l][6]:
+    if NET[j][6]:
         d = layer_norm_backward(d, hat, rstd, vectors, V + NP, OUT, NP)
     x = product(
         d, transposed + W, tl.zeros((d.shape[0], KP), ACC), zero, OUT, NP, KP, BK, False, IP, ACC
@@ -358,16 +373,13 @@ def through_mlp(
     IP: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Derivatives with respect to a network's output -> to its state and side input; recomputes its layers."""
-    us = ()
-    hats = ()
-    rstds = ()
-    for l in tl.static_range(len(NET)):
-        u, hat, rstd = layer(x, side, weights, vectors, zero, NET, l, BK, WIDEN, IP, ACC)
-        us = us + (u,)
-        hats = hats + (hat,)
-        rstds = rstds + (rstd,)
-        x = activate(u, NET[l][8])
-    return backward_mlp(d, us, hats, rstds, transposed, vectors, zero, NET, BK, IP, ACC)
+    ps = ()
+    for j in tl.static_range(len(NET)):
+        p = layer(x, side, weights, vectors, zero, NET, j, BK, WIDEN, IP, ACC)
+        ps = ps + (p,)  # noqa: RUF005 (Triton has no starred tuples)
+        u, _, _ = normalised(p, vectors, NET, j)
+        x = activate(u, NET[j][8])
+    return backward_mlp(d, ps, transposed, vectors, zero, NET, BK, IP, ACC)
 
 
 # ---- the cost ----------------------------------------------------------------------------------------------------
@@ -602,22 +614,22 @@ def reverse(
 @triton.jit(do_not_specialize=["N", "per", "zero"])
 def dense(
     x, stride, side, side_stride, center, scale, weights, vectors, residual, residual_stride, out, out_stride, N, per,
-    zero, NET: tl.constexpr, l: tl.constexpr, BY_ENVIRONMENT: tl.constexpr, RESIDUAL: tl.constexpr, BM: tl.constexpr,
+    zero, NET: tl.constexpr, j: tl.constexpr, BY_ENVIRONMENT: tl.constexpr, RESIDUAL: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, WIDEN: tl.constexpr, IP: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Layer l: rows of x and, of the first layer, the side input (normalised) -> rows of out, plus the residual's.
+    """Layer j: rows of x and, of the first layer, the side input (normalised) -> rows of out, plus the residual's.
 
     Strides are those of a row. A side input, or the rows of x, is BY_ENVIRONMENT one for `per` rows. A normed row is
     one program's: BN is the whole width.
     """
-    STATE: tl.constexpr = NET[l][0]
-    SIDE: tl.constexpr = NET[l][1]
-    OUT: tl.constexpr = NET[l][2]
-    KP: tl.constexpr = NET[l][3]
-    NP: tl.constexpr = NET[l][5]
-    GROUP: tl.constexpr = NET[l][7]
-    W: tl.constexpr = NET[l][9]
-    V: tl.constexpr = NET[l][10]
+    STATE: tl.constexpr = NET[j][0]
+    SIDE: tl.constexpr = NET[j][1]
+    OUT: tl.constexpr = NET[j][2]
+    KP: tl.constexpr = NET[j][3]
+    NP: tl.constexpr = NET[j][5]
+    GROUP: tl.constexpr = NET[j][7]
+    W: tl.constexpr = NET[j][9]
+    V: tl.constexpr = NET[j][10]
     pid = tl.program_id(0)
     rows = (pid // (NP // BN)) * BM + tl.arange(0, BM)
     n = (pid % (NP // BN)) * BN + tl.arange(0, BN)
@@ -642,13 +654,11 @@ def dense(
                 s = tl.load(scale + k, mask=k < SIDE, other=1.0)
                 part = (part - c[None, :]) / s[None, :]
             u = partial(u, part, weights + W + KP * NP, k, n, NP, SIDE, WIDEN, IP, ACC)
-    if NET[l][6]:
+    if NET[j][6]:
         u, _, _ = layer_norm(u, vectors, V + NP, OUT, NP)
     if GROUP:
-        grouped = tl.reshape(u, (BM, BN // GROUP, GROUP))
-        e = tl.exp(grouped - tl.max(grouped, 2)[:, :, None])
-        u = tl.reshape(e / tl.sum(e, 2)[:, :, None], (BM, BN))
-    u = activate(u, NET[l][8])
+        u = simnorm(u, BN, GROUP)
+    u = activate(u, NET[j][8])
     keep = inside[:, None] & (n < OUT)[None, :]
     if RESIDUAL:
         u += tl.load(residual + row[:, None] * residual_stride + n[None, :], mask=keep, other=0.0)
@@ -815,7 +825,7 @@ def backward(
     scale: Tensor, coefficients: Tensor, of_cost: Tensor, of_path: Tensor | None, discount: float, *, per: int,
     adjoints: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Derivatives with respect to the actions (N, S, D), the start (N, L) and, where `adjoints`, the states (N, S, L)."""
+    """Derivatives with respect to actions (N, S, D), start (N, L) and, where `adjoints`, the states (N, S, L)."""
     rows, steps, _ = actions.shape
     constants = dict(packed.layout.constants)
     options = config("reverse", rows, packed.weights.element_size())
@@ -861,16 +871,16 @@ def _stepwise(
 
     def run(network: Any, z: Tensor, side: Tensor, by_environment: bool, out: Tensor, residual: bool) -> None:
         x = z
-        for l, row in enumerate(network):
-            to = out if l + 1 == len(network) else work[l % 2]
+        for j, row in enumerate(network):
+            to = out if j + 1 == len(network) else work[j % 2]
             normed = row[6] or row[7]
             # The first entry is for normed rows, which one program takes whole.
             chosen = dict(config("dense" if not normed else "dense_normed", rows, bytes_each))
             chosen["BN"] = row[5] if normed else min(chosen["BN"], row[5])
             dense[(triton.cdiv(rows, chosen["BM"]) * (row[5] // chosen["BN"]),)](
                 x, x.stride(0), side, side.stride(0), center, scale, packed.weights, packed.vectors, z, z.stride(0), to,
-                to.stride(0), rows, per, 0, NET=network, l=l, BY_ENVIRONMENT=by_environment,
-                RESIDUAL=residual and l + 1 == len(network), **options, **chosen,
+                to.stride(0), rows, per, 0, NET=network, j=j, BY_ENVIRONMENT=by_environment,
+                RESIDUAL=residual and j + 1 == len(network), **options, **chosen,
             )  # fmt: skip
             x = to
 

@@ -28,7 +28,7 @@ from pyjepa.kernels.rollout import Choice, Layer, Term
 from pyjepa.kernels.rollout import Mlp as KernelMlp
 from pyjepa.kernels.rollout.prepared import Prepared
 from pyjepa.kernels.runtime import HAS_TRITON, interpreted
-from pyjepa.spec import CostTerm, Mlp, Module, Spec
+from pyjepa.spec import Mlp, Module, Spec
 from pyjepa.world_model import WorldModel
 
 FloatArray = npt.NDArray[np.float32]
@@ -268,7 +268,9 @@ class _Eager:
         with torch.device(self._device):
             for e, plan in enumerate(plans):
                 start = states[e].expand(len(plan), -1)
-                members = {t.label: choose_members(int(draws[e]), n, t.members) for t, n in self._drawn if t.members < n}
+                members = {
+                    t.label: choose_members(int(draws[e]), n, t.members) for t, n in self._drawn if t.members < n
+                }
                 costs.append(
                     plan_cost(
                         self._model, self._model.rollout(start, plan), plan, None if goals is None else goals[e],

@@ -1,4 +1,4 @@
-"""``pyjepa bench``: planning time, beside other implementations; ``pyjepa bench vicreg``, ``sigreg``: the losses."""
+"""``pyjepa bench``: planning time, beside other implementations; with a name, other things (`OTHERS`)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pyjepa.bench.workloads import WORKLOADS
 
 DEFAULT = ("W0s", "W0", "W0L")
 PRECISIONS = (*engine.PRECISIONS, f"int8-{engine.STATIC}")
-OTHERS = {"vicreg": "bench_losses", "sigreg": "bench_losses", "quality": "bench_quality"}
+OTHERS = {"vicreg": "bench_losses", "sigreg": "bench_losses", "quality": "bench_quality", "rollouts": "bench_rollouts"}
 """Benchmarks with a command line of their own: click commands of that name in a module of pyjepa.cli."""
 
 
@@ -56,7 +56,8 @@ class _Command(click.Command):
 
 @click.command(
     cls=_Command,
-    epilog="`pyjepa bench vicreg` and `pyjepa bench sigreg` measure the losses and have options of their own.",
+    epilog="`pyjepa bench vicreg` and `sigreg` measure the losses, `pyjepa bench rollouts` plans on a GPU; they have "
+    "options of their own.",
 )
 @click.argument("workloads", nargs=-1, type=click.Choice(tuple(WORKLOADS)), metavar="[WORKLOAD]...")
 @click.option(

@@ -69,6 +69,7 @@ class Trainer(Run):
             torch.manual_seed(config.seed)
             self.model = WorldModel(spec)
             self.inverse = InverseDynamics(self.model.latent_dim, self.model.plan_dim)
+        assert self.model.encoder_name is not None  # Two Rooms is seen
         encoder = self.model.get_submodule(self.model.encoder_name)
         encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.vicreg = VICReg()

@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "on_gpu.py"
 
 
-def test_it_tests_measures_and_writes_a_file_for_each_loss(tmp_path):
+def test_it_tests_measures_and_writes_a_file_for_each_benchmark(tmp_path):
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--rehearse", "--folder", str(tmp_path)],
         cwd=tmp_path,
@@ -28,6 +28,10 @@ def test_it_tests_measures_and_writes_a_file_for_each_loss(tmp_path):
         assert document["tests"]["exit_code"] == 0
         assert " passed" in document["tests"]["summary"]
         assert all(row["median_s"] > 0 for row in document["results"])
+    document = json.loads((tmp_path / "rollouts-rehearsal.json").read_text())
+    assert [row["provider"] for row in document["results"]] == ["fused", "torch"]
+    assert all(0 < row["p50_ms"] <= row["p99_ms"] for row in document["results"])
+    assert document["tests"]["exit_code"] == 0
 
 
 def test_without_a_gpu_it_says_so(tmp_path):

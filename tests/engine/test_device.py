@@ -13,7 +13,6 @@ import pyjepa
 from pyjepa import agent_file
 from pyjepa.errors import InvalidArgumentError, UnsupportedError
 
-
 pytest.importorskip("torch")
 pytest.importorskip("triton")
 
@@ -39,7 +38,7 @@ def pair(path, **task):
     """The same agent rolling out in the engine and elsewhere."""
     agents = [pyjepa.load(path, device=device) for device in ("cpu", "interpret")]
     for agent in agents:
-        agent.configure(goal=observation(agent.spec, 1), candidates=20, iterations=2, **task)
+        agent.configure(goal=observation(agent.spec, 1), iterations=2, **task)
         agent.observe(observation(agent.spec, 2))
     return agents
 
@@ -47,7 +46,7 @@ def pair(path, **task):
 @pytest.mark.parametrize("name", CASES)
 def test_golden_agents_cost_the_same_and_keep_the_same_elites(name):
     way, task = CASES[name]
-    native, elsewhere = pair(GOLDEN / f"{name}.safetensors", **task)
+    native, elsewhere = pair(GOLDEN / f"{name}.safetensors", candidates=20, **task)
     assert (native.settings["rollout"], elsewhere.settings["rollout"]) == ("native", way)
     assert elsewhere.settings["device"] == "interpret"
     spec, level = native.spec, native.spec.levels[0]
@@ -71,7 +70,7 @@ def test_golden_agents_cost_the_same_and_keep_the_same_elites(name):
 
 @pytest.mark.parametrize("name", ["version-1", "version-1-image"])
 def test_gradients_are_the_engines(name):
-    native, elsewhere = pair(GOLDEN / f"{name}.safetensors", planner="gradient", restarts=3, **CASES[name][1])
+    native, elsewhere = pair(GOLDEN / f"{name}.safetensors", planner="gradient", restarts=3, horizon=6)
     steps = native.settings["horizon"] // native.model.action_block
     width = native.spec.actions.size * (1 if native.spec.levels[0].hold else native.model.action_block)
     plans = np.random.default_rng(3).uniform(-1, 1, (5, steps, width))
@@ -155,7 +154,10 @@ def test_a_device_that_is_not_there_is_named():
 def test_what_is_missing_is_named(before, device, message):
     code = f"import os, sys; {before}\nimport pyjepa\npyjepa.load(sys.argv[1], device={device!r})"
     done = subprocess.run(
-        [sys.executable, "-P", "-c", code, str(GOLDEN / "version-1.safetensors")], capture_output=True, text=True, check=False
+        [sys.executable, "-P", "-c", code, str(GOLDEN / "version-1.safetensors")],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert "UnsupportedError" in done.stderr
     assert message in done.stderr
