@@ -70,7 +70,7 @@ def estimates(bandwidth: dict[str, float], peak: dict[str, float], block: int) -
                 flops(program, candidates, steps),
             )
             for target, units in UNITS.items():
-                busy = 1.0 if way == "stepwise" else min(1.0, -(-candidates // block) / units)
+                busy = min(1.0, -(-candidates // block) / units)
                 seconds = max(size / bandwidth[target], work / (peak[target] * busy))
                 rows.append(Estimate(name, candidates, target, way, size, work, round(1e6 * seconds, 3)))
     return rows

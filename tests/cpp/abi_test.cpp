@@ -607,6 +607,76 @@ TEST(Abi, CallbackRollouts) {
     EXPECT_NE(std::string(pyjepa_last_error()).find("nan"), std::string::npos);
 }
 
+// A second agent that answers in the place of the first one's own rollouts.
+struct Elsewhere {
+    pyjepa_agent* agent;
+    int calls;
+    float first;  // added to the first candidate's cost
+};
+int answer(void* user, const pyjepa_rollout_call* call) {
+    auto& there = *static_cast<Elsewhere*>(user);
+    ++there.calls;
+    EXPECT_EQ(call->size, sizeof(pyjepa_rollout_call));
+    EXPECT_EQ(call->environments, 1u);
+    EXPECT_EQ(call->steps, 6u);
+    EXPECT_EQ(call->plan_dim, 2u);
+    EXPECT_EQ(call->latent_dim, 24u);
+    EXPECT_TRUE(std::isnan(call->previous[0]));  // no plan has been executed
+    const pyjepa_status status =
+        pyjepa_evaluate(there.agent, call->plans, call->candidates, call->cost, call->gradient);
+    call->cost[0] += there.first;
+    return status;
+}
+
+TEST(Abi, WhatStandsInForTheModelsRolloutsPlansTheSame) {
+    Loaded l(pixel_spec), other(pixel_spec);
+    const auto goal = pixels(1, 1), seen = pixels(1, 2);
+    for (const int algorithm : {PYJEPA_CEM, PYJEPA_MPPI, PYJEPA_GRADIENT}) {
+        pyjepa_task task = task_with(goal, 1, algorithm);
+        for (pyjepa_agent* agent : {l.agent, other.agent}) {
+            ASSERT_EQ(pyjepa_configure(agent, &task), PYJEPA_OK) << pyjepa_last_error();
+            ASSERT_EQ(pyjepa_observe(agent, seen.data(), seen.size(), -1), PYJEPA_OK);
+        }
+        const Result native = plan(l.agent, 1);
+        Elsewhere there{other.agent, 0, 0.0f};
+        task.rollout_call = answer;
+        task.rollout_call_user = &there;
+        EXPECT_EQ(pyjepa_configure(l.agent, &task),
+                  algorithm == PYJEPA_GRADIENT ? PYJEPA_UNSUPPORTED : PYJEPA_OK);
+        task.rollout_gradient = 1;
+        ASSERT_EQ(pyjepa_configure(l.agent, &task), PYJEPA_OK) << pyjepa_last_error();
+        ASSERT_EQ(pyjepa_observe(l.agent, seen.data(), seen.size(), -1), PYJEPA_OK);
+        EXPECT_TRUE(plan(l.agent, 1) == native) << algorithm;
+        EXPECT_GT(there.calls, 0);
+        pyjepa_reset(l.agent, -1);
+        ASSERT_EQ(pyjepa_observe(l.agent, seen.data(), seen.size(), -1), PYJEPA_OK);
+        there.first = INFINITY;  // leads nowhere, and is no error
+        plan(l.agent, 1);
+        for (const float wrong : {NAN, -INFINITY}) {
+            pyjepa_reset(l.agent, -1);
+            ASSERT_EQ(pyjepa_observe(l.agent, seen.data(), seen.size(), -1), PYJEPA_OK);
+            there.first = wrong;
+            pyjepa_plan_out out{};
+            out.size = sizeof out;
+            EXPECT_EQ(pyjepa_plan(l.agent, 0.0, &out), PYJEPA_CALLBACK);
+            EXPECT_NE(std::string(pyjepa_last_error()).find("candidate 0 in environment 0"),
+                      std::string::npos);
+        }
+    }
+    pyjepa_task task = task_with(goal, 1, PYJEPA_TREE);
+    Elsewhere there{other.agent, 0, 0.0f};
+    task.rollout_call = answer;
+    task.rollout_call_user = &there;
+    EXPECT_EQ(pyjepa_configure(l.agent, &task), PYJEPA_UNSUPPORTED);
+    int calls = 0;
+    task = task_with(goal, 1, PYJEPA_CEM);
+    task.rollout_call = answer;
+    task.rollout = to_corner;
+    task.rollout_user = &calls;
+    EXPECT_EQ(pyjepa_configure(l.agent, &task), PYJEPA_INVALID_ARGUMENT);
+    EXPECT_NE(std::string(pyjepa_last_error()).find("one rollout"), std::string::npos);
+}
+
 TEST(Abi, ErrorsNameWhatIsWrong) {
     Loaded l(pixel_spec);
     const auto goal = pixels(1, 1), seen = pixels(1, 2);

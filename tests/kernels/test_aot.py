@@ -21,13 +21,16 @@ def test_the_committed_table_is_within_every_limit():
             assert any(name.startswith(f"vicreg.{form}.{phase}.") for name in names)
     assert any(name.startswith("sigreg.forward.") for name in names)
     assert any(name.startswith("sigreg.backward.") for name in names)
+    assert {f"rollout.{kind}.{way}" for kind in ("mlp", "normed", "gru") for way in ("forward", "backward")} <= names
+    assert {"rollout.stepwise.dense", "rollout.stepwise.dense_normed", "rollout.stepwise.cell"} <= names
     assert {row["target"] for row in rows} == set(aot.TARGETS)
 
 
 def test_the_committed_table_covers_every_shipped_configuration():
-    for op in ("vicreg", "sigreg"):
+    for op in ("vicreg", "sigreg", "rollout"):
         configs = json.loads((aot.files(aot.__package__) / op / "configs.json").read_text())
-        shipped = {" ".join(f"{k}={v}" for k, v in c.items() if k != "up_to") for cs in configs.values() for c in cs}
+        which = ("up_to", "bytes")  # say where a configuration applies
+        shipped = {" ".join(f"{k}={v}" for k, v in c.items() if k not in which) for cs in configs.values() for c in cs}
         listed = {row["config"] for row in aot.committed()["rows"] if row["kernel"].startswith(op)}
         assert shipped == listed
 
@@ -46,6 +49,19 @@ def test_a_fresh_compilation_for_sm_90_is_the_committed_one():
 @pytest.mark.slow
 def test_a_fresh_compilation_for_every_target_is_the_committed_one():
     check([*aot.TARGETS])
+
+
+def test_estimates_follow_from_sizes_and_data_sheets():
+    found = {(row.workload, row.candidates, row.target): row for row in aot.rollout_estimates()}
+    w0l = found["W0L", 8192, "sm_90"]
+    weights = 66 * 256 + 256 * 256 + 256 * 64
+    assert w0l.way == "fused"
+    assert w0l.flops == 2 * 8192 * 10 * weights
+    assert w0l.bytes == 4 * (weights + 8192 * (10 * 2 + 1) + 2 * 64)
+    assert w0l.roofline_us == round(1e6 * w0l.flops / aot.TARGETS["sm_90"].dot_peak, 3)
+    few = found["W0L", 64, "sm_90"]  # four blocks of rows for 132 compute units
+    assert few.roofline_us == round(1e6 * few.flops / (aot.TARGETS["sm_90"].dot_peak * 4 / 132), 3)
+    assert {row.way for row in found.values() if row.workload == "W1-like"} == {"stepwise"}
 
 
 def test_problems_and_differences_are_found():
