@@ -21,7 +21,18 @@ ROOT = Path(__file__).resolve().parents[1]
 SMALL = {
     "vicreg": ["--shape", "16x8"],
     "sigreg": ["--shape", "16x8x4"],
-    "rollouts": ["--workload", "W0s", "--candidates", "4", "--provider", "fused", "--provider", "torch"],
+    "rollouts": [
+        "--workload",
+        "W0s",
+        "--candidates",
+        "2",
+        "--horizon",
+        "1",
+        "--provider",
+        "fused",
+        "--provider",
+        "torch",
+    ],
 }
 """What a rehearsal measures of every benchmark."""
 

@@ -32,6 +32,8 @@ from pyjepa.spec import Mlp, Module, Spec
 from pyjepa.world_model import WorldModel
 
 FloatArray = npt.NDArray[np.float32]
+GRAPHS = 32
+"""Graphs that a task keeps, one for each number of candidates; the oldest gives way."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -63,7 +65,8 @@ class TritonRollout:
         try:
             description = describe(spec)
         except UnsupportedError as error:
-            return Task(self.device, _Eager(spec, self._tensors, self.device), Choice("eager", str(error)))
+            kept = "" if self._precision == torch.float32 else "; so the weights stay fp32"
+            return Task(self.device, _Eager(spec, self._tensors, self.device), Choice("eager", f"{error}{kept}"))
         prepared = self._prepare(spec, *description)
         return Task(self.device, prepared, prepared.way)
 
@@ -149,6 +152,8 @@ class Task:
         if key not in self._captured:
             from pyjepa.kernels.rollout.graph import Captured
 
+            if len(self._captured) >= GRAPHS:
+                del self._captured[next(iter(self._captured))]
             self._captured[key] = Captured(
                 lambda *tensors: self._run(*tensors, slope=slope), [array.shape for array in arrays], self._device
             )

@@ -39,7 +39,8 @@ from pyjepa.spec import Mlp as SpecMlp
 
 FloatArray = npt.NDArray[np.float32]
 Row = dict[str, Any]
-"""One provider on one workload: ``workload``, ``candidates``, ``provider``, ``repeats``, ``p50_ms``, ``p99_ms``."""
+"""One provider on one workload: ``workload``, ``candidates``, ``horizon`` in predictor steps, ``provider``,
+``repeats``, ``p50_ms``, ``p99_ms``."""
 PROVIDERS = ("fused", "stepwise", "torch", "torch compiled", "engine")
 ITERATIONS = 5
 TERMS = (Term("goal_distance", metric="squared_l2"),)
@@ -156,18 +157,20 @@ def compare(
     *,
     device: str,
     providers: Sequence[str] = PROVIDERS,
+    horizon: int | None = None,
     seconds: float = 2.0,
     least: int = 3,
     programs: dict[str, tuple[Program, int]] = WORKLOADS,
     progress: Callable[[str], None] = lambda done: None,
 ) -> list[Row]:
-    """Plans of every workload with every number of candidates; a refused provider's row holds the ``reason``.
+    """Plans of every workload, over ``horizon`` predictor steps or its own, with every number of candidates.
 
-    The first plan of each, which compiles and captures, is not counted.
+    A refused provider's row holds the ``reason``. The first plan of each, which compiles and captures, is not counted.
     """
     rows: list[Row] = []
     for name in names:
         program, steps = programs[name]
+        steps = steps if horizon is None else horizon
         for count in candidates:
             made, refused = agents(program, steps, count, device, providers)
             for agent in made.values():
@@ -180,7 +183,7 @@ def compare(
                     agent.plan()
                     taken[provider].append(time.perf_counter() - start)
             for provider in providers:
-                row: Row = {"workload": name, "candidates": count, "provider": provider}
+                row: Row = {"workload": name, "candidates": count, "horizon": steps, "provider": provider}
                 if provider in refused:
                     rows.append(row | {"reason": refused[provider]})
                     continue

@@ -16,6 +16,7 @@ from pyjepa.atomic import write_text
     "--candidates", multiple=True, type=click.IntRange(2), help="Candidates; again for more. [64 256 1024 8192]"
 )
 @click.option("--provider", "providers", multiple=True, help="What computes rollouts; again for more. [all]")
+@click.option("--horizon", type=click.IntRange(1), help="Predictor steps. [the workload's]")
 @click.option("--device", default="cuda", show_default=True, type=click.Choice(("cpu", "cuda")))
 @click.option("--seconds", default=2.0, show_default=True, help="Time to spend on a workload and number of candidates.")
 @click.option("--json", "path", type=click.Path(path_type=Path), metavar="FILE", help="Write the results to FILE.")
@@ -23,6 +24,7 @@ def rollouts(
     names: tuple[str, ...],
     candidates: tuple[int, ...],
     providers: tuple[str, ...],
+    horizon: int | None,
     device: str,
     seconds: float,
     path: Path | None,
@@ -41,7 +43,7 @@ def rollouts(
             raise click.UsageError(f"no such choice: {', '.join(unknown)}; there are {', '.join(known)}")
     rows = compare(
         names or tuple(WORKLOADS), candidates or CANDIDATES, device=device, providers=providers or PROVIDERS,
-        seconds=seconds, progress=lambda done: click.echo(done, err=True),
+        horizon=horizon, seconds=seconds, progress=lambda done: click.echo(done, err=True),
     )  # fmt: skip
     if path is not None:
         document = {"kernel": "rollout", "machine": machine(device, 1), "results": rows}
