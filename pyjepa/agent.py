@@ -482,7 +482,7 @@ def load(
     """
     if device == "cpu":
         return Agent(Model.load(path, precision=precision), threads=threads)
-    if device != "interpret" and not re.fullmatch(r"cuda(:\d{1,3})?", device):
+    if device != "interpret" and not re.fullmatch(r"cuda(:\d{1,3})?", str(device)):
         raise InvalidArgumentError(f"device must be cpu, cuda, cuda:0, ... or interpret, got {device!r}")
     try:
         from pyjepa.adapters.triton_rollout import TritonRollout

@@ -45,23 +45,29 @@ class TritonRollout:
 
         Raises `UnsupportedError` where the device cannot be had, `InvalidArgumentError` for a precision it lacks.
         """
-        if precision not in DTYPES:
+        if not isinstance(precision, str) or precision not in DTYPES:
             raise InvalidArgumentError(f"precision on device={device!r} must be {', '.join(DTYPES)}, got {precision!r}")
-        if spec.levels[0].predictor is None:
+        predictor = spec.levels[0].predictor
+        if predictor is None:
             raise UnsupportedError(f"device={device!r}: this agent file has no predictor to roll out with")
+        if spec.modules[predictor].ensemble > 1:
+            raise UnsupportedError(f"device={device!r}: the predictor is an ensemble, which only the engine rolls out")
         self.device = _device(device)
         self.name = device
         self._spec, self._precision = spec, DTYPES[precision]
         self._tensors = {name: torch.from_numpy(value) for name, value in safetensors.numpy.load(data).items()}
 
-    def task(self, weights: Mapping[str, float] | None) -> Task:
-        """What the engine calls for a task whose cost terms have factors ``weights``, by name."""
+    def task(self, weights: Mapping[str, float] | None, discount: float | None = None) -> Task:
+        """What the engine calls for a task whose cost terms have factors ``weights``, by name, and whose costs are
+        discounted by ``discount`` (None: the file's).
+        """
         factors = [1.0 if weights is None else float(weights.get(t.label, 1.0)) for t in self._spec.cost]
         scaled = tuple(
             dataclasses.replace(t, stage=t.stage * u, terminal=t.terminal * u)
             for t, u in zip(self._spec.cost, factors, strict=True)
         )
-        spec = dataclasses.replace(self._spec, cost=scaled)
+        rate = self._spec.discount if discount is None else float(discount)
+        spec = dataclasses.replace(self._spec, cost=scaled, discount=rate)
         try:
             description = describe(spec)
         except UnsupportedError as error:

@@ -16,7 +16,7 @@ from pyjepa.errors import InvalidArgumentError, UnsupportedError
 pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from pyjepa.adapters.triton_rollout import choose_members
+from pyjepa.adapters.triton_rollout import TritonRollout, choose_members
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 CASES = {
@@ -90,7 +90,8 @@ def test_factors_on_cost_terms_batches_and_clones(tmp_path):
     for device in ("cpu", "interpret"):
         agent = pyjepa.load(path, device=device)
         goals = np.stack([observation(spec, i) for i in (1, 2)])
-        agent.configure(goal=goals, horizon=8, candidates=4, iterations=1, elites=2, weights={"action_size": 30.0})
+        factors = {"action_size": 30.0}
+        agent.configure(goal=goals, horizon=8, candidates=4, iterations=1, elites=2, weights=factors, discount=0.5)
         twin = agent.clone()
         for each in (agent, twin):
             each.observe(np.stack([observation(spec, i) for i in (3, 4)]))
@@ -123,11 +124,16 @@ def test_the_members_that_a_plan_asks_are_the_engines():
 
 def test_what_cannot_be_is_named():
     path = GOLDEN / "version-1-discrete.safetensors"
-    for device in ("gpu", "cuda:", "cuda:x", "cuda:0 "):
+    for device in ("gpu", "cuda:", "cuda:x", "cuda:0 ", None):
         with pytest.raises(InvalidArgumentError, match="device must be cpu, cuda"):
             pyjepa.load(path, device=device)
     with pytest.raises(InvalidArgumentError, match="precision on device='interpret' must be fp32, bf16, fp16"):
         pyjepa.load(path, device="interpret", precision="int8")
+    spec = pixel_spec()
+    modules = dict(spec.modules)
+    modules["predictor"] = dataclasses.replace(modules["predictor"], ensemble=2)
+    with pytest.raises(UnsupportedError, match="the predictor is an ensemble"):
+        TritonRollout(dataclasses.replace(spec, modules=modules), b"", device="interpret", precision="fp32")
     agent = pyjepa.load(path, device="interpret")
     with pytest.raises(UnsupportedError, match="tree needs the model's own predictor"):
         agent.configure(goal=observation(agent.spec, 1), planner="tree")
