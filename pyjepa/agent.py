@@ -48,6 +48,7 @@ class Model:
 
     def __init__(self, engine_model: _engine.Model) -> None:
         self._engine = engine_model
+        self._dims = engine_model.dims
         self.spec: Spec = Spec.from_json(engine_model.spec)
 
     @staticmethod
@@ -78,17 +79,17 @@ class Model:
     @property
     def precision(self) -> str:
         """The precision that plans are made in; perception and Mode-1 stay in fp32."""
-        return str(self._engine.dims["precision"])
+        return str(self._dims["precision"])
 
     @property
     def latent_dim(self) -> int:
         """L, the size of a latent state."""
-        return int(self._engine.dims["latent_dim"])
+        return int(self._dims["latent_dim"])
 
     @property
     def action_block(self) -> int:
         """Environment steps per predictor step."""
-        return int(self._engine.dims["action_block"])
+        return int(self._dims["action_block"])
 
     def forward(self, module: str, inputs: npt.ArrayLike) -> FloatArray:
         """One module's output (batch, out), an ensemble's members one after the other, for ``inputs`` (batch, in): its
