@@ -41,3 +41,7 @@ class NonFiniteEnergyError(PyjepaError, FloatingPointError):
 
 class DivergedChainError(PyjepaError, RuntimeError):
     """A Markov chain left every bound again and again, restarts included."""
+
+
+class MissingPackageError(PyjepaError, ImportError):
+    """A package of another project is needed and not installed; the message says how to install it."""
