@@ -1,0 +1,127 @@
+"""``swm/TwoRoom-v1``: how often policies reach the goal, and how long planners take, on the same weights."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from pyjepa.adapters import needed
+from pyjepa.adapters.stable_worldmodel import CostModel, Solver
+from pyjepa.adapters.torchvision import import_stable_worldmodel
+from pyjepa.bench.percentiles import milliseconds
+from pyjepa.training import swm_two_room
+
+HORIZON = 10
+"""Planner steps, of 5 environment steps each; the plan is made anew after every one."""
+Recording = str | os.PathLike[str]
+
+
+class _Timed:
+    """One of stable-worldmodel's solvers, timed per environment and without what it prints."""
+
+    def __init__(self, solver: Any) -> None:
+        self.inner = solver
+        self.times: list[float] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def __call__(self, info: dict[str, Any], init_action: Any = None) -> Any:
+        return self.solve(info, init_action)
+
+    def solve(self, info: dict[str, Any], init_action: Any = None) -> Any:
+        count = len(next(iter(info.values())))
+        began = time.perf_counter()
+        with contextlib.redirect_stdout(io.StringIO()):
+            found = self.inner.solve(info, init_action)
+        self.times += [(time.perf_counter() - began) / count] * count
+        return found
+
+    @property
+    def action_dim(self) -> int:
+        return int(self.inner.action_dim)
+
+    @property
+    def n_envs(self) -> int:
+        return int(self.inner.n_envs)
+
+    @property
+    def horizon(self) -> int:
+        return int(self.inner.horizon)
+
+    def configure(self, **arguments: Any) -> None:
+        self.inner.configure(**arguments)
+
+
+def planned(solver: Any, recorded: Recording, *, episodes: int, seed: int) -> dict[str, Any]:
+    """Success of a solver under stable-worldmodel's policy, and milliseconds per environment and plan."""
+    policy = import_stable_worldmodel("stable_worldmodel.policy")
+    config = policy.PlanConfig(horizon=HORIZON, receding_horizon=1, action_block=swm_two_room.BLOCK, warm_start=True)
+    made = policy.WorldModelPolicy(solver, config)
+    found = swm_two_room.evaluate(made, recorded, episodes=episodes, seed=seed)
+    times = solver.times
+    return {
+        "success": found["success"],
+        "plan_ms_p50": milliseconds(times, 50),
+        "plan_ms_p99": milliseconds(times, 99),
+        "plans": len(times),
+    }
+
+
+def references(recorded: Recording, *, episodes: int, seed: int) -> dict[str, float]:
+    """Success of stable-worldmodel's random policy and of its expert."""
+    policy = import_stable_worldmodel("stable_worldmodel.policy")
+    expert = needed("stable_worldmodel.envs.two_room.expert_policy", "stable-worldmodel", "its expert").ExpertPolicy
+    return {
+        name: float(swm_two_room.evaluate(made, recorded, episodes=episodes, seed=seed)["success"])
+        for name, made in (("random", policy.RandomPolicy(seed)), ("expert", expert(seed=seed)))
+    }
+
+
+def compared(
+    agent: str | os.PathLike[str],
+    recorded: Recording,
+    *,
+    episodes: int,
+    seed: int,
+    candidates: int = 200,
+    iterations: int = 5,
+    elites: int = 20,
+    told: Callable[[str], None] = lambda name: None,
+) -> list[dict[str, Any]]:
+    """CEM, iCEM and MPPI of stable-worldmodel and of the engine on the same weights, with as many candidates."""
+    solvers = import_stable_worldmodel("stable_worldmodel.solver")
+    rows = []
+    for name in ("cem", "icem", "mppi"):
+        told(f"stable-worldmodel {name}")
+        options: dict[str, Any] = {"num_samples": candidates, "n_steps": iterations, "topk": elites, "seed": seed}
+        made = getattr(solvers, f"{name.upper()}Solver")(CostModel(agent), var_scale=0.8, device="cpu", **options)
+        rows.append({"impl": "stable-worldmodel", "planner": name,
+                     **planned(_Timed(made), recorded, episodes=episodes, seed=seed)})  # fmt: skip
+        told(f"pyjepa {name}")
+        ours = EngineSolver(agent, planner=name, candidates=candidates, iterations=iterations, elites=elites, std=0.8,
+                            seed=seed)  # fmt: skip
+        rows.append({"impl": "pyjepa", "planner": name, **planned(ours, recorded, episodes=episodes, seed=seed)})
+    return rows
+
+
+class EngineSolver(Solver):
+    """The engine's, its times per environment."""
+
+    def solve(self, info_dict: Any, init_action: Any = None) -> dict[str, Any]:
+        """See `Solver.solve`."""
+        found = super().solve(info_dict, init_action)
+        count = len(found["costs"])
+        self.times[-1:] = [self.times[-1] / count] * count
+        return found
+
+
+def by_rate(rows: list[dict[str, Any]]) -> float:
+    """The mean success of rows."""
+    return float(np.mean([row["success"] for row in rows]))
