@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tables import bounds, energy, images, losses, planners, planning, rollouts
+from tables import bounds, energy, images, losses, outside, planners, planning, rollouts
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -29,11 +29,12 @@ TABLES: Mapping[str, Callable[[Path], str]] = {
     **energy.TABLES,
     **images.TABLES,
     **losses.TABLES,
+    **outside.TABLES,
     **planners.TABLES,
     **planning.TABLES,
     **rollouts.TABLES,
 }
-PLOTS: Mapping[str, Callable[[Path, Path], None]] = {**losses.PLOTS, **energy.PLOTS}
+PLOTS: Mapping[str, Callable[[Path, Path], None]] = {**losses.PLOTS, **energy.PLOTS, **outside.PLOTS}
 
 _PLACE = re.compile(r"^<!-- render: (?P<name>\S+) -->\n(?P<old>.*?)^<!-- /render -->$", re.MULTILINE | re.DOTALL)
 

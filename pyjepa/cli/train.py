@@ -1,12 +1,18 @@
-"""``pyjepa train two-rooms``: train a world model and write an agent file."""
+"""``pyjepa train``: train a world model and write an agent file."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
 import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pyjepa.atomic import write_text
 from pyjepa.cli.progress import Display
 
 
@@ -17,9 +23,76 @@ def require_training(*packages: str) -> None:
         raise click.UsageError(f"{', '.join(missing)} is missing: pip install 'pyjepa-engine[train]'")
 
 
-@click.group(short_help="Train a world model and write an agent file.")
-def command() -> None:
-    """Train a world model and write an agent file."""
+@click.group(short_help="Train a world model and write an agent file.", invoke_without_command=True)
+@click.option("--env", "environment", metavar="ID", help="A Gymnasium environment that shows pictures.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="The agent file to write.")
+@click.option("--results", type=click.Path(dir_okay=False, path_type=Path), help="Where to write what was measured.")
+@click.option("--episodes", type=click.IntRange(min=1), default=20, show_default=True, help="Played to judge it.")
+@click.option("--collect", type=click.IntRange(min=1), help="Random episodes to learn from.")
+@click.option("--steps", type=click.IntRange(min=1), help="Training steps.")
+@click.option("--history", type=click.IntRange(min=1, max=16), help="Pictures that one observation stacks.")
+@click.option("--action-block", type=click.IntRange(min=1), help="Steps for which an action is held.")
+@click.option("--horizon", type=click.IntRange(min=1), help="Steps to plan ahead.")
+@click.option("--seed", type=click.IntRange(min=0), help="Of data, weights and plans.")
+@click.pass_context
+def command(
+    context: click.Context,
+    environment: str | None,
+    out: Path | None,
+    results: Path | None,
+    episodes: int,
+    collect: int | None,
+    steps: int | None,
+    history: int | None,
+    action_block: int | None,
+    horizon: int | None,
+    seed: int | None,
+) -> None:
+    """Train a world model and write an agent file.
+
+    With --env: collect random episodes of a Gymnasium environment, learn from pictures, write the agent, and play.
+    """
+    if context.invoked_subcommand is not None:
+        if environment is not None:
+            raise click.UsageError("--env and a named task exclude each other")
+        return
+    if environment is None:
+        raise click.UsageError("say what to train on: a task (pyjepa train --help lists them), or --env ID")
+    if out is None:
+        raise click.UsageError("--out FILE is needed with --env")
+    require_training("torch")
+    if not out.absolute().parent.is_dir():
+        raise click.BadParameter(f"there is no folder {out.parent}", param_hint="--out")
+    from pyjepa.training.environments import Settings, train_environment
+
+    chosen = {
+        "episodes": collect, "steps": steps, "history": history, "action_block": action_block, "horizon": horizon,
+        "seed": seed,
+    }  # fmt: skip
+    given = {name: value for name, value in chosen.items() if value is not None}
+    with _stages() as (stage, advance):
+        found = train_environment(
+            environment, out, settings=Settings(**given), episodes=episodes,
+            command=f"pyjepa train --env {environment} --out {out.name}", stage=stage, progress=advance,
+        )  # fmt: skip
+    if results is not None:
+        write_text(results, json.dumps(found, indent=1) + "\n")
+    click.echo(
+        f"{out}: {found['agent']['mean']:.1f} a game over {episodes}, random actions {found['random']['mean']:.1f}; "
+        f"a plan takes {found['plan_ms_p50']:.1f} ms (p99 {found['plan_ms_p99']:.1f})"
+    )
+
+
+@contextmanager
+def _stages() -> Iterator[tuple[Callable[[str, int], None], Callable[[int], None]]]:
+    """A progress bar on standard error: a function that names a stage and its length, one that advances it."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("")
+        yield (
+            lambda name, total: bar.reset(task, description=name, total=total),
+            lambda count: bar.advance(task, count),
+        )
 
 
 @command.command("two-rooms")
@@ -125,6 +198,86 @@ def images(
     names = {"objective": "objective.kind", "size": "data.size", "steps": "optimiser.steps", "batch": "optimiser.batch"}
     overrides = {names.get(name, name): value for name, value in given.items() if value is not None}
     train(data, out, config, run_directory, resume, overrides)
+
+
+@command.command("stable-worldmodel")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The agent file to write.")
+@click.option("--results", type=click.Path(dir_okay=False, path_type=Path), help="Where to write what was measured.")
+@click.option(
+    "--run",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("runs/swm-two-room"),
+    show_default=True,
+    help="Where recordings go; they are used again.",
+)
+@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Trainings to average over.")
+@click.option("--collect", type=click.IntRange(min=1), default=1500, show_default=True, help="Episodes to learn from.")
+@click.option("--steps", type=click.IntRange(min=1), help="Training steps.")
+@click.option("--episodes", type=click.IntRange(min=1), default=50, show_default=True, help="Of an evaluation.")
+@click.option("--compare", is_flag=True, help="Let stable-worldmodel's solvers plan on the same weights, too.")
+def stable_worldmodel(
+    out: Path,
+    results: Path | None,
+    folder: Path,
+    seeds: int,
+    collect: int,
+    steps: int | None,
+    episodes: int,
+    compare: bool,
+) -> None:
+    """Train on swm/TwoRoom-v1 of stable-worldmodel, and let its own evaluation judge the planning.
+
+    Needs stable-worldmodel 0.1.1 and what it needs: docs/stable-worldmodel.md says how to install it.
+    """
+    require_training("torch", "h5py", "pydantic")
+    from pyjepa.training.swm_two_room_run import train_two_room
+
+    if not out.absolute().parent.is_dir():
+        raise click.BadParameter(f"there is no folder {out.parent}", param_hint="--out")
+    with _stages() as (stage, advance):
+        found = train_two_room(
+            out, folder=folder, results=results, seeds=seeds, collect=collect, steps=steps, episodes=episodes,
+            compare=compare, stage=stage, progress=advance,
+        )  # fmt: skip
+    rates = ", ".join(f"{row['success']:.0f}" for row in found["seeds"])
+    click.echo(
+        f"{out}: {found['success']:.1f} % of goals over {seeds} seeds ({rates}); random {found['random']:.0f} %, "
+        f"expert {found['expert']:.0f} %"
+    )
+
+
+@command.command("a320")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The agent file to write.")
+@click.option(
+    "--data",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A file of the sample's form; default: the one in the package traffic.",
+)
+@click.option("--results", type=click.Path(dir_okay=False, path_type=Path), help="Where to write what was measured.")
+@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Trainings to average over.")
+@click.option("--steps", type=click.IntRange(min=1), help="Training steps.")
+@click.option("--choose", is_flag=True, help="Choose the settings on the validation blocks again.")
+def a320(out: Path, data: Path | None, results: Path | None, seeds: int, steps: int | None, choose: bool) -> None:
+    """Train on a real flight, and say how well it predicts 30 s ahead, plans, and notices faulty sensors.
+
+    The flight is that of the package traffic: pip install --no-deps traffic. docs/a320.md describes all of it.
+    """
+    require_training("torch")
+    from pyjepa.training.a320_run import train_a320
+
+    if not out.absolute().parent.is_dir():
+        raise click.BadParameter(f"there is no folder {out.parent}", param_hint="--out")
+    words = [f"pyjepa train a320 --out {out.name}", *([f"--steps {steps}"] if steps else [])]
+    with _stages() as (stage, advance):
+        found = train_a320(
+            out, data=data, results=results, seeds=seeds, steps=steps, choose=choose, command=" ".join(words),
+            stage=stage, progress=advance,
+        )  # fmt: skip
+    for name in ("persistence", "ridge", "model"):
+        told = ", ".join(f"{sensor} {value:.3g} {found['units'][sensor]}" for sensor, value in found[name].items())
+        click.echo(f"{name}: {told}")
+    click.echo(f"{out}: {found['surprise']['false_alarms_per_hour']:.1f} false alarms an hour")
 
 
 def _command_line(out: Path, config: Path | None, steps: int | None, seed: int | None, threads: int | None) -> str:

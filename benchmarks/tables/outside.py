@@ -1,0 +1,134 @@
+"""The world outside: what `pyjepa train a320` wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tables.planners import percent
+from tables.planning import load, markdown, milliseconds
+
+TITLES = {"persistence": "nothing changes", "ridge": "ridge regression", "model": "the model, mean of its seeds"}
+
+
+def prediction(results: Path) -> str:
+    """Errors 30 s ahead beside the baselines."""
+    document = load(results, "a320")
+    sensors = list(document["units"])
+    rows = [[title, *(f"{document[key][s]:.3g}" for s in sensors)] for key, title in TITLES.items()]
+    rows += [[f"seed {i}", *(f"{row[s]:.3g}" for s in sensors)] for i, row in enumerate(document["seeds"])]
+    rows.append(
+        ["the agent in the file (without the validation blocks)", *(f"{document['agent'][s]:.3g}" for s in sensors)]
+    )
+    about = (
+        f"Root mean squared error 30 s ahead, {document['windows']:,} windows of held-out blocks; torch "
+        f"{document['machine']['torch']}, one thread.\n"
+    )
+    return about + "\n" + markdown(["", *(f"{s}, {document['units'][s]}" for s in sensors)], rows)
+
+
+def choices(results: Path) -> str:
+    """What validation chose among."""
+    document = load(results, "a320")
+    rows = []
+    for tried in document["choices"]:
+        settings, found = tried["settings"], tried["validation"]
+        chosen = " (chosen)" if settings == document["settings"] else ""
+        rows.append([
+            f"{settings['latent']}, {settings['weight_decay']:g}, {settings['shift']:g}{chosen}",
+            *(f"{found[s]:.3g}" for s in document["units"]), f"{tried['relative']:.3f}",
+        ])  # fmt: skip
+    headings = [
+        "latent, weight decay, shift",
+        *(f"{s}, {u}" for s, u in document["units"].items()),
+        "mean, in tolerances",
+    ]
+    return markdown(headings, rows)
+
+
+def plans(results: Path) -> str:
+    """Plans under the model."""
+    found = load(results, "a320")["plans"]
+    change = found["change"]
+    titles = {
+        "flown": "what the flight had",
+        "asked": f"{change['altitude']:+g} ft, {change['CAS']:+g} kt",
+    }
+    rows = []
+    for key, title in titles.items():
+        row = found[key]
+        rows.append([
+            title, f"{row['altitude_ft_median']:.0f} ({row['altitude_ft_p90']:.0f})",
+            f"{row['CAS_kt_median']:.1f} ({row['CAS_kt_p90']:.1f})", percent(row["met"]), percent(row["kept_met"]),
+            ", ".join(f"{name} {value:.3g}" for name, value in row["controls_differ"].items()),
+        ])  # fmt: skip
+    about = (
+        f"{found['starts']} starts in held-out blocks, {found['horizon_s']} s ahead; median (90th percentile) of what "
+        f"a plan misses its target by, under the model; a plan takes {milliseconds(found['plan_cpu_ms_p50'])} ms "
+        f"of one core (p99 {milliseconds(found['plan_cpu_ms_p99'])}).\n"
+    )
+    headings = [
+        "target",
+        "altitude, ft",
+        "CAS, kt",
+        "met",
+        "met by keeping the controls",
+        "controls differ from the flown",
+    ]
+    return about + "\n" + markdown(headings, rows)
+
+
+def surprise(results: Path) -> str:
+    """Alarms."""
+    found = load(results, "a320")["surprise"]
+
+    def seconds(value: float | None) -> str:
+        return "" if value is None else f"{value:.0f}"
+
+    rows = [
+        [f["fault"], f"{f['noticeable_found']} of {f['noticeable']}", f"{f['found']} of {f['blocks']}",
+         seconds(f["delay_s_median"]), seconds(f["delay_s_max"])]
+        for f in found["faults"]
+    ]  # fmt: skip
+    about = (
+        f"Energy over {found['steps'] * 5} s, threshold at its {found['quantile']:g} quantile on validation blocks. "
+        f"Without a fault: {found['false_alarms']} alarms in {found['hours']:.2f} h, "
+        f"{found['false_alarms_per_hour']:.1f} an hour.\n"
+    )
+    return (
+        about
+        + "\n"
+        + markdown(["fault", "found where it shows", "found in all", "median delay, s", "longest, s"], rows)
+    )
+
+
+def plot(results: Path, path: Path) -> None:
+    """Predictions for a held-out block, and its energies with and without faults."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    document: dict[str, Any] = load(results, "a320")
+    stretch, example = document["stretch"], document["example"]
+    figure, axes = plt.subplots(1, 4, figsize=(15, 3.2))
+    for i, name in enumerate(stretch["names"]):
+        axes[i].plot(stretch["observed_at"], [row[i] for row in stretch["observed"]], label="observed")
+        axes[i].plot(
+            stretch["predicted_at"], [row[i] for row in stretch["predicted"]], "o", ms=3, label="predicted 30 s before"
+        )
+        axes[i].set(title=f"{name}, {document['units'][name]}", xlabel="s")
+    axes[0].legend()
+    for name, energies in example["energies"].items():
+        axes[3].semilogy(example["seconds"], energies, label=name)
+    axes[3].axhline(example["threshold"], color="black", lw=0.8, ls="--")
+    axes[3].axvline(example["onset"], color="grey", lw=0.8, ls=":")
+    axes[3].set(title="surprise", xlabel="s")
+    axes[3].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+TABLES = {"a320": prediction, "a320-choices": choices, "a320-plans": plans, "a320-surprise": surprise}
+PLOTS = {"docs/results/a320.png": plot}

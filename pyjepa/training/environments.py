@@ -1,0 +1,468 @@
+"""``pyjepa train --env ID``: any Gymnasium environment that shows pictures, from collecting to an agent file.
+
+Random actions are recorded, with what they earn. The model sees the last few pictures, 64 x 64 px each, stacked; it is
+trained as any other here (multi-step prediction in latent space, VICReg, inverse dynamics), and two heads, whose
+gradients shape the encoder too, learn what an action earns and whether the episode ends because of it. The agent plans
+for the most reward: by CEM, for discrete actions by categorical CEM.
+
+What cannot be served is an `UnservedError` that says what and why, before anything is recorded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pyjepa.adapters import needed
+from pyjepa.agent import Agent, Model
+from pyjepa.bench.percentiles import milliseconds
+from pyjepa.errors import PyjepaError
+from pyjepa.objectives.inverse_dynamics import InverseDynamics
+from pyjepa.objectives.temporal import temporal_similarity, temporal_variance
+from pyjepa.objectives.vicreg import VICReg
+from pyjepa.spec import Actions, CostTerm, Layer, Level, Mlp, Module, Observation, Planner, Spec
+from pyjepa.training.architecture import encoder, predictor
+from pyjepa.training.config import Architecture
+
+SIZE = 64
+
+
+class UnservedError(PyjepaError, ValueError):
+    """The environment has spaces or pictures that cannot be served; the message names them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How an environment is learned."""
+
+    episodes: int = 200
+    """To record, with random actions."""
+    steps: int = 2000
+    """Of training."""
+    batch: int = 64
+    window: int = 5
+    """Predictor steps per clip."""
+    history: int = 2
+    """Pictures that one observation stacks."""
+    action_block: int = 1
+    """Environment steps for which an action is held."""
+    latent: int = 48
+    hidden: int = 128
+    channels: tuple[int, ...] = (16, 32, 64)
+    learning_rate: float = 1e-3
+    prediction: float = 10.0
+    variance: float = 5.0
+    covariance: float = 0.5
+    inverse_dynamics: float = 2.0
+    reward: float = 10.0
+    hazard: float = 5.0
+    horizon: int = 12
+    """Environment steps to plan, at least one block."""
+    candidates: int = 200
+    iterations: int = 5
+    seed: int = 0
+
+
+class World:
+    """A Gymnasium environment as pictures: (history * 3, 64, 64) uint8, and actions that last a block."""
+
+    def __init__(self, name: str, *, history: int, action_block: int, arguments: dict[str, Any] | None = None) -> None:
+        """Raises `UnservedError` for what cannot be served, `MissingPackageError` without gymnasium."""
+        gymnasium = needed("gymnasium", "gymnasium", "training in an environment")
+        try:
+            self._env = gymnasium.make(name, render_mode="rgb_array", **(arguments or {}))
+        except gymnasium.error.DependencyNotInstalled as error:
+            raise UnservedError(f"{name}: {error}") from error
+        except gymnasium.error.Error as error:
+            raise UnservedError(f"{name}: no such environment, or its package is not installed ({error})") from error
+        except TypeError as error:
+            raise UnservedError(f"{name}: it shows no pictures (render_mode 'rgb_array'): {error}") from error
+        self.name, self._history, self._block = name, history, action_block
+        try:
+            self.actions = self._checked_actions(gymnasium.spaces)
+            self._env.reset(seed=0)
+            self._picture()
+        except PyjepaError:
+            self._env.close()
+            raise
+        self._frames: list[npt.NDArray[np.uint8]] = []
+
+    def _checked_actions(self, spaces: Any) -> Actions:
+        space = self._env.action_space
+        if "rgb_array" not in self._env.metadata.get("render_modes", []):
+            modes = ", ".join(self._env.metadata.get("render_modes", [])) or "none"
+            raise UnservedError(f"{self.name}: it shows no pictures (render modes: {modes}; 'rgb_array' is needed)")
+        if isinstance(space, spaces.Discrete):
+            if self._block > 1:
+                raise UnservedError(f"{self.name}: discrete actions come one at a time, action_block must be 1")
+            self._first = int(space.start)
+            return Actions(kind="discrete", count=int(space.n))
+        if not isinstance(space, spaces.Box):
+            raise UnservedError(
+                f"{self.name}: its action space is {type(space).__name__}: Box and Discrete are served; flatten it "
+                "with a wrapper"
+            )
+        if len(space.shape) != 1:
+            raise UnservedError(f"{self.name}: its actions have shape {space.shape}: (A,) is served")
+        if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+            raise UnservedError(f"{self.name}: its actions are not bounded: rescale them with a wrapper")
+        return Actions(low=tuple(map(float, space.low)), high=tuple(map(float, space.high)))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of an observation."""
+        return (3 * self._history, SIZE, SIZE)
+
+    @property
+    def unwrapped(self) -> Any:
+        """The environment itself."""
+        return self._env.unwrapped
+
+    def seed_actions(self, seed: int) -> None:
+        """What `sample` draws from."""
+        self._env.action_space.seed(seed)
+
+    def sample(self) -> Any:
+        """A random action of the space: (A,), or an index from 0."""
+        action = self._env.action_space.sample()
+        return int(action) - self._first if self.actions.kind == "discrete" else action
+
+    def reset(self, seed: int | None = None) -> npt.NDArray[np.uint8]:
+        """Begin an episode."""
+        self._env.reset(seed=seed)
+        picture = self._picture()
+        self._frames = [picture] * self._history
+        return np.concatenate(self._frames)
+
+    def step(self, action: Any) -> tuple[npt.NDArray[np.uint8], float, bool, bool]:
+        """Hold an action for a block: observation, reward earned, whether it ended the episode, whether time did.
+
+        Raises `UnservedError` for a reward that is no number.
+        """
+        earned, ended, late = 0.0, False, False
+        given = action + self._first if self.actions.kind == "discrete" else np.asarray(action, np.float32)
+        for _ in range(self._block):
+            _, reward, ended, late, _ = self._env.step(given)
+            earned += float(reward)
+            if ended or late:
+                break
+        if not np.isfinite(earned):
+            raise UnservedError(f"{self.name}: the reward is not a finite number ({earned})")
+        self._frames = [*self._frames[1:], self._picture()]
+        return np.concatenate(self._frames), earned, bool(ended), bool(late)
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._env.close()
+
+    def _picture(self) -> npt.NDArray[np.uint8]:
+        picture = self._env.render()
+        if (
+            not isinstance(picture, np.ndarray)
+            or picture.ndim != 3
+            or picture.shape[-1] != 3
+            or picture.dtype != np.uint8
+        ):
+            told = f"{picture.dtype} {picture.shape}" if isinstance(picture, np.ndarray) else type(picture).__name__
+            raise UnservedError(f"{self.name}: render() gives {told}: a uint8 picture (H, W, 3) is needed")
+        return shrunk(picture)
+
+
+def shrunk(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """A picture (H, W, 3), squeezed to (3, 64, 64): each pixel the mean over its area."""
+    images = needed("PIL.Image", "pillow", "shrinking pictures")
+    small = np.asarray(images.fromarray(picture).resize((SIZE, SIZE), images.Resampling.BOX))
+    return np.ascontiguousarray(np.moveaxis(small, -1, 0))
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Episodes one after the other; row t and action t lead to row t + 1 of the same episode."""
+
+    pictures: npt.NDArray[np.uint8]
+    """(T, 3, 64, 64): the newest picture of every observation."""
+    actions: npt.NDArray[Any]
+    """(T, A) float32 or (T,) int64; the last row of an episode has none that counts."""
+    rewards: npt.NDArray[np.float32]
+    ended: npt.NDArray[np.bool_]
+    """Whether the action ended the episode other than by time."""
+    first: npt.NDArray[np.int64]
+    """The row at which each row's episode begins, (T,)."""
+    last: npt.NDArray[np.int64]
+    """The row of its last observation."""
+    returns: npt.NDArray[np.float64]
+    """What every episode earned."""
+
+
+def collect(world: World, settings: Settings, progress: Callable[[int], None] | None = None) -> Recorded:
+    """Record episodes of random actions. Raises `UnservedError` where all are over before a clip is full."""
+    pictures, actions, rewards, ended, first, last, returns = [], [], [], [], [], [], []
+    world.seed_actions(settings.seed)
+    for episode in range(settings.episodes):
+        begin = len(pictures)
+        seen = world.reset(seed=1_000_000 * (settings.seed + 1) + episode)
+        total, over = 0.0, False
+        while not over:
+            action = world.sample()
+            after, reward, dead, late = world.step(action)
+            pictures.append(seen[-3:])
+            actions.append(action)
+            rewards.append(reward)
+            ended.append(dead)
+            total, seen, over = total + reward, after, dead or late
+        pictures.append(seen[-3:])
+        actions.append(action)
+        rewards.append(0.0)
+        ended.append(False)
+        first += [begin] * (len(pictures) - begin)
+        last += [len(pictures) - 1] * (len(pictures) - begin)
+        returns.append(total)
+        if progress is not None:
+            progress(1)
+    lengths = np.array(last) - np.array(first)
+    if lengths.max() < settings.window:
+        raise UnservedError(
+            f"{world.name}: the longest of {settings.episodes} random episodes has {lengths.max()} steps, a clip "
+            f"{settings.window}: choose a smaller window"
+        )
+    kind = np.int64 if world.actions.kind == "discrete" else np.float32
+    return Recorded(
+        np.stack(pictures), np.asarray(actions, kind), np.asarray(rewards, np.float32), np.asarray(ended),
+        np.asarray(first), np.asarray(last), np.asarray(returns),
+    )  # fmt: skip
+
+
+def build_spec(world: World, settings: Settings) -> Spec:
+    """The agent's spec: encoder, predictor, a head for reward and one for the hazard that the episode ends."""
+    sizes = Architecture(
+        channels=list(settings.channels), kernels=[8, 3, 3], strides=[4, 2, 2], paddings=[2, 1, 1],
+        encoder_hidden=settings.hidden, latent=settings.latent, predictor_hidden=[settings.hidden] * 2,
+    )  # fmt: skip
+    hidden = (Layer(out=settings.hidden, activation="relu"),)
+    discrete = world.actions.kind == "discrete"
+    return Spec(
+        name=world.name,
+        observation=Observation(shape=world.shape, dtype="uint8", scale=1 / 255),
+        actions=world.actions,
+        modules={
+            "encoder": encoder(sizes),
+            "predictor": predictor(sizes),
+            "reward": Module(inputs=("state", "action"), blocks=(Mlp(layers=(*hidden, Layer(out=1))),)),
+            "hazard": Module(inputs=("state",), blocks=(Mlp(layers=(*hidden, Layer(out=1))),)),
+        },
+        levels=(
+            Level(encoder="encoder", predictor="predictor", action_block=settings.action_block,
+                  hold=settings.action_block > 1),
+        ),
+        cost=(
+            CostTerm(kind="reward", module="reward"),
+            CostTerm(kind="hazard", module="hazard", sigmoid=True),
+        ),
+        planner=Planner(
+            algorithm="categorical-cem" if discrete else "cem",
+            horizon=max(settings.horizon // settings.action_block, 1) * settings.action_block,
+            candidates=settings.candidates, iterations=settings.iterations, elites=max(settings.candidates // 10, 1),
+        ),
+    )  # fmt: skip
+
+
+class Training:
+    """One run over what was recorded."""
+
+    def __init__(self, spec: Spec, data: Recorded, settings: Settings) -> None:
+        from pyjepa.world_model import WorldModel
+
+        self.data, self.settings = data, settings
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            self.model = WorldModel(spec)
+            self.inverse = InverseDynamics(self.model.latent_dim, self.model.plan_dim)
+        rows = np.arange(len(data.first))
+        self.starts = rows[rows + settings.window <= data.last]
+        own = rows < data.last
+        self.reward_mean, self.reward_std = float(data.rewards[own].mean()), float(data.rewards[own].std())
+        self._parameters = [*self.model.parameters(), *self.inverse.parameters()]
+
+    def stacked(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """The observations (..., history * 3, 64, 64) of these rows."""
+        depth = self.settings.history
+        back = [self.data.pictures[np.maximum(rows - k, self.data.first[rows])] for k in range(depth - 1, -1, -1)]
+        return np.concatenate(back, axis=-3)
+
+    def run(self, progress: Callable[[int, dict[str, float]], None] | None = None) -> None:
+        """All steps."""
+        settings = self.settings
+        rng = np.random.default_rng(settings.seed)
+        optimiser = torch.optim.AdamW(self._parameters, lr=settings.learning_rate, weight_decay=1e-4)
+        for step in range(settings.steps):
+            rate = min(1.0, (step + 1) / 100) * 0.5 * (1 + np.cos(np.pi * step / settings.steps))
+            for group in optimiser.param_groups:
+                group["lr"] = settings.learning_rate * rate
+            losses = self._losses(rng.choice(self.starts, settings.batch))
+            optimiser.zero_grad()
+            losses["total"].backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(self._parameters, 10.0)
+            optimiser.step()
+            if progress is not None:
+                progress(step + 1, {name: float(value.detach()) for name, value in losses.items()})
+        self._bake_reward()
+
+    def _losses(self, starts: npt.NDArray[np.int64]) -> dict[str, Tensor]:
+        settings, data = self.settings, self.data
+        rows = starts[:, None] + np.arange(settings.window + 1)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            seen = self.model.encode(torch.from_numpy(self.stacked(rows)))
+        seen = seen.float()
+        acted = torch.from_numpy(data.actions[rows[:, :-1]])
+        actions = self.model.normalise(acted.unsqueeze(-1) if acted.dim() == 2 else acted)  # discrete: an axis of 1
+        states = [seen[:, 0]]
+        for t in range(settings.window):
+            inputs = {"state": states[-1], "action": actions[:, t]}
+            states.append(self.model.get_submodule(self.model.predictor_name)(inputs))
+        imagined = torch.stack(states, dim=1)
+        reward = torch.from_numpy((data.rewards[rows[:, :-1]] - self.reward_mean) / max(self.reward_std, 1e-6)).float()
+        ended = torch.from_numpy(data.ended[rows[:, :-1]]).float()
+        regularised = [VICReg().terms(seen[:, t], seen[:, t]) for t in (0, settings.window)]
+        told, danger = zip(*(self._heads(source, actions) for source in (imagined, seen)), strict=True)
+        losses = {
+            "prediction": functional.mse_loss(imagined[:, 1:], seen[:, 1:]),
+            "variance": torch.stack([terms.variance for terms in regularised]).mean() / 2,
+            "covariance": torch.stack([terms.covariance for terms in regularised]).mean() / 2,
+            "temporal_variance": temporal_variance(seen, target=0.5),
+            "temporal_similarity": temporal_similarity(seen),
+            "inverse_dynamics": self.inverse(seen, actions),
+            "reward": torch.stack([functional.mse_loss(t, reward) for t in told]).mean(),
+            "hazard": torch.stack([functional.binary_cross_entropy_with_logits(d, ended) for d in danger]).mean(),
+        }
+        weights = (settings.prediction, settings.variance, settings.covariance, settings.variance, 0.1,
+                   settings.inverse_dynamics, settings.reward if self.reward_std > 1e-6 else 0.0,
+                   settings.hazard if data.ended.any() else 0.0)  # fmt: skip
+        losses["total"] = torch.stack([w * term for w, term in zip(weights, losses.values(), strict=True)]).sum()
+        return losses
+
+    def _heads(self, states: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """What they say of states (B, T + 1, L): reward of each action (B, T), hazard where it leads, in logits."""
+        before, after = states[:, :-1].flatten(0, 1), states[:, 1:].flatten(0, 1)
+        reward = self.model.head("reward", before, actions.flatten(0, 1))[0]
+        hazard = self.model.head("hazard", after)[0]
+        return reward.reshape(actions.shape[:2]), hazard.reshape(actions.shape[:2])
+
+    def _bake_reward(self) -> None:
+        """The head learned standardised rewards; from here on it tells them as they are."""
+        last = self.model.get_submodule("reward.0.linear1")
+        with torch.no_grad():
+            for name, parameter in last.named_parameters():
+                parameter.mul_(self.reward_std if self.reward_std > 1e-6 else 0.0)
+                if name == "bias":
+                    parameter.add_(self.reward_mean)
+
+
+def hazard_weight(data: Recorded) -> float:
+    """What ending the episode costs: all that is earned in a mean episode, at least the spread of rewards."""
+    return float(max(abs(data.returns.mean()), data.rewards.std(), 1e-3))
+
+
+def played(
+    world: World, decide: Callable[[npt.NDArray[np.uint8]], Any], *, episodes: int, seed: int,
+    begin: Callable[[], None] = lambda: None, progress: Callable[[int], None] | None = None,
+) -> list[float]:  # fmt: skip
+    """What a policy earns, episode by episode; ``begin`` is called before each."""
+    returns = []
+    for episode in range(episodes):
+        seen = world.reset(seed=seed + episode)
+        begin()
+        total, over = 0.0, False
+        while not over:
+            seen, reward, dead, late = world.step(decide(seen))
+            total, over = total + reward, dead or late
+        returns.append(total)
+        if progress is not None:
+            progress(1)
+    return returns
+
+
+def judge(
+    world: World, model: Model, *, episodes: int, seed: int = 50_000, progress: Callable[[int], None] | None = None
+) -> dict[str, Any]:
+    """The agent and random actions in the same episodes: returns, and milliseconds a plan."""
+    agent = Agent(model)
+    agent.configure(seed=seed)
+    times: list[float] = []
+
+    def decide(seen: npt.NDArray[np.uint8]) -> Any:
+        plan = agent.plan(seen)
+        times.append(plan.elapsed)
+        return plan.actions[0]
+
+    earned = played(world, decide, episodes=episodes, seed=seed, begin=agent.reset, progress=progress)
+    world.seed_actions(seed)
+    random = played(world, lambda seen: world.sample(), episodes=episodes, seed=seed)
+    return {
+        "episodes": episodes,
+        "agent": {"mean": float(np.mean(earned)), "std": float(np.std(earned)), "returns": earned},
+        "random": {"mean": float(np.mean(random)), "std": float(np.std(random))},
+        "plan_ms_p50": milliseconds(times, 50),
+        "plan_ms_p99": milliseconds(times, 99),
+    }
+
+
+def train_environment(
+    name: str,
+    out: str | Path,
+    *,
+    settings: Settings | None = None,
+    episodes: int = 20,
+    arguments: dict[str, Any] | None = None,
+    command: str = "pyjepa.training.environments.train_environment",
+    stage: Callable[[str, int], None] = lambda name, total: None,
+    progress: Callable[[int], None] = lambda count: None,
+) -> dict[str, Any]:
+    """Collect, train, write the agent file to ``out`` and judge it over ``episodes``. Returns what was measured.
+
+    Raises `UnservedError`, `MissingPackageError`, and what writing files raises.
+    """
+    settings = settings or Settings()
+    torch.set_num_threads(1)
+    world = World(name, history=settings.history, action_block=settings.action_block, arguments=arguments)
+    try:
+        stage("collecting", settings.episodes)
+        data = collect(world, settings, progress)
+        spec = build_spec(world, settings)
+        run = Training(spec, data, settings)
+        stage("training", settings.steps)
+        figures: dict[str, float] = {}
+
+        def step(done: int, losses: dict[str, float]) -> None:
+            figures.update(losses)
+            progress(1)
+
+        run.run(step)
+        weight = hazard_weight(data)
+        spec = dataclasses.replace(
+            spec,
+            cost=(spec.cost[0], dataclasses.replace(spec.cost[1], stage=weight, terminal=weight)),
+            provenance={
+                "command": command,
+                "settings": json.dumps(dataclasses.asdict(settings), sort_keys=True),
+                "losses": json.dumps({key: round(value, 5) for key, value in figures.items()}),
+                "pyjepa": version("pyjepa-engine"),
+                "torch": torch.__version__,
+            },
+        )
+        run.model.export(out, spec)
+        stage("judging", episodes)
+        found = judge(world, Model.load(out), episodes=episodes, progress=progress)
+    finally:
+        world.close()
+    return {"environment": name, "settings": dataclasses.asdict(settings), "losses": figures, **found}

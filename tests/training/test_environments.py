@@ -1,0 +1,202 @@
+"""`pyjepa train --env`: from a Gymnasium environment to an agent that plays it, and what cannot be served."""
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+pytest.importorskip("torch")
+gymnasium = pytest.importorskip("gymnasium")
+pytest.importorskip("PIL")
+
+import pyjepa  # noqa: E402
+from pyjepa.cli import main  # noqa: E402
+from pyjepa.training import environments as E  # noqa: E402
+
+
+class Slide(gymnasium.Env):
+    """A white bar on black that actions move; what is earned is minus its distance from the middle."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
+
+    def __init__(self, render_mode=None, kind="box", fault=None):
+        self.render_mode, self.fault = render_mode, fault
+        spaces = gymnasium.spaces
+        self.observation_space = spaces.Box(0, 1, (1,), np.float32)
+        self.action_space = {
+            "box": spaces.Box(-1.0, 1.0, (1,), np.float32),
+            "discrete": spaces.Discrete(3, start=5),
+            "dict": spaces.Dict({"a": spaces.Discrete(2)}),
+            "tuple": spaces.Tuple([spaces.Discrete(2)]),
+            "multi": spaces.MultiDiscrete([2, 2]),
+            "matrix": spaces.Box(-1.0, 1.0, (2, 2), np.float32),
+            "unbounded": spaces.Box(-np.inf, np.inf, (1,), np.float32),
+        }[kind]
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place, self.time = float(self.np_random.uniform(0.1, 0.9)), 0
+        return np.array([self.place], np.float32), {}
+
+    def step(self, action):
+        move = float(action) - 6 if isinstance(self.action_space, gymnasium.spaces.Discrete) else float(action[0])
+        self.place = float(np.clip(self.place + 0.1 * move, 0.0, 1.0))
+        self.time += 1
+        reward = float("nan") if self.fault == "reward" else -abs(self.place - 0.5)
+        over = self.fault == "short" or self.place in (0.0, 1.0)
+        return np.array([self.place], np.float32), reward, over, self.time >= 12, {}
+
+    def render(self):
+        if self.fault == "picture":
+            return np.zeros((4, 4), np.uint8)
+        picture = np.zeros((90, 120, 3), np.uint8)
+        left = round(self.place * 100)
+        picture[:, left : left + 20] = 255
+        return picture
+
+
+class Blind(Slide):
+    metadata = {"render_modes": []}  # noqa: RUF012
+
+
+@pytest.fixture(autouse=True)
+def _registered():
+    gymnasium.register("pyjepa-tests/Slide-v0", entry_point=Slide, disable_env_checker=True)
+    gymnasium.register("pyjepa-tests/Blind-v0", entry_point=Blind, disable_env_checker=True)
+    yield
+    for name in ("pyjepa-tests/Slide-v0", "pyjepa-tests/Blind-v0"):
+        gymnasium.registry.pop(name)
+
+
+TINY = {
+    "episodes": 6, "steps": 3, "batch": 8, "window": 2, "latent": 8, "hidden": 8, "channels": (4, 4, 4), "horizon": 4,
+    "candidates": 12, "iterations": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "algorithm"), [("box", "cem"), ("discrete", "categorical-cem")])
+def test_an_agent_comes_of_it_and_plays(kind, algorithm, tmp_path):
+    out = tmp_path / "agent.safetensors"
+    found = E.train_environment(
+        "pyjepa-tests/Slide-v0", out, settings=E.Settings(**TINY), episodes=2, arguments={"kind": kind}
+    )
+    assert len(found["agent"]["returns"]) == found["episodes"] == 2
+    assert found["random"]["mean"] < 0
+    agent = pyjepa.load(out)
+    assert agent.spec.observation.shape == (6, 64, 64)
+    assert agent.spec.planner.algorithm == algorithm
+    assert [term.kind for term in agent.spec.cost] == ["reward", "hazard"]
+    agent.configure()
+    plan = agent.plan(np.zeros((6, 64, 64), np.uint8))
+    assert plan.actions.shape == ((4, 1) if kind == "box" else (4,))
+
+
+def test_reward_and_danger_are_learned_from_pictures():
+    settings = E.Settings(
+        **{**TINY, "episodes": 60, "steps": 250, "batch": 32, "latent": 16, "hidden": 32, "window": 3}
+    )
+    world = E.World("pyjepa-tests/Slide-v0", history=1, action_block=1)
+    settings = E.dataclasses.replace(settings, history=1)
+    data = E.collect(world, settings)
+    run = E.Training(E.build_spec(world, settings), data, settings)
+    run.run()
+    world.close()
+    rows = np.arange(len(data.first))[np.arange(len(data.first)) < data.last]
+    import torch
+
+    with torch.no_grad():
+        states = run.model.encode(torch.from_numpy(run.stacked(rows)))
+        actions = run.model.normalise(torch.from_numpy(data.actions[rows]))
+        told = run.model.head("reward", states, actions)[0][:, 0].numpy()
+    error = np.square(told - data.rewards[rows]).mean()
+    assert error < 0.3 * data.rewards[rows].var()
+
+
+def test_a_block_holds_its_action_and_adds_what_it_earns():
+    world = E.World("pyjepa-tests/Slide-v0", history=3, action_block=2)
+    seen = world.reset(seed=1)
+    place = world.unwrapped.place
+    assert seen.shape == (9, 64, 64)
+    assert np.array_equal(seen[:3], seen[6:])
+    after, reward, dead, late = world.step(np.array([0.5], np.float32))
+    assert world.unwrapped.place == pytest.approx(min(place + 0.1, 1.0))
+    assert np.array_equal(after[:3], seen[6:])
+    first, second = abs(place + 0.05 - 0.5), abs(place + 0.1 - 0.5)
+    assert reward == pytest.approx(-(first + second))
+    assert not dead
+    assert not late
+    world.close()
+
+
+def test_pictures_are_means_over_areas():
+    picture = np.zeros((128, 192, 3), np.uint8)
+    picture[::2] = 200
+    assert (E.shrunk(picture) == 100).all()
+    assert E.shrunk(picture).shape == (3, 64, 64)
+
+
+def make(kind="box", fault=None, name="pyjepa-tests/Slide-v0", block=1):
+    return E.World(name, history=1, action_block=block, arguments={"kind": kind, "fault": fault})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"kind": "dict"}, "its action space is Dict: Box and Discrete are served"),
+        ({"kind": "tuple"}, "its action space is Tuple"),
+        ({"kind": "multi"}, "its action space is MultiDiscrete"),
+        ({"kind": "matrix"}, r"its actions have shape \(2, 2\)"),
+        ({"kind": "unbounded"}, "its actions are not bounded"),
+        ({"kind": "discrete", "block": 2}, "discrete actions come one at a time"),
+        ({"fault": "picture"}, r"render\(\) gives uint8 \(4, 4\): a uint8 picture"),
+        ({"name": "pyjepa-tests/Blind-v0"}, "it shows no pictures"),
+        ({"name": "pyjepa-tests/Nowhere-v0"}, "no such environment"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_cannot_be_served_is_named(arguments, message):
+    with pytest.raises(E.UnservedError, match=message):
+        make(**arguments)
+
+
+def test_rewards_that_are_none_and_episodes_that_are_over_are_named():
+    world = make(fault="reward")
+    world.reset(seed=0)
+    with pytest.raises(E.UnservedError, match="the reward is not a finite number"):
+        world.step(np.array([0.0], np.float32))
+    world.close()
+    world = make(fault="short")
+    with pytest.raises(E.UnservedError, match="the longest of 3 random episodes has 1 steps, a clip 5"):
+        E.collect(world, E.Settings(episodes=3, window=5))
+    world.close()
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, ["train", *map(str, arguments)])
+
+
+def test_the_command(tmp_path):
+    out, results = tmp_path / "a.safetensors", tmp_path / "r.json"
+    done = run("--env", "pyjepa-tests/Slide-v0", "--out", out, "--collect", 5, "--steps", 2, "--episodes", 1,
+               "--horizon", 2, "--results", results)  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "a game over 1, random actions" in done.output
+    assert json.loads(results.read_text())["environment"] == "pyjepa-tests/Slide-v0"
+    assert pyjepa.load(out).spec.provenance["command"] == "pyjepa train --env pyjepa-tests/Slide-v0 --out a.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "say what to train on"),
+        (("--env", "CartPole-v1"), "--out FILE is needed"),
+        (("--env", "CartPole-v1", "a320", "--out", "x"), "exclude each other"),
+        (("--env", "CartPole-v1", "--out", "/nowhere/x"), "there is no folder"),
+        (("--env", "pyjepa-tests/Nowhere-v0", "--out", "x"), "no such environment"),
+    ],
+)
+def test_the_command_says_what_is_wrong(arguments, message):
+    done = run(*arguments)
+    assert done.exit_code == 2
+    assert message in done.output
