@@ -1,5 +1,6 @@
-"""pyjepa and other libraries: their recordings, data sets, models and planners, and Triton under ours. Each file imports
-what it adapts, and is imported only where it is asked for.
+"""pyjepa and other libraries: their recordings, data sets, models and planners, and Triton under ours.
+
+Each file imports what it adapts, and is imported only where it is asked for.
 """
 
 from __future__ import annotations
