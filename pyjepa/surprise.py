@@ -92,7 +92,8 @@ class Surprise:
         between them, in the environment's units. Usually about 1.
         """
         difference = differences(self._model, before, actions, after, self.steps)
-        return np.square(difference @ self.calibration.whitening.T).mean(axis=1)
+        energy: npt.NDArray[np.float64] = np.square(difference @ self.calibration.whitening.T).mean(axis=1)
+        return energy
 
 
 def differences(

@@ -245,8 +245,10 @@ class Solver:
             raise InvalidArgumentError(f"info has no {key!r} (it has: {', '.join(sorted(info))})")
         value = np.asarray(info[key][row])
         expected = self._agents[0].spec.observation
-        value = value.reshape(value.shape[-len(expected.shape) :])
-        if len(expected.shape) == 3 and value.shape != expected.shape and value.shape[-1] == expected.shape[0]:
+        shape: tuple[int, ...] = expected.shape
+        value = value.reshape(value.shape[-len(shape) :])
+        given: tuple[int, ...] = value.shape
+        if len(shape) == 3 and given != shape and given[-1] == shape[0]:
             value = np.moveaxis(value, -1, 0)
         if value.dtype != expected.dtype and expected.dtype == "float32":
             value = value.astype(np.float32)

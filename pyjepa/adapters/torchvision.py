@@ -23,7 +23,7 @@ def import_stable_worldmodel(module: str = "stable_worldmodel") -> Any:
         if "torchvision" not in sys.modules and not _KEPT:
             import torch.library
 
-            library = torch.library.Library("torchvision", "DEF")
+            library: Any = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
             _KEPT.append(library)  # or its operators go with it
             for operator in ("nms", "qnms"):
                 with contextlib.suppress(RuntimeError):

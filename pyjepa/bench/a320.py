@@ -64,7 +64,7 @@ def choose(
 ) -> tuple[a320.Settings, list[dict[str, Any]]]:
     """The settings that do best on the validation blocks, trained on the other training blocks; and all tried."""
     split = a320.Split.of(flight)
-    tried = []
+    tried: list[dict[str, Any]] = []
     for i, settings in enumerate(candidates):
         spec, tensors = a320.train_agent(flight, settings, usable=split.training)
         model = Model.from_bytes(agent_file.to_bytes(spec, tensors))
@@ -72,7 +72,7 @@ def choose(
         tried.append({"settings": asdict(settings), "validation": found, "relative": relative(found)})
         if progress is not None:
             progress(i + 1)
-    best = min(range(len(tried)), key=lambda i: tried[i]["relative"])
+    best = min(range(len(tried)), key=lambda i: float(tried[i]["relative"]))
     return candidates[best], tried
 
 
@@ -187,7 +187,8 @@ def _imagined(model: Model, observation: npt.NDArray[np.float32], held: npt.NDAr
     for action in held:
         normal = (action - np.asarray(box.center, np.float32)) / np.asarray(box.scale, np.float32)
         state = model.forward("predictor", np.concatenate([state, normal[None]], axis=1))
-    return model.forward("instruments", state)[0].astype(np.float64)
+    instruments: FloatArray = model.forward("instruments", state)[0].astype(np.float64)
+    return instruments
 
 
 def energies(monitor: Surprise, model: Model, flight: Flight, seconds: npt.NDArray[np.int64]) -> FloatArray:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -65,7 +66,7 @@ def command(
         raise click.BadParameter(f"there is no folder {out.parent}", param_hint="--out")
     from pyjepa.training.environments import Settings, train_environment
 
-    chosen = {
+    chosen: dict[str, Any] = {
         "episodes": collect, "steps": steps, "history": history, "action_block": action_block, "horizon": horizon,
         "seed": seed,
     }  # fmt: skip

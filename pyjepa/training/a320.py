@@ -107,7 +107,8 @@ def windows(usable: npt.NDArray[np.bool_], *, ahead: int = AHEAD, within: int | 
     fits = usable[rows].all(axis=1)
     if within is not None:
         fits &= rows[:, 0] // within == rows[:, -1] // within
-    return first[fits]
+    found: npt.NDArray[np.int64] = first[fits]
+    return found
 
 
 def judged_windows(usable: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
@@ -118,14 +119,16 @@ def judged_windows(usable: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
 def observations(flight: Flight, seconds: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
     """What the agent sees at each of these seconds: (N, 5, 9), the newest row last."""
     rows = np.concatenate([flight.observed, flight.controls], axis=1)
-    return rows[seconds[:, None] + np.arange(1 - HISTORY, 1)].astype(np.float32)
+    seen: npt.NDArray[np.float32] = rows[seconds[:, None] + np.arange(1 - HISTORY, 1)].astype(np.float32)
+    return seen
 
 
 def actions(flight: Flight, seconds: npt.NDArray[np.int64], steps: int) -> npt.NDArray[np.float32]:
     """The mean controls (N, steps, 3) over each 5 s from these seconds on."""
     rows = seconds[:, None] + 1 + np.arange(steps * STEP)
     held = flight.controls[rows].reshape(len(seconds), steps, STEP, len(CONTROLS))
-    return held.mean(axis=2).astype(np.float32)
+    mean: npt.NDArray[np.float32] = held.mean(axis=2).astype(np.float32)
+    return mean
 
 
 def persistence(flight: Flight, seconds: npt.NDArray[np.int64]) -> FloatArray:

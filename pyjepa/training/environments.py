@@ -207,7 +207,8 @@ class Recorded:
 
 def collect(world: World, settings: Settings, progress: Callable[[int], None] | None = None) -> Recorded:
     """Record episodes of random actions. Raises `UnservedError` where all are over before a clip is full."""
-    pictures, actions, rewards, ended, first, last, returns = [], [], [], [], [], [], []
+    pictures: list[npt.NDArray[Any]] = []
+    actions, rewards, ended, first, last, returns = [], [], [], [], [], []
     world.seed_actions(settings.seed)
     for episode in range(settings.episodes):
         begin = len(pictures)
