@@ -104,7 +104,7 @@ def engine(results: Path) -> str:
     lines = [
         [
             row["workload"],
-            row["precision"],
+            " ".join([row["precision"], row.get("variant", "")]).strip(),
             str(row["threads"]),
             milliseconds(row["plan_ms_p50"]),
             milliseconds(row["plan_ms_p99"]),
