@@ -55,7 +55,7 @@ class Settings:
     @classmethod
     def quick(cls, seed: int = 0) -> Settings:
         """Fewer steps: within three minutes on two cores."""
-        return cls(seed=seed, plane_steps=800, digits_steps=500, collapse_steps=600)
+        return cls(seed=seed, plane_steps=1000, digits_steps=650, collapse_steps=800)
 
 
 Unit = tuple[str, str]
