@@ -128,6 +128,7 @@ def test_what_cannot_be_is_said_in_one_line(tmp_path, monkeypatch, arguments, me
     assert not (tmp_path / "a.safetensors").exists()
 
 
+@pytest.mark.slow  # the short version: two processes in tests/training/test_joint_embedding.py
 def test_torchrun_shares_the_batches(tmp_path, pictures):
     arguments = ["train", "images", "--data", str(pictures / "red"), "--batch", "8", "--config", str(config(tmp_path))]
     alone = run(*arguments[2:], "--out", tmp_path / "alone.safetensors", "--run", tmp_path / "alone")

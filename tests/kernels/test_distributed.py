@@ -73,7 +73,7 @@ def alone(case, inputs, layer):
     return [part.item() for part in losses], torch.cat([p.grad.flatten() for p in layer.parameters()])
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_many_processes_are_one(world, tmp_path):
     data, expected, stored = tmp_path / "data", [], []
     for case in CASES[world]:
