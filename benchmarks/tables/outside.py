@@ -130,5 +130,65 @@ def plot(results: Path, path: Path) -> None:
     plt.close(figure)
 
 
-TABLES = {"a320": prediction, "a320-choices": choices, "a320-plans": plans, "a320-surprise": surprise}
-PLOTS = {"docs/results/a320.png": plot}
+def two_room(results: Path) -> str:
+    """Success beside policies and what others published."""
+    document = load(results, "swm-two-room")
+    rows = [["random actions", f"{document['random']:.0f}"], ["its expert", f"{document['expert']:.0f}"]]
+    rows += [[f"{name}, as published", f"{value:.0f}"] for name, value in document["published"].items()]
+    rows += [
+        [f"pyjepa, seed {row['seed']} (probe {row['probe_px']:.1f} px of 224)", f"{row['success']:.0f}"]
+        for row in document["seeds"]
+    ]
+    rows.append(["pyjepa, mean", f"{document['success']:.1f}"])
+    about = (
+        f"Goals reached, in percent of {document['episodes']}: pictures {document['goal_offset']} steps later in "
+        f"episodes of the undisturbed expert, {document['budget']} steps allowed.\n"
+    )
+    return about + "\n" + markdown(["", "%"], rows)
+
+
+def solvers(results: Path) -> str:
+    """The same planners of two libraries on the same weights."""
+    document = load(results, "swm-two-room")
+    machine = document["machine"]
+    rows = [
+        [row["planner"], row["impl"], f"{row['success']:.0f}", milliseconds(row["plan_ms_p50"]),
+         milliseconds(row["plan_ms_p99"])]
+        for row in document["compared"]
+    ]  # fmt: skip
+    about = f"{machine['cpu']}, one thread, {machine['isa']}, torch {machine['torch']}.\n"
+    return about + "\n" + markdown(["planner", "of", "goals, %", "a plan, ms", "p99"], rows, left=2)
+
+
+def plot_solvers(results: Path, path: Path) -> None:
+    """Success over the time that a plan takes."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = load(results, "swm-two-room")["compared"]
+    figure, axis = plt.subplots(figsize=(5, 3.2))
+    for impl in dict.fromkeys(row["impl"] for row in rows):
+        own = [row for row in rows if row["impl"] == impl]
+        axis.semilogx([row["plan_ms_p50"] for row in own], [row["success"] for row in own], "o", label=impl)
+        for row in own:
+            axis.annotate(
+                row["planner"], (row["plan_ms_p50"], row["success"]), xytext=(4, 4), textcoords="offset points"
+            )
+    axis.set(xlabel="a plan, ms", ylabel="goals reached, %", ylim=(0, 105))
+    axis.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+TABLES = {
+    "swm-two-room": two_room,
+    "swm-solvers": solvers,
+    "a320": prediction,
+    "a320-choices": choices,
+    "a320-plans": plans,
+    "a320-surprise": surprise,
+}
+PLOTS = {"docs/results/a320.png": plot, "docs/results/swm-two-room.png": plot_solvers}

@@ -363,7 +363,8 @@ class CostModel:
     def get_cost(self, info: dict[str, Any], candidates: Any) -> Any:
         """Costs (E, N) of candidates (E, N, H, A'), clamped to the bounds, which its solvers do not know.
 
-        What is encoded is kept in ``info`` for the next call. A model that holds actions reads the first of a block.
+        What is encoded is kept in ``info`` for the next call. A model that holds its actions takes one a step, A' = A,
+        or a block of them, of which it reads the mean.
         """
         import torch
 
@@ -372,8 +373,8 @@ class CostModel:
         if "pyjepa_state" not in info:
             info["pyjepa_state"], info["pyjepa_goal"] = (self._encoded(info[key]) for key in ("pixels", "goal"))
         steps = candidates
-        if self._repeat > 1:
-            steps = candidates.reshape(*candidates.shape[:3], self._repeat, -1)[..., 0, :]
+        if self._repeat > 1 and candidates.shape[-1] != len(self._low):
+            steps = candidates.reshape(*candidates.shape[:3], self._repeat, -1).mean(dim=-2)
         steps = torch.maximum(torch.minimum(steps, self._high), self._low)
         costs = []
         for state, goal, plans in zip(info["pyjepa_state"], info["pyjepa_goal"], steps, strict=True):

@@ -7,6 +7,7 @@ import io
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from pyjepa.adapters import needed
 from pyjepa.adapters.stable_worldmodel import CostModel, Solver
 from pyjepa.adapters.torchvision import import_stable_worldmodel
+from pyjepa.agent import Model
 from pyjepa.bench.percentiles import milliseconds
 from pyjepa.training import swm_two_room
 
@@ -22,30 +24,31 @@ HORIZON = 10
 Recording = str | os.PathLike[str]
 
 
-class _Timed:
-    """One of stable-worldmodel's solvers, timed per environment and without what it prints."""
+class _Held:
+    """One of stable-worldmodel's solvers, timed per environment and without what it prints.
+
+    It searches what the engine searches, one action a step, which is held for the block that the policy asks for.
+    """
 
     def __init__(self, solver: Any) -> None:
         self.inner = solver
         self.times: list[float] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
 
     def __call__(self, info: dict[str, Any], init_action: Any = None) -> Any:
         return self.solve(info, init_action)
 
     def solve(self, info: dict[str, Any], init_action: Any = None) -> Any:
         count = len(next(iter(info.values())))
+        rest = None if init_action is None else init_action[..., : self.inner.action_dim]
         began = time.perf_counter()
         with contextlib.redirect_stdout(io.StringIO()):
-            found = self.inner.solve(info, init_action)
+            found = self.inner.solve(info, rest)
         self.times += [(time.perf_counter() - began) / count] * count
-        return found
+        return {**found, "actions": found["actions"].repeat(1, 1, self._block)}
 
     @property
     def action_dim(self) -> int:
-        return int(self.inner.action_dim)
+        return int(self.inner.action_dim) * self._block
 
     @property
     def n_envs(self) -> int:
@@ -55,8 +58,9 @@ class _Timed:
     def horizon(self) -> int:
         return int(self.inner.horizon)
 
-    def configure(self, **arguments: Any) -> None:
-        self.inner.configure(**arguments)
+    def configure(self, *, action_space: Any, n_envs: int, config: Any) -> None:
+        self._block = int(config.action_block)
+        self.inner.configure(action_space=action_space, n_envs=n_envs, config=replace(config, action_block=1))
 
 
 def planned(solver: Any, recorded: Recording, *, episodes: int, seed: int) -> dict[str, Any]:
@@ -90,23 +94,27 @@ def compared(
     *,
     episodes: int,
     seed: int,
-    candidates: int = 200,
-    iterations: int = 5,
-    elites: int = 20,
     told: Callable[[str], None] = lambda name: None,
 ) -> list[dict[str, Any]]:
-    """CEM, iCEM and MPPI of stable-worldmodel and of the engine on the same weights, with as many candidates."""
+    """CEM, iCEM and MPPI of stable-worldmodel and of the engine on the same weights.
+
+    Both take as many candidates, iterations and elites, and the first spread, as the agent file says; what only one of
+    them knows stays at its default.
+    """
+    settings = Model.load(agent).spec.planner
+    candidates, iterations, elites = settings.candidates, settings.iterations, settings.elites
     solvers = import_stable_worldmodel("stable_worldmodel.solver")
     rows = []
     for name in ("cem", "icem", "mppi"):
         told(f"stable-worldmodel {name}")
         options: dict[str, Any] = {"num_samples": candidates, "n_steps": iterations, "topk": elites, "seed": seed}
-        made = getattr(solvers, f"{name.upper()}Solver")(CostModel(agent), var_scale=0.8, device="cpu", **options)
+        made = getattr(solvers, f"{name.upper()}Solver")(
+            CostModel(agent), var_scale=settings.std, device="cpu", **options
+        )
         rows.append({"impl": "stable-worldmodel", "planner": name,
-                     **planned(_Timed(made), recorded, episodes=episodes, seed=seed)})  # fmt: skip
+                     **planned(_Held(made), recorded, episodes=episodes, seed=seed)})  # fmt: skip
         told(f"pyjepa {name}")
-        ours = EngineSolver(agent, planner=name, candidates=candidates, iterations=iterations, elites=elites, std=0.8,
-                            seed=seed)  # fmt: skip
+        ours = EngineSolver(agent, planner=name, seed=seed)
         rows.append({"impl": "pyjepa", "planner": name, **planned(ours, recorded, episodes=episodes, seed=seed)})
     return rows
 

@@ -180,15 +180,19 @@ def test_their_solvers_see_the_costs_that_the_engine_sees(pictured):
     info = seen()
     agent = Agent(Model.load(pictured))
     plans = np.random.default_rng(1).uniform(-1, 1, (5, 4, 4)).astype(np.float32)
-    if agent.spec.levels[0].hold:
+    hold = agent.spec.levels[0].hold
+    if hold:
         plans[..., 2:] = plans[..., :2]
     expanded = {key: value.unsqueeze(1).expand(-1, 5, *value.shape[1:]) for key, value in info.items()}
     costs = CostModel(pictured).get_cost(dict(expanded), torch.from_numpy(np.stack([plans, plans])))
+    if hold:
+        one_a_step = torch.from_numpy(np.stack([plans, plans])[..., :2])
+        assert torch.equal(CostModel(pictured).get_cost(dict(expanded), one_a_step), costs)
     for i in range(2):
         one = {key: np.ascontiguousarray(value[i, 0].permute(2, 0, 1).numpy()) for key, value in info.items()}
         agent.configure(goal=one["goal"], horizon=8)
         agent.observe(one["pixels"])
-        ours = agent.evaluate(plans[..., :2] if agent.spec.levels[0].hold else plans)
+        ours = agent.evaluate(plans[..., :2] if hold else plans)
         assert np.allclose(costs[i].detach().numpy(), ours, rtol=1e-4)
 
 
