@@ -18,6 +18,8 @@ def needed(module: str, install: str, purpose: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.split(".")[0] != module.split(".")[0]:
             raise  # it is there, and lacks something itself
-        raise MissingPackageError(
-            f"{purpose} needs {install}: pip install {install} (or pip install 'pyjepa-engine[envs]')"
-        ) from error
+        # Installed plainly, that one brings a CUDA build of torch.
+        how = "docs/environments.md says how to install it"
+        if install != "stable-worldmodel":
+            how = f"pip install {install} (or pip install 'pyjepa-engine[envs]')"
+        raise MissingPackageError(f"{purpose} needs {install}: {how}") from error

@@ -229,7 +229,7 @@ def stable_worldmodel(
 ) -> None:
     """Train on swm/TwoRoom-v1 of stable-worldmodel, and let its own evaluation judge the planning.
 
-    Needs stable-worldmodel 0.1.1 and what it needs: docs/stable-worldmodel.md says how to install it.
+    Needs stable-worldmodel 0.1.1 and what it needs: docs/environments.md says how to install it.
     """
     require_training("torch", "h5py", "pydantic")
     from pyjepa.training.swm_two_room_run import train_two_room
