@@ -250,7 +250,8 @@ def _seeded(unit: Unit, seed: int) -> Iterator[torch.Generator]:
 
     One thread: with a neighbour on one of two cores, two threads are many times slower than one.
     """
-    own = (seed << 32) + zlib.crc32("/".join(unit).encode())
+    # Torch seeds with 32 bits: the seed must reach them.
+    own = zlib.crc32("/".join(unit).encode()) ^ (seed * 0x9E3779B1 & 0xFFFFFFFF)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -169,3 +169,12 @@ def test_the_whole_lab_shows_what_the_paper_claims(tmp_path):
     }
     details = json.loads((tmp_path / "lab" / "details.json").read_text())
     assert all(details["collapse"][name]["verdict"] == "not collapsed" for name in collapse.LIMITS)
+
+
+def test_every_seed_and_every_unit_draws_its_own_numbers():
+    drawn = set()
+    for unit in (("methods", "1"), ("methods", "2")):
+        for seed in (0, 1, 2):
+            with lab._seeded(unit, seed) as generator:
+                drawn.add((float(torch.rand(())), float(torch.rand((), generator=generator))))
+    assert len({first for first, _ in drawn}) == len({second for _, second in drawn}) == 6
