@@ -16,6 +16,7 @@ import io
 import json
 import os
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -62,7 +63,12 @@ class EpisodeSource(Protocol):
         """Close the file."""
 
 
-class Episodes:
+def _columns(observation: str, action: str, others: Sequence[str]) -> dict[str, str]:
+    """The file's name of each field."""
+    return {"observation": observation, "action": action, **{name: name for name in others}}
+
+
+class Episodes(ABC):
     """A reader over rows that lie one after the other; subclasses say where columns are and read them."""
 
     path: Path
@@ -100,9 +106,9 @@ class Episodes:
         """Every field's (shape of a row, dtype). Pictures are uint8 (C, H, W)."""
         return dict(self._fields)
 
+    @abstractmethod
     def rows(self, episode: int, column: str) -> NDArray[Any]:
         """All rows of a column of one episode (the file's number), as the file has them."""
-        raise NotImplementedError
 
     def read(self, episode: int, field: str) -> NDArray[Any]:
         """The field's rows of one episode. Raises `DatasetError` for a number that is none."""
@@ -140,7 +146,7 @@ class Episodes:
                 value = zlib.crc32(self.read(episode, name).data, value)
         return f"{value:08x}"
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027: for those that have something to close
         """Nothing to close, unless a subclass has."""
 
     def __enter__(self) -> Any:
@@ -167,7 +173,7 @@ class StableWorldModelHdf5(Episodes):
             self._file = h5py.File(path, "r")
         except OSError as error:
             raise DatasetError(f"{path}: no HDF5 file, or damaged ({error})") from error
-        columns = {"observation": observation, "action": action, **{name: name for name in others}}
+        columns = _columns(observation, action, others)
         _check_columns(path, columns.values(), [name for name in self._file if not name.startswith("ep_")])
         self._offsets, self._counts = self._file["ep_offset"][:], self._file["ep_len"][:]
         self.metadata = {"format": "stable-worldmodel HDF5"}
@@ -237,7 +243,7 @@ class StableWorldModelLance(Table):
             table = lance.dataset(str(path))
         except (OSError, ValueError) as error:
             raise DatasetError(f"{path}: no Lance table, or damaged ({error})") from error
-        columns = {"observation": observation, "action": action, **{name: name for name in others}}
+        columns = _columns(observation, action, others)
         _check_columns(path, (*columns.values(), "episode_idx"), table.schema.names)
         self.metadata = {"format": "stable-worldmodel Lance"}
         super().__init__(
@@ -267,7 +273,7 @@ class LeRobot(Table):
         files = sorted(path.glob("data/**/*.parquet"))
         if not files:
             raise DatasetError(f"{path}: no parquet files under data/")
-        columns = {"observation": observation, "action": action, **{name: name for name in others}}
+        columns = _columns(observation, action, others)
         described = info.get("features", {})
         for name in columns.values():
             if described.get(name, {}).get("dtype") == "video":

@@ -43,12 +43,12 @@ def picture_spec(
     algorithm: str = "cem",
 ) -> Spec:
     """A spec with the configured sizes; by default its cost is the distance to a goal picture."""
-    planning = config.planning
+    sizes, planning = config.architecture, config.planning
     return Spec(
         name=name,
         observation=Observation(shape=shape, dtype="uint8", scale=1 / 255),
         actions=actions,
-        modules={"encoder": encoder(config.architecture), "predictor": predictor(config.architecture)},
+        modules={"encoder": encoder(sizes), "predictor": predictor(sizes, ensemble=sizes.predictors)},
         levels=(Level(encoder="encoder", predictor="predictor", action_block=config.data.action_block, hold=hold),),
         cost=tuple(cost or (CostTerm(kind="goal_distance", metric=planning.metric, terminal=planning.terminal),)),
         planner=planner_defaults(planning, algorithm),

@@ -3,51 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 from pyjepa.envs import two_rooms
-from pyjepa.spec import (
-    Actions,
-    CostTerm,
-    Level,
-    Observation,
-    Planner,
-    Spec,
-)
-from pyjepa.training.architecture import encoder, predictor
+from pyjepa.spec import Actions, Spec
 from pyjepa.training.checkpoint import existing
 from pyjepa.training.collection import collect_two_rooms
 from pyjepa.training.config import Config, ConfigError
 from pyjepa.training.dataset import DatasetError, EpisodeReader
 from pyjepa.training.loop import Trainer
+from pyjepa.training.pixels import picture_spec, provenance
 from pyjepa.training.run import Reporter
 
 
 def build_spec(config: Config) -> Spec:
     """The spec of a Two Rooms agent with the configured sizes."""
-    sizes, planning = config.architecture, config.planning
     step = two_rooms.STEP
-    return Spec(
-        name="two-rooms",
-        observation=Observation(shape=(2, two_rooms.SIZE, two_rooms.SIZE), dtype="uint8", scale=1 / 255),
+    return picture_spec(
+        "two-rooms",
+        config,
+        shape=(2, two_rooms.SIZE, two_rooms.SIZE),
         actions=Actions(low=(-step, -step), high=(step, step), center=(0.0, 0.0), scale=(step, step)),
-        modules={"encoder": encoder(sizes), "predictor": predictor(sizes, ensemble=sizes.predictors)},
-        levels=(Level(encoder="encoder", predictor="predictor", action_block=config.data.action_block, hold=True),),
-        cost=(CostTerm(kind="goal_distance", metric=planning.metric, terminal=planning.terminal),),
-        planner=Planner(
-            algorithm="cem",
-            horizon=planning.horizon,
-            candidates=planning.candidates,
-            iterations=planning.iterations,
-            elites=planning.elites,
-            std=planning.std,
-            min_std=planning.min_std,
-            momentum=planning.momentum,
-        ),
+        hold=True,
     )
 
 
@@ -89,23 +68,8 @@ def train_two_rooms(
 
 def with_provenance(trainer: Trainer, command: str) -> Spec:
     """The run's spec, with where the weights come from: command, seed, configuration, versions, final figures."""
-    import torch
-
-    config = trainer.config
-    provenance = {
-        "command": command,
-        "seed": str(config.seed),
-        "config": json.dumps(config.model_dump(), sort_keys=True),
-        "config_sha256": config.digest(),
-        "data_crc32": trainer.data.fingerprint(),
-        "steps": str(trainer.step),
-        "pyjepa": version("pyjepa-engine"),
-        "torch": torch.__version__,
-        "alarms": "; ".join(trainer.alarms) or "none",
-    }
-    if trainer.diagnostics is not None:
-        provenance |= {name: f"{value:.6g}" for name, value in trainer.diagnostics.as_dict().items()}
-    return dataclasses.replace(trainer.model.spec, provenance=provenance)
+    data = {"config_sha256": trainer.config.digest(), "data_crc32": trainer.data.fingerprint()}
+    return dataclasses.replace(trainer.model.spec, provenance=provenance(trainer, command) | data)
 
 
 def _collected(config: Config, path: Path, progress: Callable[[int], None] | None) -> Path:
