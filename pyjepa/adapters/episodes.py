@@ -146,7 +146,7 @@ class Episodes(ABC):
                 value = zlib.crc32(self.read(episode, name).data, value)
         return f"{value:08x}"
 
-    def close(self) -> None:  # noqa: B027: for those that have something to close
+    def close(self) -> None:  # noqa: B027  # for those that have something to close
         """Nothing to close, unless a subclass has."""
 
     def __enter__(self) -> Any:
