@@ -4,10 +4,15 @@ logs=build/ci
 venv=$PWD/.venv
 mkdir -p "$logs"
 
+# The package, the wheel and the C++ tests are built from the same files with the same flags: each is compiled once. The
+# cache lies in the checkout, so a clean one starts with none.
+export CMAKE_CXX_COMPILER_LAUNCHER=ccache CCACHE_DIR=$PWD/$logs/ccache CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1
+export CXX=c++
+
 prepare() {
-  if [ ! -e /usr/include/gtest/gtest.h ]; then
+  if [ ! -e /usr/include/gtest/gtest.h ] || ! command -v ccache >/dev/null; then
     apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends libgtest-dev
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends libgtest-dev ccache
   fi
 }
 
@@ -45,7 +50,7 @@ wheel() {
   local work
   work=$(mktemp -d)
   git clone --quiet --no-hardlinks . "$work/clone"
-  PIP_CONSTRAINT=$PWD/tests/constraints.txt PIP_BUILD_CONSTRAINT=$PWD/tests/constraints.txt \
+  CCACHE_BASEDIR=$work/clone PIP_CONSTRAINT=$PWD/tests/constraints.txt PIP_BUILD_CONSTRAINT=$PWD/tests/constraints.txt \
     "$venv/bin/python" -m build --wheel --outdir "$work/dist" "$work/clone"
   "$venv/bin/python" .ci/wheel_contents.py "$work"/dist/*.whl
   repaired_wheel "$work"
@@ -71,9 +76,10 @@ repaired_wheel() {
 cpp_tests() {
   # cmake asks the Python it finds for nlohmann-json's headers.
   "$venv/bin/python" -m pip install --quiet -c tests/constraints.txt nlohmann-json
-  PATH=$venv/bin:$PATH cmake --preset "$1" -DPython_EXECUTABLE="$venv/bin/python"
-  PATH=$venv/bin:$PATH cmake --build --preset "$1" -j "$(nproc)"
-  PATH=$venv/bin:$PATH ctest --preset "$1" -j "$(nproc)" 2>&1 | tee "$logs/ctest-$1.log"
+  # The system's cmake where there is one, as pip has it: another orders the flags otherwise, which the cache minds.
+  PATH=$PATH:$venv/bin cmake --preset "$1" -DPython_EXECUTABLE="$venv/bin/python"
+  PATH=$PATH:$venv/bin cmake --build --preset "$1" -j "$(nproc)"
+  PATH=$PATH:$venv/bin ctest --preset "$1" -j "$(nproc)" 2>&1 | tee "$logs/ctest-$1.log"
 }
 
 # An inline function that a file built for AVX emits as a weak symbol may replace everybody's copy of it, and crash

@@ -25,7 +25,7 @@ constexpr auto kNap = std::chrono::microseconds(50);
 // Has the system back the part of this thread's stack that tiles use, so that none of them waits for a page.
 void touch_stack() noexcept {
     constexpr size_t kUsed = 64 * 1024, kPage = 4096;
-    volatile char stack[kUsed];
+    [[maybe_unused]] volatile char stack[kUsed];
     for (size_t i = 0; i < kUsed; i += kPage) stack[i] = 0;
 }
 
