@@ -33,6 +33,7 @@ CostKind: TypeAlias = Literal[
 Metric: TypeAlias = Literal["l2", "squared_l2", "l1", "cosine"]
 PolicyHead: TypeAlias = Literal["deterministic", "gaussian_tanh", "categorical"]
 TemperatureScale: TypeAlias = Literal["std", "absolute"]
+LayerPrecision: TypeAlias = Literal["fp32", "bf16", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,12 +186,14 @@ class Quantisation:
     """How a module runs in a lower precision; `pyjepa quantise` fills it in. The weights stay float32 in the file.
 
     ``activations``: one scale for the input of each layer of the module's ``mlp`` blocks, and for the hidden state of a
-    ``gru``, in order; read by ``precision="int8"``, which otherwise finds a scale for each row as it runs. ``bf16`` is
-    reserved.
+    ``gru``, in order; read by ``precision="int8"``, which otherwise finds a scale for each row as it runs.
+    ``precisions``: for each of these layers the lowest precision that it may run in; loaded in a lower one, it keeps to
+    its own. Each may be left out, not both. ``weights`` ``bf16`` is reserved.
     """
 
     weights: Literal["bf16", "int8"]
     activations: tuple[ActivationScale, ...] = ()
+    precisions: tuple[LayerPrecision, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -421,6 +421,7 @@ GOLDEN_FILES = {
     "version-1-heads": "854167d896df007eabd4b5accdfff43eb4e355ae97308e0a00b4afa1387edecd",
     "version-1-discrete": "dc18e655b64c35be60b4abb2bb17dcc73488e0fb82525fb00239752dc8ecfcc2",
     "version-1-quantised": "2df96aa43017bece32866a38ce73d4cd8644808d7540bebd47f3cc4f35d4476c",
+    "version-1-mixed": "73fe3ffe678c16d4bb962af81d4dcc7140d3ae50fbccdd01dfcf1dcccc80bccf",
     "version-1-recurrent": "f28222e873d70573b30fbe0f00a162009aaac69608634408567b77ff5e900f6b",
 }
 
@@ -440,14 +441,15 @@ def test_golden_file_loads_and_computes_the_same(name: str) -> None:
         np.testing.assert_allclose(output, np.array(io["output"]), rtol=1e-4, atol=1e-5)
 
 
-def test_golden_file_with_activation_scales_computes_the_same_in_int8() -> None:
-    path = GOLDEN / "version-1-quantised.safetensors"
+@pytest.mark.parametrize("name", ["version-1-quantised", "version-1-mixed"])
+def test_golden_file_with_activation_scales_computes_the_same_in_int8(name: str) -> None:
+    path = GOLDEN / f"{name}.safetensors"
     expected = json.loads(path.with_suffix(".json").read_text())
     quantisation = expected["spec"]["modules"]["predictor"]["quantisation"]
     assert [scale["zero"] for scale in quantisation["activations"]] == [128, 0, 0]
     model = _engine.Model.load(str(path), "int8")
-    if model.dims["precision"] != "int8":
-        pytest.skip("this machine has no int8 instructions")
+    if model.dims["precision"] != "int8" or _engine.Model.load(str(path), "bf16").dims["precision"] != "bf16":
+        pytest.skip("this machine has no bf16 or int8 instructions")
     io = expected["forward"]["predictor"]
     output = model.forward("predictor", np.array(io["input"], np.float32))
     np.testing.assert_allclose(output, np.array(io["int8"]), rtol=1e-4, atol=1e-5)

@@ -243,20 +243,38 @@ void refuse_reserved(const JsonObject& object, const std::string& module) {
     }
 }
 
-// How int8 reads the inputs of a module's dense layers. The count is checked once its blocks are known.
-std::vector<ActivationScale> read_activations(const JsonObject& object, const std::string& module) {
+std::vector<LayerPrecision> read_precisions(const JsonObject& fields) {
+    const Json* stored = fields.find("precisions");
+    if (!stored) return {};
+    const std::string list = fields.where("precisions");
+    std::vector<LayerPrecision> precisions;
+    for (const Json& entry : as_list(*stored, list, 0, limits::blocks * limits::layers)) {
+        precisions.push_back(one_of<LayerPrecision>(entry, item(list, precisions.size()),
+                                                    {{"fp32", LayerPrecision::fp32},
+                                                     {"bf16", LayerPrecision::bf16},
+                                                     {"int8", LayerPrecision::int8}}));
+    }
+    return precisions;
+}
+
+// How a module's layers run in lower precisions. The counts are checked once its blocks are known.
+void read_quantisation(const JsonObject& object, const std::string& name, ModuleSpec& module) {
     const Json* stored = object.find("quantisation");
-    if (!stored || stored->is_null()) return {};
-    const JsonObject fields(*stored, object.where("quantisation"), {"weights", "activations"});
+    if (!stored || stored->is_null()) return;
+    const JsonObject fields(*stored, object.where("quantisation"), {"weights", "activations", "precisions"});
     enum class Weights { bf16, int8 };
     const auto weights =
         fields.choice<Weights>("weights", std::nullopt, {{"bf16", Weights::bf16}, {"int8", Weights::int8}});
     if (weights == Weights::bf16)
-        not_in_engine(fields.where("weights"), "module " + printable(module) + ": stored bf16");
-    std::vector<ActivationScale> activations;
+        not_in_engine(fields.where("weights"), "module " + printable(name) + ": stored bf16");
+    module.precisions = read_precisions(fields);
+    // With neither of the two it would say nothing.
+    const size_t least = module.precisions.empty() ? 1 : 0;
+    if (least == 0 && !fields.find("activations")) return;
     const std::string list = fields.where("activations");
-    for (const Json& entry : as_list(fields.at("activations"), list, 1, limits::blocks * limits::layers)) {
-        const JsonObject layer(entry, item(list, activations.size()), {"scale", "zero"});
+    for (const Json& entry :
+         as_list(fields.at("activations"), list, least, limits::blocks * limits::layers)) {
+        const JsonObject layer(entry, item(list, module.activations.size()), {"scale", "zero"});
         ActivationScale read{{}, layer.integer("zero", 0, 0, 255)};
         const std::string scales = layer.where("scale");
         for (const Json& number : as_list(layer.at("scale"), scales, 1, limits::dimension)) {
@@ -265,22 +283,22 @@ std::vector<ActivationScale> read_activations(const JsonObject& object, const st
             require_scale(place, scale);
             read.scale.push_back(static_cast<float>(scale));
         }
-        activations.push_back(std::move(read));
+        module.activations.push_back(std::move(read));
     }
-    return activations;
 }
 
-void check_activation_count(const ModuleSpec& module, const std::string& where) {
+void check_quantised_layers(const ModuleSpec& module, const std::string& where) {
     std::size_t layers = 0;
-    for (const BlockSpec& block : module.blocks) {
-        if (const auto* mlp = std::get_if<MlpSpec>(&block)) layers += mlp->layers.size();
-        if (std::holds_alternative<GruSpec>(block)) ++layers;
-    }
-    if (!module.activations.empty() && module.activations.size() != layers) {
-        invalid(where, "has " + std::to_string(module.activations.size()) +
-                           " items, but the module's mlp and gru blocks have " + std::to_string(layers) +
-                           " layers");
-    }
+    for (const BlockSpec& block : module.blocks) layers += quantised_layers(block);
+    const auto check = [&](std::size_t given, const char* key) {
+        if (given != 0 && given != layers) {
+            invalid(where + key, "has " + std::to_string(given) +
+                                     " items, but the module's mlp and gru blocks have " +
+                                     std::to_string(layers) + " layers");
+        }
+    };
+    check(module.activations.size(), ".activations");
+    check(module.precisions.size(), ".precisions");
 }
 
 Combine read_combine(const JsonObject& object, const std::string& module) {
@@ -336,13 +354,13 @@ ModuleSpec read_module(const Json& value, const std::string& name) {
     module.ensemble = object.integer("ensemble", module.ensemble, 1, limits::ensemble);
     module.combine = read_combine(object, name);
     refuse_reserved(object, name);
-    module.activations = read_activations(object, name);
+    read_quantisation(object, name, module);
     const std::string blocks = object.where("blocks");
     for (const Json& entry : as_list(object.at("blocks"), blocks, 1, limits::blocks)) {
         module.blocks.push_back(read_block(entry, item(blocks, module.blocks.size()), name));
     }
     check_cell(module, object);
-    check_activation_count(module, object.where("quantisation") + ".activations");
+    check_quantised_layers(module, object.where("quantisation"));
     return module;
 }
 

@@ -57,10 +57,11 @@ using Weights = std::function<std::span<const float>(const std::string&)>;
 enum class Layout { torch, channels_last };
 
 // `order`: what PackedDense takes, for the first layer.
-// precision: of the weights and of what they are multiplied with; the machine must have kernels for it.
+// precisions: for each layer that of the weights and of what they are multiplied with; the machine must have
+// kernels for it.
 // activations: for int8 the scales of its layers' inputs, or none, then each row gets one as it comes.
 std::unique_ptr<Block> make_mlp(const MlpSpec& spec, int in, std::span<const int> order,
-                                const Weights& weights, simd::Precision precision,
+                                const Weights& weights, std::span<const simd::Precision> precisions,
                                 std::span<const ActivationScale> activations);
 std::unique_ptr<Block> make_conv(const ConvSpec& spec, const Shape& in, Layout layout,
                                  const Weights& weights);

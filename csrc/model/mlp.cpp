@@ -18,8 +18,8 @@ bool has_simnorm(Norm n) {
 }
 
 struct MlpLayer {
-    std::variant<PackedDense, PackedDenseBf16, PackedDenseInt8, PackedDenseInt8Static>
-        dense;  // all of one precision
+    std::variant<PackedDense, PackedDenseBf16, PackedDenseInt8, PackedDenseInt8Static> dense;
+    Precision precision;
     int in, out;
     Norm norm;
     simd::Act act;
@@ -28,24 +28,28 @@ struct MlpLayer {
 
 class Mlp final : public Block {
   public:
-    Mlp(const MlpSpec& spec, int in, std::span<const int> order, const Weights& weights, Precision precision,
-        std::span<const ActivationScale> activations)
-        : group_(spec.simnorm_group), precision_(precision), widest_(in) {
+    Mlp(const MlpSpec& spec, int in, std::span<const int> order, const Weights& weights,
+        std::span<const Precision> precisions, std::span<const ActivationScale> activations)
+        : group_(spec.simnorm_group), widest_(in) {
         for (const LayerSpec& layer : spec.layers) widest_ = std::max(widest_, layer.out);
-        if (precision_ == Precision::int8 && widest_ > simd::kMaxInt8Inputs) precision_ = Precision::fp32;
         layers_.reserve(spec.layers.size());
         for (size_t j = 0; j < spec.layers.size(); ++j) {
             const LayerSpec& layer = spec.layers[j];
             const std::string linear = "linear" + std::to_string(j), norm = "norm" + std::to_string(j);
             const auto next = activations.subspan(std::min(j, activations.size()));
-            MlpLayer made{pack(weights(linear + ".weight"), weights(linear + ".bias"), in, layer.out,
-                               j == 0 ? order : std::span<const int>{}, next),
+            const bool too_wide = precisions[j] == Precision::int8 && widest_ > simd::kMaxInt8Inputs;
+            const Precision precision = too_wide ? Precision::fp32 : precisions[j];
+            MlpLayer made{pack(precision, weights(linear + ".weight"), weights(linear + ".bias"), in,
+                               layer.out, j == 0 ? order : std::span<const int>{}, next),
+                          precision,
                           in,
                           layer.out,
                           layer.norm,
                           to_act(layer.activation),
                           {},
                           {}};
+            if (precision != Precision::fp32)
+                narrow_element_ = std::max<size_t>(narrow_element_, precision == Precision::int8 ? 1 : 2);
             if (has_layer_norm(layer.norm)) {
                 made.gamma = copy(weights(norm + ".weight"));
                 made.beta = copy(weights(norm + ".bias"));
@@ -60,13 +64,13 @@ class Mlp final : public Block {
 
     size_t workspace(int rows) const noexcept override {
         const size_t hidden = 2 * static_cast<size_t>(hidden_);
-        return static_cast<size_t>(rows) * hidden + Narrow::size(precision_, narrow_ld(), rows);
+        return static_cast<size_t>(rows) * hidden + Narrow::size(narrow_element_, narrow_ld(), rows);
     }
 
     void forward(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y,
                  ptrdiff_t ldy, bool accumulate, float* work) const noexcept override {
         float* const buffers[2] = {work, work + static_cast<ptrdiff_t>(hidden_) * rows};
-        Narrow narrow(precision_, work + 2 * static_cast<ptrdiff_t>(hidden_) * rows, narrow_ld(), rows);
+        Narrow narrow(narrow_element_, work + 2 * static_cast<ptrdiff_t>(hidden_) * rows, narrow_ld(), rows);
         for (size_t j = 0; j < layers_.size(); ++j) {
             const MlpLayer& layer = layers_[j];
             const bool last = j + 1 == layers_.size();
@@ -74,15 +78,14 @@ class Mlp final : public Block {
             float* const out = direct ? y : buffers[j % 2];
             const ptrdiff_t ld = direct ? ldy : hidden_;
             const simd::Act act = fused(layer) ? layer.act : simd::Act::none;
-            if (precision_ == Precision::fp32) {
+            const bool stay_narrow = fused(layer) && !last && layers_[j + 1].precision == layer.precision;
+            if (layer.precision == Precision::fp32) {
                 kernels.dense(std::get<PackedDense>(layer.dense).view(), x, ldx, rows, out, ld, act,
                               direct && accumulate);
-            } else if (precision_ == Precision::bf16) {
-                dense_bf16(layer, x, ldx, rows, out, ld, act, direct && accumulate, fused(layer) && !last,
-                           narrow);
+            } else if (layer.precision == Precision::bf16) {
+                dense_bf16(layer, x, ldx, rows, out, ld, act, direct && accumulate, stay_narrow, narrow);
             } else {
-                dense_int8(layer, x, ldx, rows, out, ld, act, direct && accumulate, fused(layer) && !last,
-                           narrow);
+                dense_int8(layer, x, ldx, rows, out, ld, act, direct && accumulate, stay_narrow, narrow);
             }
             const bool in_norm = layer.norm == Norm::layer;  // which ends the layer, too
             if (has_layer_norm(layer.norm))
@@ -108,11 +111,12 @@ class Mlp final : public Block {
     std::unique_ptr<BlockGradient> differentiate() const override;
 
   private:
-    // Inputs in fewer bits: two buffers of bf16 or bytes that take turns; for bytes each row's scale, zero
-    // and largest elements, where they are not known in advance. All buffers begin at multiples of 64 bytes.
+    // Inputs in fewer bits: two buffers of bf16 or bytes (`element` bytes each, 0: neither) that take turns;
+    // for bytes each row's scale, zero and largest elements, where they are not known in advance. All buffers
+    // begin at multiples of 64 bytes.
     struct Narrow {
-        Narrow(Precision precision, float* work, ptrdiff_t row, int rows) : ld(row) {
-            const auto bytes_each = static_cast<ptrdiff_t>(element(precision)) * row * rows;
+        Narrow(size_t element, float* work, ptrdiff_t row, int rows) : ld(row) {
+            const auto bytes_each = static_cast<ptrdiff_t>(element) * row * rows;
             auto* at = reinterpret_cast<unsigned char*>(work);
             for (unsigned char*& buffer : buffers) {
                 buffer = at;
@@ -122,12 +126,10 @@ class Mlp final : public Block {
             scale = most + ptrdiff_t{16} * rows;
             zero = reinterpret_cast<int32_t*>(scale + rows);
         }
-        static size_t size(Precision precision, ptrdiff_t row, int rows) noexcept {
-            const size_t per_row = 2 * element(precision) * static_cast<size_t>(row) / sizeof(float) +
-                                   (precision == Precision::int8 ? 16 + 2 : 0);
-            return precision == Precision::fp32 ? 0 : per_row * static_cast<size_t>(rows);
+        static size_t size(size_t element, ptrdiff_t row, int rows) noexcept {
+            const size_t per_row = 2 * element * static_cast<size_t>(row) / sizeof(float) + 16 + 2;
+            return element == 0 ? 0 : per_row * static_cast<size_t>(rows);
         }
-        static size_t element(Precision precision) noexcept { return precision == Precision::int8 ? 1 : 2; }
         uint16_t* pairs(int which) const noexcept { return reinterpret_cast<uint16_t*>(buffers[which]); }
 
         ptrdiff_t ld;  // in elements
@@ -140,8 +142,9 @@ class Mlp final : public Block {
     };
 
     // Whether the dense kernel itself can end the layer: those of lower precision know ReLU only.
-    bool fused(const MlpLayer& layer) const noexcept {
-        return layer.norm == Norm::none && (precision_ == Precision::fp32 || layer.act <= simd::Act::relu);
+    static bool fused(const MlpLayer& layer) noexcept {
+        return layer.norm == Norm::none &&
+               (layer.precision == Precision::fp32 || layer.act <= simd::Act::relu);
     }
 
     ptrdiff_t narrow_ld() const noexcept { return (widest_ + 63) / 64 * 64; }
@@ -192,15 +195,16 @@ class Mlp final : public Block {
     }
 
     // activations: of this layer's input and those after it.
-    decltype(MlpLayer::dense) pack(std::span<const float> weight, std::span<const float> bias, int in,
-                                   int out, std::span<const int> order,
-                                   std::span<const ActivationScale> activations) const {
-        if (precision_ == Precision::bf16) return PackedDenseBf16(weight, bias, in, out, order);
-        if (precision_ == Precision::int8 && !activations.empty()) {
+    static decltype(MlpLayer::dense) pack(Precision precision, std::span<const float> weight,
+                                          std::span<const float> bias, int in, int out,
+                                          std::span<const int> order,
+                                          std::span<const ActivationScale> activations) {
+        if (precision == Precision::bf16) return PackedDenseBf16(weight, bias, in, out, order);
+        if (precision == Precision::int8 && !activations.empty()) {
             const ActivationScale next = activations.size() > 1 ? activations[1] : ActivationScale{};
             return PackedDenseInt8Static(weight, bias, in, out, order, activations[0], next);
         }
-        if (precision_ == Precision::int8) return PackedDenseInt8(weight, bias, in, out, order);
+        if (precision == Precision::int8) return PackedDenseInt8(weight, bias, in, out, order);
         return PackedDense(weight, bias, in, out, order);
     }
 
@@ -213,8 +217,8 @@ class Mlp final : public Block {
     std::vector<MlpLayer> layers_;
     int hidden_ = 0;  // row length of the two hidden buffers
     int group_;
-    Precision precision_;
     int widest_;  // of all inputs and outputs
+    size_t narrow_element_ = 0;
 };
 
 // The backward pass: what each layer was given and gave is on the tape, the weights are transposed.
@@ -315,16 +319,16 @@ class MlpGradient final : public BlockGradient {
 };
 
 std::unique_ptr<BlockGradient> Mlp::differentiate() const {
-    if (precision_ != Precision::fp32) return nullptr;
+    if (narrow_element_ != 0) return nullptr;
     return std::make_unique<MlpGradient>(layers_, group_);
 }
 
 }  // namespace
 
 std::unique_ptr<Block> make_mlp(const MlpSpec& spec, int in, std::span<const int> order,
-                                const Weights& weights, simd::Precision precision,
+                                const Weights& weights, std::span<const simd::Precision> precisions,
                                 std::span<const ActivationScale> activations) {
-    return std::make_unique<Mlp>(spec, in, order, weights, precision, activations);
+    return std::make_unique<Mlp>(spec, in, order, weights, precisions, activations);
 }
 
 }  // namespace pyjepa

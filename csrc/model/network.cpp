@@ -19,6 +19,20 @@ std::vector<int> channels_last_order(const Shape& shape) {
     return order;
 }
 
+// What each layer of a block runs in: the higher of two precisions, or the next higher that the machine has.
+std::vector<simd::Precision> layer_precisions(size_t layers, simd::Precision wanted,
+                                              std::span<const LayerPrecision> limits) {
+    std::vector<simd::Precision> precisions(layers, wanted);
+    for (size_t j = 0; j < std::min(layers, limits.size()); ++j) {
+        precisions[j] = std::min(wanted, static_cast<simd::Precision>(limits[j]));
+        if (precisions[j] == simd::Precision::bf16 && simd::bf16_kernels() == nullptr)
+            precisions[j] = simd::Precision::fp32;
+    }
+    return precisions;
+}
+static_assert(static_cast<int>(LayerPrecision::bf16) == static_cast<int>(simd::Precision::bf16) &&
+              static_cast<int>(LayerPrecision::int8) == static_cast<int>(simd::Precision::int8));
+
 }  // namespace
 
 Network::Network(const AgentFile& file, const std::string& name, std::vector<int> input_order,
@@ -30,6 +44,7 @@ Network::Network(const AgentFile& file, const std::string& name, std::vector<int
     Layout layout = Layout::torch;
     std::vector<int> order = std::move(input_order);
     std::span<const ActivationScale> activations = spec.activations;
+    std::span<const LayerPrecision> limits = spec.precisions;
     for (size_t i = 0; i < spec.blocks.size(); ++i) {
         const std::string prefix = name + "." + std::to_string(i) + ".";
         const Weights weights = [&](const std::string& parameter) {
@@ -39,18 +54,16 @@ Network::Network(const AgentFile& file, const std::string& name, std::vector<int
         };
         const BlockSpec& block = spec.blocks[i];
         const Shape out = block_output_shape(block, shape, prefix);
+        const size_t layers = quantised_layers(block), scales = std::min(activations.size(), layers);
+        const std::vector<simd::Precision> precisions = layer_precisions(layers, precision, limits);
         if (const auto* mlp = std::get_if<MlpSpec>(&block)) {
             if (layout == Layout::channels_last) order = channels_last_order(shape);
-            const size_t scales = std::min(activations.size(), mlp->layers.size());
             blocks_.push_back(
-                make_mlp(*mlp, elements(shape), order, weights, precision, activations.first(scales)));
-            activations = activations.subspan(scales);
+                make_mlp(*mlp, elements(shape), order, weights, precisions, activations.first(scales)));
             layout = Layout::torch;
         } else if (const auto* gru = std::get_if<GruSpec>(&block)) {
-            const size_t scales = std::min<size_t>(activations.size(), 1);
             blocks_.push_back(
-                make_gru(*gru, in_ - gru->hidden, weights, precision, activations.first(scales)));
-            activations = activations.subspan(scales);
+                make_gru(*gru, in_ - gru->hidden, weights, precisions.front(), activations.first(scales)));
         } else if (const auto* two_hot = std::get_if<TwoHotSpec>(&block)) {
             blocks_.push_back(make_two_hot(*two_hot));
         } else {
@@ -59,6 +72,8 @@ Network::Network(const AgentFile& file, const std::string& name, std::vector<int
                                   : make_impala(std::get<ImpalaSpec>(block), shape, layout, weights));
             layout = Layout::channels_last;
         }
+        activations = activations.subspan(scales);
+        limits = limits.subspan(std::min(limits.size(), layers));
         order.clear();
         shape = out;
         sizes_.push_back(elements(shape));

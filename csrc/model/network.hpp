@@ -31,7 +31,8 @@ class Network {
   public:
     // `input_order`: see PackedDense; for networks whose inputs the engine keeps in another order than the
     // spec lists.
-    // `precision` holds for its mlp blocks. `member`: which network of an ensemble.
+    // `precision` holds for its mlp and gru blocks, but for layers that the spec wants in a higher one.
+    // `member`: which network of an ensemble.
     Network(const AgentFile& file, const std::string& name, std::vector<int> input_order,
             simd::Precision precision, int member = 0);
 

@@ -2,6 +2,11 @@
 
 namespace pyjepa {
 
+size_t quantised_layers(const BlockSpec& block) {
+    if (const auto* mlp = std::get_if<MlpSpec>(&block)) return mlp->layers.size();
+    return std::holds_alternative<GruSpec>(block) ? 1 : 0;
+}
+
 const char* algorithm_name(Algorithm algorithm) {
     switch (algorithm) {
         case Algorithm::cem:

@@ -1,6 +1,7 @@
 // The spec in C++: what an agent file says about its agent. Mirrors pyjepa/spec.py, field for field.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -101,6 +102,9 @@ struct ActivationScale {
     float at(size_t input) const { return scale.size() == 1 ? scale[0] : scale[input]; }
 };
 
+// What a layer's weights and inputs are rounded to at most, in the order of simd::Precision.
+enum class LayerPrecision { fp32, bf16, int8 };
+
 struct ModuleSpec {
     std::vector<Input> inputs;
     std::vector<BlockSpec> blocks;
@@ -109,7 +113,12 @@ struct ModuleSpec {
     int ensemble = 1;
     // For int8: one per layer of an mlp, one for a gru's hidden state; or none: chosen as it runs.
     std::vector<ActivationScale> activations;
+    // The same layers' precisions, where they are loaded in a lower one; or none: no limit.
+    std::vector<LayerPrecision> precisions;
 };
+
+// How many layers of a block run in a lower precision: `activations` and `precisions` have an entry for each.
+size_t quantised_layers(const BlockSpec& block);
 
 struct LevelSpec {
     std::optional<std::string> encoder;

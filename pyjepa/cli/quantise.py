@@ -1,4 +1,4 @@
-"""``pyjepa quantise FILE``: activation scales for int8, and what lower precisions cost in planning."""
+"""``pyjepa quantise FILE``: activation scales for int8, a precision for every layer, and what they cost in planning."""
 
 from __future__ import annotations
 
@@ -15,10 +15,22 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from pyjepa.agent import Model
+    from pyjepa.mixed_precision import Choice
     from pyjepa.quantise import Situation
 
 
-@click.command(short_help="Calibrate int8 and say what lower precisions cost.")
+def _percentage(context: click.Context, option: click.Parameter, text: str) -> float:
+    """``2%`` or ``0.02``."""
+    try:
+        number = float(text.strip().removesuffix("%")) / (100.0 if text.strip().endswith("%") else 1.0)
+    except ValueError:
+        number = math.nan
+    if not 0.0 <= number < math.inf:
+        raise click.BadParameter(f"{text!r} is no percentage like 2% (or 0.02)")
+    return number
+
+
+@click.command(short_help="Calibrate int8, choose layers' precisions, say what they cost.")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), metavar="OUT", help="The file to write.")
 @click.option(
@@ -27,7 +39,16 @@ if TYPE_CHECKING:
     metavar="EPISODES",
     help="Observations to plan from, as `pyjepa collect` writes them.  [default, for Two Rooms: drawn from the world]",
 )
+@click.option(
+    "--target",
+    callback=_percentage,
+    default="2%",
+    show_default=True,
+    metavar="P%",
+    help="How much more int8's plans may cost than fp32's, as fp32 judges them: mean over --choose states.",
+)
 @click.option("--calibrate", type=click.IntRange(1), default=50, show_default=True, help="Plans to calibrate on.")
+@click.option("--choose", type=click.IntRange(1), default=100, show_default=True, help="Plans to choose on, others.")
 @click.option("--states", type=click.IntRange(1), default=200, show_default=True, help="Plans to compare on, others.")
 @click.option(
     "--episodes", type=click.IntRange(0), default=0, show_default=True, help="Two Rooms episodes to play in each."
@@ -38,17 +59,21 @@ def command(
     file: Path,
     output: Path | None,
     data: Path | None,
+    target: float,
     calibrate: int,
+    choose: int,
     states: int,
     episodes: int,
     seed: int,
     json_file: str | None,
 ) -> None:
-    """Find static activation scales for the predictor of the agent FILE, so that it predicts faster in int8.
+    """Find how the agent FILE runs in int8: activation scales, and which layers had better stay in a higher precision.
 
-    The agent plans in float32 from stored observations, and the scales fit what its layers read along the candidates
-    that the planner tried. OUT is FILE with these scales added; its weights stay float32, and every precision can still
-    be chosen when it is loaded. Without --output nothing is written.
+    The agent plans in float32 from stored observations, and the scales fit what its predictor's layers read along the
+    candidates that the planner tried. Then each layer alone runs in int8, and those that disturb candidates' costs most
+    stay in bf16, if need be in fp32: as few as it takes for plans to cost at most --target more than fp32's, judged in
+    fp32. OUT is FILE with both added, and the evidence in its provenance; its weights stay float32, and every precision
+    can still be chosen when it is loaded. Without --output nothing is written.
 
     The table says what planning in each precision costs, on other situations than those calibrated on: how alike the
     same candidates are ranked (Spearman), and how much more the plans cost that are found, as float32 judges them.
@@ -61,26 +86,48 @@ def command(
     from pyjepa.agent import Model
     from pyjepa.atomic import write_text
     from pyjepa.bench.machine import describe
+    from pyjepa.errors import UnsupportedError
+    from pyjepa.mixed_precision import choose as choose_precisions
+    from pyjepa.mixed_precision import without_precisions
     from pyjepa.quantise import calibrate as find_scales
     from pyjepa.quantise import compare
 
-    for option, target in (("--output", output), ("--json", json_file)):
-        if target is not None and str(target) != "-" and not Path(target).absolute().parent.is_dir():
-            raise click.BadParameter(f"there is no folder {Path(target).parent}", param_hint=option)
+    for option, written in (("--output", output), ("--json", json_file)):
+        if written is not None and str(written) != "-" and not Path(written).absolute().parent.is_dir():
+            raise click.BadParameter(f"there is no folder {Path(written).parent}", param_hint=option)
     model = Model.load(file)
     if episodes and not _is_two_rooms(model):
         raise click.UsageError("--episodes: this agent was not made for Two Rooms")
     tensors = safetensors.numpy.load_file(file)
-    situations = _situations(model, data, calibrate + states, seed)
+    unlimited = agent_file.to_bytes(without_precisions(model.spec), tensors)
+    model = Model.from_bytes(unlimited)
+    situations = _situations(model, data, calibrate + choose + states, seed)
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("calibrating", total=calibrate)
         spec = find_scales(model, tensors, situations[:calibrate], seed=seed, progress=lambda: bar.advance(task))
-        models = _precisions(file, agent_file.to_bytes(spec, tensors))
+        models = _precisions(unlimited, agent_file.to_bytes(spec, tensors))
+        tasks: dict[str, Any] = {}
+
+        def advance(doing: str, of: int) -> None:
+            if doing not in tasks:
+                tasks[doing] = bar.add_task(doing, total=of)
+            bar.advance(tasks[doing])
+
+        chosen = None
+        try:
+            own = situations[calibrate : calibrate + choose]
+            chosen = choose_precisions(spec, tensors, own, target=target, seed=seed, progress=advance)
+        except UnsupportedError as error:
+            console.print(f"no precisions chosen: {error}", style="yellow")
+        if chosen is not None:
+            spec = chosen.spec
+            if "int8 static" in models and set(chosen.precisions) != {"int8"}:
+                models["int8 mixed"] = Model.from_bytes(agent_file.to_bytes(spec, tensors), precision="int8")
         task = bar.add_task("comparing", total=states)
-        compared = situations[calibrate:]
+        compared = situations[calibrate + choose :]
         rows = compare(model, models, compared, seed=seed, progress=lambda: bar.advance(task)) if models else {}
         task = bar.add_task("playing", total=episodes * (len(models) + 1), visible=episodes > 0)
         played: dict[str, list[bool]] = {}
@@ -95,6 +142,7 @@ def command(
     result: dict[str, Any] = {
         "agent": spec.name,
         "calibrated_on": calibrate,
+        "choice": None if chosen is None else json.loads(chosen.evidence()),
         "states": states,
         "seed": seed,
         "rows": [
@@ -103,7 +151,10 @@ def command(
         ],
         "machine": describe(),
     }
-    Console(file=sys.stderr if json_file == "-" else sys.stdout).print(_table(result))
+    out = Console(file=sys.stderr if json_file == "-" else sys.stdout)
+    if chosen is not None:
+        out.print(_chosen(chosen))
+    out.print(_table(result))
     if not models:
         console.print("this machine has no bf16 or int8 instructions: nothing to compare", style="yellow")
     if json_file == "-":
@@ -155,7 +206,7 @@ def _situations(model: Model, data: Path | None, count: int, seed: int) -> list[
     return drawn
 
 
-def _precisions(file: Path, calibrated: bytes) -> dict[str, Model]:
+def _precisions(file: bytes, calibrated: bytes) -> dict[str, Model]:
     """The lower precisions that this machine has, int8 both ways."""
     import dataclasses
     import warnings
@@ -172,7 +223,7 @@ def _precisions(file: Path, calibrated: bytes) -> dict[str, Model]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # that the machine lacks one: it is left out
         models = {
-            "bf16": Model.load(file, precision="bf16"),
+            "bf16": Model.from_bytes(file, precision="bf16"),
             "int8 dynamic": Model.from_bytes(dynamic, precision="int8"),
             "int8 static": Model.from_bytes(calibrated, precision="int8"),
         }
@@ -204,6 +255,20 @@ def _success(reference: list[bool], other: list[bool]) -> dict[str, Any]:
         "success_change": change,
         "success_change_95": [max(-1.0, change - half), min(1.0, change + half)],
     }
+
+
+def _chosen(choice: Choice) -> Table:
+    from rich.table import Table
+
+    title = f"int8's plans cost {choice.rise:+.2%} ± {choice.rise_95:.2%}, all layers in int8 {choice.rise_int8:+.2%}"
+    table = Table(title=title, caption=f"{choice.states} states, target {choice.target:.2%}")
+    table.add_column("layer", no_wrap=True)
+    table.add_column("runs in")
+    for tried in choice.errors:
+        table.add_column(f"error alone in {tried}", justify="right")
+    for i, (layer, precision) in enumerate(zip(choice.layers, choice.precisions, strict=True)):
+        table.add_row(layer.name, precision, *(f"{errors[i]:.2%}" for errors in choice.errors.values()))
+    return table
 
 
 def _table(result: dict[str, Any]) -> Table:

@@ -652,6 +652,26 @@ INSTANTIATE_TEST_SUITE_P(
               "[1]}]}",
               "spec.modules.predictor.quantisation.activations: has 2 items, but the module's mlp and gru "
               "blocks have 1 layers"},
+        Fault{"PrecisionsCount", "\"quantisation\": null",
+              "\"quantisation\": {\"weights\": \"int8\", \"precisions\": [\"int8\", \"bf16\"]}",
+              "spec.modules.predictor.quantisation.precisions: has 2 items, but the module's mlp and gru "
+              "blocks have 1 layers"},
+        Fault{"PrecisionsUnknown", "\"quantisation\": null",
+              "\"quantisation\": {\"weights\": \"int8\", \"precisions\": [\"int4\"]}",
+              "quantisation.precisions[0]: 'int4' is not one of 'fp32', 'bf16', 'int8'"},
+        Fault{"PrecisionsNumber", "\"quantisation\": null",
+              "\"quantisation\": {\"weights\": \"int8\", \"precisions\": [8]}",
+              "quantisation.precisions[0]: number is not one of"},
+        Fault{"PrecisionsOfLayers", "\"quantisation\": null",
+              "\"quantisation\": {\"weights\": \"int8\", \"precisions\": {\"linear0\": \"int8\"}}",
+              "quantisation.precisions: expected a list, got object"},
+        Fault{"PrecisionsAndScalesCount", "\"quantisation\": null",
+              "\"quantisation\": {\"weights\": \"int8\", \"precisions\": [\"int8\"], \"activations\": "
+              "[{\"scale\": [1]}, {\"scale\": [1]}]}",
+              "quantisation.activations: has 2 items"},
+        Fault{"QuantisationOfNothing", "\"quantisation\": null",
+              "\"quantisation\": {\"weights\": \"int8\", \"precisions\": []}",
+              "quantisation: key 'activations' is missing"},
         Fault{"QuantisationScaleZero", "\"quantisation\": null",
               "\"quantisation\": {\"weights\": \"int8\", \"activations\": [{\"scale\": [0]}]}",
               "quantisation.activations[0].scale[0]: must be positive"},
@@ -783,6 +803,15 @@ TEST(AgentFile, ReadsActivationScales) {
     EXPECT_EQ(scales[0].scale, std::vector<float>{0.25f});
     EXPECT_EQ(scales[0].zero, 128);
     EXPECT_TRUE(spec.modules.at("encoder").activations.empty());
+}
+
+TEST(AgentFile, ReadsPrecisionsOfLayers) {
+    const Spec spec =
+        read_spec(replaced(small_spec, "\"quantisation\": null",
+                           "\"quantisation\": {\"weights\": \"int8\", \"precisions\": [\"bf16\"]}"));
+    EXPECT_EQ(spec.modules.at("predictor").precisions, std::vector{LayerPrecision::bf16});
+    EXPECT_TRUE(spec.modules.at("predictor").activations.empty());
+    EXPECT_TRUE(spec.modules.at("encoder").precisions.empty());
 }
 
 TEST(AgentFile, NamesLayersTooWideForTheirInput) {
