@@ -86,7 +86,7 @@ MAX_REGISTERS = 255
 
 @dataclass(frozen=True)
 class Plan:
-    """What to compile: `function` of `<op>/triton.py` with one configuration."""
+    """What to compile: `function` of `<op>/triton` with one configuration."""
 
     name: str
     op: str
@@ -228,7 +228,7 @@ def _rollout_plans(configs: dict[str, list[dict[str, Any]]]) -> list[Plan]:
             for config in configs[label]
         )
 
-    layered = {"BY_ENVIRONMENT": False, "WIDEN": False}
+    layered = {"BY_ENVIRONMENT": False, "WIDEN": False, "KEEP": False}
     one(wide, "dense", "dense", layered | {"NET": layout(wide).dynamics, "j": 0, "RESIDUAL": True}, 1024, True)
     one(
         w1,
@@ -238,10 +238,22 @@ def _rollout_plans(configs: dict[str, list[dict[str, Any]]]) -> list[Plan]:
         512,
         True,
     )
-    one(recurrent, "cell", "cell", {"NET": step["NET"], "WIDEN": False}, 512, True)
+    one(recurrent, "cell", "cell", {"NET": step["NET"], "WIDEN": False, "KEEP": False}, 512, True)
     one(recurrent, "norm", "norm", {"L": 512, "LP": 512, "V": 0}, 512, False)
     charged = {name: step[name] for name in ("L", "LP", "D", "DP", "TERMS")} | {"GOAL": True}
     one(recurrent, "charge", "charge", charged, 512, False)
+    # The way back: through a layer whose activation has the longest slope, and through a GRU's gates.
+    back = {"W": 0, "SHORTCUT": True}
+    deep = Program(Mlp(1024, 6, (Layer(1024, "none", "mish"),)))
+    one(deep, "dense_backward", "dense_backward", back | {"K": 1024, "OUT": 1024, "NP": 1024, "ACT": 4}, 1024, True)
+    gated = back | {"K": 3 * 512, "OUT": 512, "NP": 512, "ACT": 0}
+    one(recurrent, "dense_backward", "dense_backward", gated, 512, True)
+    side = {"K": 512, "W": 0, "ACT": 4, "D": 512, "DP": 512, "TERMS": step["TERMS"]}
+    one(Program(Gru(512, 512)), "action_gradient", "action_gradient", side, 512, True)
+    one(w1, "through_layer", "through_layer", {"NET": layout(w1).dynamics, "j": 0}, 512, False)
+    one(recurrent, "through_cell", "through_cell", {"NET": step["NET"]}, 512, False)
+    slopes = {name: step[name] for name in ("L", "LP", "TERMS")} | {"GOAL": True, "PATH": True, "ADJOINTS": True}
+    one(recurrent, "charge_backward", "charge_backward", slopes, 512, False)
     return plans
 
 

@@ -228,8 +228,8 @@ BACKWARD_COLUMNS = 576
 """Columns that the reverse kernel keeps of a step's layers: registers again."""
 BACKWARD_GRU = 128
 """Columns of a GRU's state there, with its gates and their derivatives."""
-STEPWISE_NORMED_WIDTH = 512
-"""Columns of a row that one program norms."""
+STEPWISE_ROW = 512
+"""Columns of a row that one program takes whole: normed ones, states, and what a gradient of actions is summed in."""
 SIMNORM_GROUPS = (1, 2, 4, 8, 16)
 """Groups that never straddle two tiles."""
 
@@ -245,8 +245,8 @@ class Choice:
 def choose(described: Program, element_size: int, *, backward: bool = False, triton: bool = True) -> Choice:
     """The way a rollout of ``element_size``-byte weights runs: fused, stepwise or eager.
 
-    ``backward``: it will be differentiated. ``triton``: whether Triton runs here at all. A pure function: what falls
-    back, and the reason in words, can be known without a device.
+    ``backward``: the way back through it, which takes smaller networks in one launch. ``triton``: whether Triton runs
+    here at all. A pure function: what falls back, and the reason in words, can be known without a device.
     """
     if not triton:
         return Choice("eager", "Triton does not run here")
@@ -256,8 +256,6 @@ def choose(described: Program, element_size: int, *, backward: bool = False, tri
     reason = _not_fused(described, element_size, backward)
     if not reason:
         return Choice("fused")
-    if backward:
-        return Choice("eager", f"{reason}; the stepwise path has no backward")
     wide = _too_wide_a_row(described)
     return Choice("eager", f"{reason}; {wide}") if wide else Choice("stepwise", reason)
 
@@ -276,7 +274,7 @@ def _not_at_all(described: Program) -> str:
 
 
 def _widths(network: Dynamics) -> list[int]:
-    return [network.state] + ([layer.out for layer in network.layers] if isinstance(network, Mlp) else [])
+    return [network.state, network.side] + ([layer.out for layer in network.layers] if isinstance(network, Mlp) else [])
 
 
 def _kept(network: Dynamics) -> int:
@@ -318,11 +316,8 @@ def _not_fused(described: Program, element_size: int, backward: bool) -> str:
 
 
 def _too_wide_a_row(described: Program) -> str:
-    rows = [described.dynamics.state]
-    for network in networks(described):
-        rows += [layer.out for layer in network.layers if layer.norm != "none"] if isinstance(network, Mlp) else []
-    return (
-        f"a normed row of {max(rows)}, stepwise at most {STEPWISE_NORMED_WIDTH}"
-        if max(rows) > STEPWISE_NORMED_WIDTH
-        else ""
-    )
+    rows = {"a state": described.dynamics.state, "an action": described.dynamics.side}
+    normed = [layer.out for n in networks(described) if isinstance(n, Mlp) for layer in n.layers if layer.norm != "none"]
+    rows["a normed row"] = max(normed, default=0)
+    name = max(rows, key=lambda key: rows[key])
+    return f"{name} of {rows[name]}, stepwise at most {STEPWISE_ROW}" if rows[name] > STEPWISE_ROW else ""

@@ -32,17 +32,17 @@ def _rollout_op(
     critic: list[Tensor],
     program: str,
     discount: float,
-    stepwise: bool,
+    way: str,
+    back: str,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    """(cost (N,), path (N, S + 1, L) or empty)."""
+    """(cost (N,), path (N, S + 1, L) or empty); ``way`` and ``back``: fused or stepwise, forward and backward."""
     from . import triton as kernels
 
     packed = pack(decode(program), parameters, critic, compute_dtype(actions.dtype))
     per = actions.shape[0] // start.shape[0]
     return kernels.forward(
-        packed, start, actions, goal, previous, center, scale, coefficients, discount, per=per, stepwise=stepwise,
-        keep=keep,
+        packed, start, actions, goal, previous, center, scale, coefficients, discount, per=per, way=way, keep=keep,
     )  # fmt: skip
 
 
@@ -59,7 +59,8 @@ def _(
     critic: list[Tensor],
     program: str,
     discount: float,
-    stepwise: bool,
+    way: str,
+    back: str,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
     rows, steps, _ = actions.shape
@@ -83,6 +84,7 @@ def _rollout_backward_op(
     program: str,
     discount: float,
     per: int,
+    way: str,
     weights: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Gradients: actions (N, S, D), start (N, L) and, where `weights`, of parameters and critic."""
@@ -92,7 +94,7 @@ def _rollout_backward_op(
     packed = pack(description, parameters, critic, path.dtype, backward=True)
     of_actions, of_start, adjoints = kernels.backward(
         packed, path, actions, goal, previous, center, scale, coefficients, of_cost, of_path, discount, per=per,
-        adjoints=weights,
+        way=way, adjoints=weights,
     )  # fmt: skip
     if not weights:
         return of_actions, of_start, []
@@ -125,6 +127,7 @@ def _(
     program: str,
     discount: float,
     per: int,
+    way: str,
     weights: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     grads = [p.new_empty(p.shape) for p in [*parameters, *critic]] if weights else []
@@ -132,9 +135,9 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    start, actions, goal, previous, center, scale, coefficients, parameters, critic, program, discount, _, _ = inputs
+    start, actions, goal, previous, center, scale, coefficients, parameters, critic, program, discount, *_ = inputs
     ctx.save_for_backward(output[1], actions, goal, previous, center, scale, coefficients, *parameters, *critic)
-    ctx.options = program, discount, actions.shape[0] // start.shape[0]
+    ctx.options = program, discount, actions.shape[0] // start.shape[0], inputs[11]
     ctx.count, ctx.dtypes = len(parameters), (start.dtype, actions.dtype)
     ctx.set_materialize_grads(False)
 
@@ -142,19 +145,19 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(ctx: Any, of_cost: Tensor | None, of_path: Tensor | None) -> tuple[Any, ...]:
     path, actions, goal, previous, center, scale, coefficients, *weights = ctx.saved_tensors
     parameters, critic = weights[: ctx.count], weights[ctx.count :]
-    program, discount, per = ctx.options
+    program, discount, per, way = ctx.options
     needs = ctx.needs_input_grad
     if of_cost is None:
         of_cost = path.new_zeros(path.shape[0])
     wanted = any(needs[7]) or any(needs[8])
     of_actions, of_start, grads = _rollout_backward_op(
         of_cost.contiguous(), None if of_path is None else of_path.contiguous(), path, actions, goal, previous, center,
-        scale, coefficients, parameters, critic, program, discount, per, wanted,
+        scale, coefficients, parameters, critic, program, discount, per, way, wanted,
     )  # fmt: skip
     start = of_start.view(-1, per, of_start.shape[1]).sum(1).to(ctx.dtypes[0]) if needs[0] else None
     own = grads[: ctx.count] if wanted else [None] * len(parameters)
     others = grads[ctx.count :] if wanted else [None] * len(critic)
-    return start, of_actions.to(ctx.dtypes[1]), None, None, None, None, None, own, others, *(None,) * 4
+    return start, of_actions.to(ctx.dtypes[1]), None, None, None, None, None, own, others, *(None,) * 5
 
 
 _rollout_op.register_autograd(_backward, setup_context=_setup_context)
@@ -190,8 +193,8 @@ def rollout(
         why); "torch" is eager; "triton" fused or stepwise; "fused" and "stepwise" that one.
 
     Returns (cost (E, N), states (E, N, S, L) or None) in fp32 (fp64 for fp64). Differentiable once, with respect to
-    start, actions and both networks' parameters, through the fused kernels where they fit, else eagerly. Not with
-    respect to goal and previous. Non-finite inputs give non-finite costs in their own rows only. Same bits every run.
+    start, actions and both networks' parameters; the way back is chosen as the way forward is, by a rule of its own.
+    Not with respect to goal and previous. Non-finite inputs give non-finite costs in their own rows only. Same bits every run.
 
     Raises ValueError (shapes, devices, S < 1, N < 1, a backend that cannot take this rollout, saying why), TypeError
     (dtypes), RuntimeError (Triton unavailable).
@@ -201,6 +204,7 @@ def rollout(
     weights = [*parameters, *critic_parameters]
     recorded = torch.is_grad_enabled() and any(x.requires_grad for x in (start, actions, *weights))
     choice = choose_backend(description, weights[0], start.device.type, backend, recorded)
+    forward = choose_backend(description, weights[0], start.device.type, backend, False)
     if choice.way == "eager":
         found = rollout_reference(
             dynamics, parameters, start, actions, terms=terms, goal=goal, previous=previous, critic=critic,
@@ -223,7 +227,8 @@ def rollout(
         list(critic_parameters),
         encode(description),
         discount,
-        choice.way == "stepwise",
+        forward.way,
+        choice.way,
         states or recorded,
     )
     reached = path[:, 1:].reshape(environments, candidates, steps, -1) if states else None
@@ -239,13 +244,15 @@ def rollout_way(
     device: str = "cuda",
     backward: bool = False,
 ) -> Choice:
-    """Which way `rollout` runs with backend "auto" on a device, and the reason if it is not fused. Needs no device."""
+    """Which way `rollout`, or its ``backward``, runs with backend "auto" on a device, and the reason if it is not fused.
+    Needs no device.
+    """
     triton = HAS_TRITON and (device == "cuda" or interpreted()) and (dtype != torch.float64 or interpreted())
     return choose(described_by(dynamics, terms, critic), dtype.itemsize, backward=backward, triton=triton)
 
 
 def choose_backend(description: Program, weight: Tensor, device: str, backend: str, recorded: bool) -> Choice:
-    """The way a backend runs a program whose weights are like `weight`; `recorded`: it will be differentiated."""
+    """The way a backend runs a program whose weights are like `weight`, or, where `recorded`, goes back through it."""
     if backend not in ("auto", "torch", "triton", "fused", "stepwise"):
         raise ValueError(f"backend must be 'auto', 'torch', 'triton', 'fused' or 'stepwise', not {backend!r}")
     if backend == "torch":
@@ -260,10 +267,10 @@ def choose_backend(description: Program, weight: Tensor, device: str, backend: s
             f"backend={backend!r} on {device}: Triton needs a GPU, or TRITON_INTERPRET=1 for a CPU check"
         )
     choice = choose(description, weight.element_size(), backward=recorded, triton=True)
-    if backend == "stepwise" and not recorded and choice.way == "fused":
+    if backend == "stepwise" and choice.way == "fused":
         return Choice("stepwise", "asked for")
     if choice.way == "eager" or (backend != "triton" and choice.way != backend):
-        raise ValueError(f"backend={backend!r} cannot take this rollout: {choice.reason or 'it is differentiated'}")
+        raise ValueError(f"backend={backend!r} cannot take this rollout: {choice.reason}")
     return choice
 
 

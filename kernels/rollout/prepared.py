@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..runtime import compute_dtype
-from .description import Choice, Dynamics, Mlp, Program, Term
+from .description import Dynamics, Mlp, Program, Term, choose
 from .description import program as described_by
 from .layout import Packed, pack
 from .op import Backend, check, choose_backend
@@ -47,20 +47,12 @@ class Prepared:
         numbers = [[term.stage, term.terminal, term.reach] for term in terms]
         self._coefficients = torch.tensor(numbers, dtype=wide, device=like.device).reshape(-1, 3)
         self.way = choose_backend(self.program, like, like.device.type, backend, False)
-        self.gradient_way = self._gradient_way(backend)
+        self.gradient_way = self.way
+        if self.way.way == "fused":
+            self.gradient_way = choose(self.program, like.element_size(), backward=True)
         self._packed: Packed | None = None
         if self.way.way != "eager":
-            fused = self.gradient_way.way == "fused"
-            self._packed = pack(self.program, self._parameters, self._critic, wide, backward=fused)
-
-    def _gradient_way(self, backend: Backend) -> Choice:
-        if self.way.way == "eager":
-            return self.way
-        backward = "auto" if backend == "auto" else "triton"
-        try:
-            return choose_backend(self.program, self._parameters[0], self._parameters[0].device.type, backward, True)
-        except ValueError as error:
-            return Choice("eager", str(error))
+            self._packed = pack(self.program, self._parameters, self._critic, wide, backward=True)
 
     def check(self, start: Tensor, actions: Tensor, goal: Tensor | None, previous: Tensor | None) -> None:
         """Raise ValueError or TypeError, naming what does not fit."""
@@ -76,13 +68,13 @@ class Prepared:
         if self._packed is None:
             with torch.no_grad():
                 return self._eager(start, actions, goal, previous)
-        return self._forward(start, actions, goal, previous, self.way.way == "stepwise", False)[0]
+        return self._forward(start, actions, goal, previous, False)[0]
 
     def gradient(
         self, start: Tensor, actions: Tensor, goal: Tensor | None = None, previous: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Costs (E, N), and the derivative of each with respect to its actions (E, N, S, D)."""
-        if self._packed is None or self.gradient_way.way != "fused":
+        if self._packed is None:
             with torch.enable_grad():
                 followed = actions.detach().requires_grad_()
                 cost = self._eager(start, followed, goal, previous)
@@ -91,22 +83,23 @@ class Prepared:
                 return cost.detach(), torch.autograd.grad(cost.sum(), followed)[0]
         from . import triton as kernels
 
-        cost, path = self._forward(start, actions, goal, previous, False, True)
+        cost, path = self._forward(start, actions, goal, previous, True)
         of_actions, _, _ = kernels.backward(
             self._packed, path, actions.flatten(0, 1), goal, previous, self._center, self._scale, self._coefficients,
-            torch.ones_like(cost).flatten(), None, self.discount, per=actions.shape[1], adjoints=False,
+            torch.ones_like(cost).flatten(), None, self.discount, per=actions.shape[1], way=self.gradient_way.way,
+            adjoints=False,
         )  # fmt: skip
         return cost, of_actions.view(actions.shape)
 
     def _forward(
-        self, start: Tensor, actions: Tensor, goal: Tensor | None, previous: Tensor | None, stepwise: bool, keep: bool
+        self, start: Tensor, actions: Tensor, goal: Tensor | None, previous: Tensor | None, keep: bool
     ) -> tuple[Tensor, Tensor]:
         from . import triton as kernels
 
         assert self._packed is not None
         cost, path = kernels.forward(
             self._packed, start, actions.flatten(0, 1), goal, previous, self._center, self._scale, self._coefficients,
-            self.discount, per=actions.shape[1], stepwise=stepwise, keep=keep,
+            self.discount, per=actions.shape[1], way=self.way.way, keep=keep,
         )  # fmt: skip
         return cost.view(actions.shape[:2]), path
 

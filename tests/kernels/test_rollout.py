@@ -121,10 +121,11 @@ def test_odd_shapes(shape, device, poisoned):
         assert_within_rule(run(rollout, *there, backend=backend, states=True), plain, exact)
 
 
+@pytest.mark.parametrize("backend", ["fused", "stepwise"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_gradients(name, device, poisoned):
+def test_gradients(name, backend, device, poisoned):
     arguments, options = case(NETWORKS[name], (2, 9, 3))
-    found = gradients(rollout, *moved(arguments, options, device=device), backend="fused", states=True)
+    found = gradients(rollout, *moved(arguments, options, device=device), backend=backend, states=True)
     plain = gradients(rollout_reference, arguments, options)
     exact = gradients(rollout_reference, *moved(arguments, options, dtype=torch.float64))
     assert_within_rule(found, plain, exact, atol=2e-6)
@@ -229,7 +230,7 @@ def test_opcheck(device):
     torch.library.opcheck(
         torch.ops.pyjepa.rollout,
         (start.requires_grad_(), actions.reshape(6, 2, 2).requires_grad_(), options["goal"], None, options["center"],
-         options["scale"], coefficients, weights, [], described, 0.9, False, True),
+         options["scale"], coefficients, weights, [], described, 0.9, "fused", "stepwise", True),
     )  # fmt: skip
 
 
@@ -297,18 +298,22 @@ def wide_mlp(*widths, norm="none", group=8):
     [
         (wide_mlp(64, 64, 64), 4, False, "fused", ""),
         (wide_mlp(256, 256, 64), 4, True, "fused", ""),
-        (wide_mlp(256, 256, 256, norm="layer"), 4, True, "eager", "768 columns to keep"),
+        (wide_mlp(256, 256, 256, norm="layer"), 4, True, "stepwise", "768 columns to keep"),
         (wide_mlp(256, 256, 256), 4, False, "fused", ""),
         (wide_mlp(256, 256, 256, 256, 256), 4, False, "stepwise", f"fused at most {FUSED_WEIGHT_BYTES}"),
         (wide_mlp(512, 256), 2, False, "stepwise", "a width of 512, fused at most 256"),
         (wide_mlp(512, 512, norm="layer"), 4, False, "stepwise", "weights of"),
         (wide_mlp(1024, 64), 2, False, "stepwise", "a width of 1024"),
         (wide_mlp(1024, 64, norm="layer"), 2, False, "eager", "a normed row of 1024, stepwise at most 512"),
-        (wide_mlp(512, 512), 4, True, "eager", "the stepwise path has no backward"),
+        (wide_mlp(512, 512), 4, True, "stepwise", "weights of"),
+        (wide_mlp(1024, 64, norm="layer"), 2, True, "eager", "a normed row of 1024, stepwise at most 512"),
+        (Mlp(600, 2, (Layer(600),)), 2, False, "eager", "a state of 600, stepwise at most 512"),
+        (Mlp(8, 300, (Layer(8),)), 4, False, "stepwise", "a width of 300, fused at most 256"),
+        (Mlp(8, 600, (Layer(8),)), 4, False, "eager", "an action of 600, stepwise at most 512"),
         (wide_mlp(24, 24, norm="simnorm", group=6), 4, False, "eager", "simnorm groups of 6"),
         (Gru(256, 2), 2, False, "fused", ""),
         (Gru(128, 2), 4, True, "fused", ""),
-        (Gru(256, 2), 2, True, "eager", "a gru's state of 256"),
+        (Gru(256, 2), 2, True, "stepwise", "a gru's state of 256"),
         (Gru(512, 2), 4, False, "stepwise", "weights of"),
     ],
 )  # fmt: skip
@@ -336,10 +341,11 @@ def test_beyond_the_rule_it_runs_stepwise_all_the_same(device):
     torch.testing.assert_close(found, rollout_reference(*arguments, **options).cost, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="cannot take this rollout: a width of 300"):
         rollout(*arguments, **options, backend="fused")
-    arguments[3].requires_grad_()
-    with pytest.raises(ValueError, match="the stepwise path has no backward"):
-        rollout(*arguments, **options, backend="triton")
-    assert rollout(*arguments, **options).cost.requires_grad or device == "cuda"
+    followed = [arguments[3].detach().requires_grad_() for _ in range(2)]
+    one = rollout(*arguments[:3], followed[0], **options, backend="triton").cost
+    other = rollout_reference(*arguments[:3], followed[1], **options).cost
+    slopes = [torch.autograd.grad(cost.sum(), x)[0] for cost, x in zip((one, other), followed, strict=True)]
+    torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-5)
 
 
 # ---- bad input ---------------------------------------------------------------------------------------------------
