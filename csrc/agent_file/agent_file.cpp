@@ -41,9 +41,10 @@ void check_tied(const AgentFile& agent) {
     }
 }
 
-AgentFile read(SharedBytes file) {
+AgentFile read(SharedBytes file, bool mapped) {
     SafetensorsHeader header = read_safetensors_header(file.bytes);
     AgentFile agent;
+    agent.mapped = mapped;
     agent.spec = read_spec(header.spec);
 
     std::unordered_map<std::string, const TensorEntry*> found;
@@ -60,6 +61,7 @@ AgentFile read(SharedBytes file) {
         const std::span<const float> values(reinterpret_cast<const float*>(data.data() + entry.begin),
                                             (entry.end - entry.begin) / sizeof(float));
         check_finite(name, values);
+        agent.release(values);
         agent.tensors.emplace(name, Tensor{std::move(shape), values});
         found.erase(place);
     }
@@ -74,12 +76,16 @@ AgentFile read(SharedBytes file) {
 
 }  // namespace
 
+void AgentFile::release(std::span<const float> data) const noexcept {
+    if (mapped) release_mapped(std::as_bytes(data));
+}
+
 AgentFile read_agent_file(const std::string& path) {
-    return read(map_file(path));
+    return read(map_file(path), true);
 }
 
 AgentFile read_agent_bytes(std::span<const std::byte> bytes) {
-    return read(copy_bytes(bytes));
+    return read(copy_bytes(bytes), false);
 }
 
 }  // namespace pyjepa

@@ -26,6 +26,11 @@ struct AgentFile {
     Spec spec;
     std::map<std::string, Tensor> tensors;  // by name: module.block.param
     std::shared_ptr<const void> storage;    // keeps the mapping or buffer behind the tensors alive
+    bool mapped = false;
+
+    // Gives a tensor's memory back until it is read again, where the file is mapped: a reader that takes one
+    // tensor after the other never holds the whole file.
+    void release(std::span<const float> data) const noexcept;
 };
 
 AgentFile read_agent_file(const std::string& path);            // maps the file

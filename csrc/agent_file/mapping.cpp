@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdint>
 #include <cstring>
 #include <new>
 #include <system_error>
@@ -55,6 +56,13 @@ SharedBytes map_file(const std::string& path) {
     if (data == MAP_FAILED) io_error(path, reason(errno));
     std::shared_ptr<const void> owner(data, [size](void* mapped) { ::munmap(mapped, size); });
     return {std::move(owner), {static_cast<const std::byte*>(data), size}};
+}
+
+void release_mapped(std::span<const std::byte> bytes) noexcept {
+    const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+    const auto begin = reinterpret_cast<std::uintptr_t>(bytes.data()) / page * page;
+    const auto end = reinterpret_cast<std::uintptr_t>(bytes.data()) + bytes.size();
+    if (!bytes.empty()) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
 }
 
 SharedBytes copy_bytes(std::span<const std::byte> bytes) {

@@ -13,6 +13,9 @@ struct SharedBytes {
     std::span<const std::byte> bytes;
 };
 
+// Takes mapped pages out of memory; the next read brings them back from the file.
+void release_mapped(std::span<const std::byte> bytes) noexcept;
+
 SharedBytes map_file(const std::string& path);  // throws Error(PYJEPA_IO)
 SharedBytes copy_bytes(std::span<const std::byte> bytes);
 

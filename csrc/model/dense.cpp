@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 namespace pyjepa {
 namespace {
@@ -15,10 +16,20 @@ void for_each_weight(int in, int out, int groups, int group, std::span<const int
     size_t panel = 0;
     for (int c0 = 0; c0 < simd::padded(out); c0 += simd::kPanel) {
         const int width = std::min(simd::kPanel, simd::padded(out) - c0);
-        for (int k = 0; k < in; ++k)
-            for (int c = 0; c < std::min(width, out - c0); ++c)
-                put(panel + static_cast<size_t>((place(k) / group * width + c) * group + place(k) % group),
-                    c0 + c, order.empty() ? k : order[static_cast<size_t>(k)]);
+        // A cache line of a row of weights at a time: rows a power of two apart would else evict each other.
+        constexpr int line = 16;
+        for (int k0 = 0; k0 < in; k0 += line) {
+            const int inputs = std::min(line, in - k0), outputs = std::min(width, out - c0);
+            size_t at[line];
+            int from[line];
+            for (int k = 0; k < inputs; ++k) {
+                const int put_at = place(k0 + k);
+                at[k] = panel + static_cast<size_t>(put_at / group * width * group + put_at % group);
+                from[k] = order.empty() ? k0 + k : order[static_cast<size_t>(k0 + k)];
+            }
+            for (int c = 0; c < outputs; ++c)
+                for (int k = 0; k < inputs; ++k) put(at[k] + static_cast<size_t>(c * group), c0 + c, from[k]);
+        }
         panel += static_cast<size_t>(groups) * static_cast<size_t>(width) * static_cast<size_t>(group);
     }
 }
@@ -53,8 +64,19 @@ float largest(std::span<const float> values) {
     return most;
 }
 
+// std::lround, which would not vectorise: the sum is exact wherever it decides.
 int8_t to_int8(float x) {
-    return static_cast<int8_t>(std::clamp(std::lround(x), -127L, 127L));
+    const double exact = static_cast<double>(x);
+    return static_cast<int8_t>(std::clamp(static_cast<int>(exact + std::copysign(0.5, exact)), -127, 127));
+}
+
+void put_bytes(const std::vector<int8_t>& weight, int in, int out, std::span<const int> order,
+               AlignedBuffer<int8_t>& panels) {
+    for_each_weight(
+        in, out, simd::byte_quads(in), 4, order, [in](int k) { return simd::byte_place(k, in); },
+        [&](size_t at, int o, int i) {
+            panels[at] = weight[static_cast<size_t>(o) * static_cast<size_t>(in) + static_cast<size_t>(i)];
+        });
 }
 
 }  // namespace
@@ -92,17 +114,19 @@ PackedDenseInt8::PackedDenseInt8(std::span<const float> weight, std::span<const 
       zero_sum_(static_cast<size_t>(simd::padded(out))),
       in_(in),
       out_(out) {
+    const auto inputs = static_cast<size_t>(in);
+    std::vector<int8_t> rounded(inputs * static_cast<size_t>(out));
     for (int o = 0; o < out; ++o) {
-        const float most = largest(row(weight, o, in));
-        scale_[static_cast<size_t>(o)] = most > 0.0f ? most / 127.0f : 1.0f;
+        const std::span<const float> weights = row(weight, o, in);
+        const float most = largest(weights);
+        const float scale = most > 0.0f ? std::max(most / 127.0f, std::numeric_limits<float>::min()) : 1.0f;
+        int8_t* const to = rounded.data() + static_cast<size_t>(o) * inputs;
+        int32_t sum = 0;
+        for (size_t i = 0; i < inputs; ++i) sum += to[i] = to_int8(weights[i] / scale);
+        scale_[static_cast<size_t>(o)] = scale;
+        zero_sum_[static_cast<size_t>(o)] = -128 * sum;
     }
-    for_each_weight(
-        in, out, simd::byte_quads(in), 4, order, [in](int k) { return simd::byte_place(k, in); },
-        [&](size_t at, int o, int i) {
-            const auto output = static_cast<size_t>(o);
-            panels_[at] = to_int8(row(weight, o, in)[static_cast<size_t>(i)] / scale_[output]);
-            zero_sum_[output] -= 128 * panels_[at];
-        });
+    put_bytes(rounded, in, out, order, panels_);
 }
 
 PackedDenseInt8Static::PackedDenseInt8Static(std::span<const float> weight, std::span<const float> bias,
@@ -129,25 +153,26 @@ PackedDenseInt8Static::PackedDenseInt8Static(std::span<const float> weight, std:
         const double start = std::abs(static_cast<double>(bias[static_cast<size_t>(o)])) / most_start;
         unit.push_back(std::max({most, start, 1e-300}));
     }
-    std::vector<double> reach(static_cast<size_t>(out), 0.0);  // of the sum, whatever the input
-    std::vector<int32_t> sum(static_cast<size_t>(out), 0);
-    for_each_weight(
-        in, out, simd::byte_quads(in), 4, order, [in](int k) { return simd::byte_place(k, in); },
-        [&](size_t at, int o, int i) {
-            const auto output = static_cast<size_t>(o);
-            const double w = static_cast<double>(row(weight, o, in)[static_cast<size_t>(i)]);
-            panels_[at] = to_int8(static_cast<float>(w * input.at(static_cast<size_t>(i)) / unit[output]));
-            reach[output] += 255.0 * std::abs(static_cast<double>(panels_[at]));
-            sum[output] += panels_[at];
-        });
+    const auto inputs = static_cast<size_t>(in);
+    std::vector<int8_t> rounded(inputs * static_cast<size_t>(out));
     for (size_t o = 0; o < static_cast<size_t>(out); ++o) {
+        const std::span<const float> weights = row(weight, static_cast<int>(o), in);
+        int8_t* const to = rounded.data() + o * inputs;
+        int32_t sum = 0, size = 0;
+        for (size_t i = 0; i < inputs; ++i) {
+            to[i] = to_int8(static_cast<float>(static_cast<double>(weights[i]) * input.at(i) / unit[o]));
+            sum += to[i];
+            size += std::abs(to[i]);
+        }
+        const double reach = 255.0 * size;  // of the sum, whatever the input
         const double start = std::round(static_cast<double>(bias[o]) / unit[o]);
-        start_[o] = static_cast<int32_t>(start) - input.zero * sum[o];
+        start_[o] = static_cast<int32_t>(start) - input.zero * sum;
         scale_[o] = static_cast<float>(unit[o]);
         // Kept from leaving int32: only where all but a few sums saturate anyway.
         rescale_[o] = static_cast<float>(
-            std::min(unit[o] / static_cast<double>(next.at(o)), 0x1p30 / (reach[o] + std::abs(start) + 1.0)));
+            std::min(unit[o] / static_cast<double>(next.at(o)), 0x1p30 / (reach + std::abs(start) + 1.0)));
     }
+    put_bytes(rounded, in, out, order, panels_);
 }
 
 }  // namespace pyjepa

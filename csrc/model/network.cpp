@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
 
 namespace pyjepa {
 namespace {
@@ -47,8 +48,10 @@ Network::Network(const AgentFile& file, const std::string& name, std::vector<int
     std::span<const LayerPrecision> limits = spec.precisions;
     for (size_t i = 0; i < spec.blocks.size(); ++i) {
         const std::string prefix = name + "." + std::to_string(i) + ".";
+        std::span<const float> packed;  // most likely, once the next is asked for; to be read again, if not
         const Weights weights = [&](const std::string& parameter) {
             const std::span<const float> all = file.tensors.at(prefix + parameter).data;
+            file.release(std::exchange(packed, all));
             const size_t own = all.size() / static_cast<size_t>(spec.ensemble);
             return all.subspan(own * static_cast<size_t>(member), own);
         };
@@ -72,6 +75,7 @@ Network::Network(const AgentFile& file, const std::string& name, std::vector<int
                                   : make_impala(std::get<ImpalaSpec>(block), shape, layout, weights));
             layout = Layout::channels_last;
         }
+        file.release(packed);
         activations = activations.subspan(scales);
         limits = limits.subspan(std::min(limits.size(), layers));
         order.clear();
