@@ -422,6 +422,7 @@ GOLDEN_FILES = {
     "version-1-discrete": "dc18e655b64c35be60b4abb2bb17dcc73488e0fb82525fb00239752dc8ecfcc2",
     "version-1-quantised": "2df96aa43017bece32866a38ce73d4cd8644808d7540bebd47f3cc4f35d4476c",
     "version-1-recurrent": "f28222e873d70573b30fbe0f00a162009aaac69608634408567b77ff5e900f6b",
+    "version-1-adaln": "51c366234c058d857a06623cba512f27cb365208b7899bb8a062698719f51447",
 }
 
 
@@ -438,6 +439,19 @@ def test_golden_file_loads_and_computes_the_same(name: str) -> None:
     for module, io in expected["forward"].items():
         output = model.forward(module, np.array(io["input"], np.float32))
         np.testing.assert_allclose(output, np.array(io["output"]), rtol=1e-4, atol=1e-5)
+
+
+def test_golden_file_that_looks_back_rolls_out_the_same() -> None:
+    path = GOLDEN / "version-1-adaln.safetensors"
+    rollout = json.loads(path.with_suffix(".json").read_text())["rollout"]
+    agent = pyjepa.load(path)
+    plan, states = (np.array(rollout[key], np.float32) for key in ("plan", "states"))
+    for reached in range(1, 6):  # the cost is a distance to where the plan leads after so many steps
+        agent.configure(goal=states[reached - 1], horizon=2 * reached, weights={"goal_distance": 1.0})
+        agent.observe(np.array(rollout["start"], np.float32))
+        (cost,) = agent.evaluate(plan[None, :reached])
+        expected = 0.5 * np.square(states[: reached - 1] - states[reached - 1]).sum()
+        np.testing.assert_allclose(cost, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_golden_file_with_activation_scales_computes_the_same_in_int8() -> None:
@@ -475,6 +489,8 @@ def test_inspect_shows_what_the_file_holds() -> None:
     recurrent = inspect(GOLDEN / "version-1-recurrent.safetensors").stdout
     assert "gru 5 the encoder's layer" in recurrent
     assert "2 of: gru 5 layer" in recurrent
+    adaln = inspect(GOLDEN / "version-1-adaln.safetensors").stdout
+    assert "adaln_transformer 2 layers of 4-7" in adaln
 
 
 def test_inspect_json_is_for_machines() -> None:
