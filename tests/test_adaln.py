@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pyjepa.adaln import AdalnTransformerBlock
-from pyjepa.adapters.stable_worldmodel import import_stable_worldmodel
+from pyjepa.adapters.torchvision import import_stable_worldmodel
 from pyjepa.errors import MissingPackageError
 from pyjepa.spec import AdalnTransformer
 
