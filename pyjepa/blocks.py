@@ -2,7 +2,7 @@
 
 A module's block i holds ``linear{j}`` and ``norm{j}`` (mlp), ``conv{j}`` (conv), ``stage{s}.conv`` and
 ``stage{s}.res{r}.conv{c}`` (impala) or `torch.nn.GRUCell`'s parameters and ``norm`` (gru); see `pyjepa.spec` for what
-each block computes.
+each block computes. `pyjepa.adaln` holds the transformer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional
 
-from pyjepa.spec import Activation, Conv, Gru, Impala, InputName, Layer, Mlp, Module, TwoHot
+from pyjepa.adaln import AdalnTransformerBlock
+from pyjepa.spec import Activation, AdalnTransformer, Conv, Gru, Impala, InputName, Layer, Mlp, Module, TwoHot
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
@@ -204,23 +205,29 @@ class Network(nn.Module):
         fit their inputs.
         """
         super().__init__()
-        for name, known in (("combine", ("concat", "cell")), ("latent", (None,)), ("quantisation", (None,))):
+        for name, known in (("latent", (None,)), ("quantisation", (None,))):
             if getattr(module, name) not in known:
                 raise NotImplementedError(f"the torch back end lacks {name}={getattr(module, name)!r}")
         self.module = module
         single = len(module.inputs) == 1
         shape = shapes[module.inputs[0]] if single else (sum(prod(shapes[name]) for name in module.inputs),)
-        cell = module.combine == "cell"
-        if cell and sorted(module.inputs) != ["action", "state"]:
-            raise ValueError(f"a cell reads exactly 'state' and 'action', not {module.inputs}")
+        first = {"cell": Gru, "adaln": AdalnTransformer}.get(module.combine)
+        if first is not None and sorted(module.inputs) != ["action", "state"]:
+            raise ValueError(f"combine {module.combine!r} reads exactly 'state' and 'action', not {module.inputs}")
+        if first is AdalnTransformer and module.ensemble > 1:
+            raise NotImplementedError("the torch back end lacks ensembles with combine='adaln'")
         for i, block in enumerate(module.blocks):
-            built: MlpBlock | ConvBlock | ImpalaBlock | TwoHotBlock | GruBlock
-            if isinstance(block, Gru) != (cell and i == 0):
-                raise ValueError("a cell ('gru') is the first block of a module with combine 'cell', and only there")
+            built: MlpBlock | ConvBlock | ImpalaBlock | TwoHotBlock | GruBlock | AdalnTransformerBlock
+            if first is not None and i == 0 and not isinstance(block, first):
+                raise ValueError(f"combine {module.combine!r} needs another first block than {block.kind!r}")
+            if isinstance(block, Gru | AdalnTransformer) and (i > 0 or first is None):
+                raise ValueError(f"{block.kind!r} is the first block of a module that combines so, and only there")
             if isinstance(block, Gru):
                 if shapes["state"] != (block.hidden,):
                     raise ValueError(f"gru: the hidden state has size {block.hidden}, the state {shapes['state']}")
                 built = GruBlock(block, prod(shapes["action"]))
+            elif isinstance(block, AdalnTransformer):
+                built = AdalnTransformerBlock(block, prod(shapes["state"]), prod(shapes["action"]))
             elif isinstance(block, Mlp):
                 built = MlpBlock(block, shape)
             elif isinstance(block, Conv):
@@ -243,6 +250,9 @@ class Network(nn.Module):
     def forward(self, inputs: Mapping[InputName, Tensor], *, each: bool = False) -> Tensor:
         """Inputs of shape (B, ...) by name -> (B, out), or (K, B, out) for an ensemble.
 
+        With ``combine`` "adaln" states and actions may be (B, T, ...) with T up to the window, the oldest first: the
+        outputs are (B, T, out), each of what came until then.
+
         ``each``: the members of an ensemble have inputs of their own, (K, B, ...).
         """
         if self.module.ensemble == 1:
@@ -258,6 +268,8 @@ class Network(nn.Module):
     def _member(self, inputs: Mapping[InputName, Tensor]) -> Tensor:
         blocks = [self.get_submodule(str(i)) for i in range(len(self.module.blocks))]
         given = [inputs[name] for name in self.module.inputs]
+        if self.module.combine == "adaln":
+            return self._windowed(inputs["state"], inputs["action"], *blocks)
         if self.module.combine == "cell":
             x = blocks.pop(0)(inputs["state"], inputs["action"].flatten(1))
         else:
@@ -266,6 +278,17 @@ class Network(nn.Module):
             x = block(x)
         output: Tensor = x.flatten(1)
         return output + inputs["state"] if self.module.residual else output
+
+    def _windowed(self, states: Tensor, actions: Tensor, first: nn.Module, *rest: nn.Module) -> Tensor:
+        if states.dim() == 2:
+            return self._windowed(states[:, None], actions[:, None], first, *rest)[:, 0]
+        x = first(states, actions)
+        length = x.shape[1]
+        x = x.flatten(0, 1)
+        for block in rest:
+            x = block(x)
+        output: Tensor = x.unflatten(0, (-1, length))
+        return output + states if self.module.residual else output
 
 
 class _Member(nn.Module):

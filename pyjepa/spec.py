@@ -151,14 +151,40 @@ class Gru:
     kind: Literal["gru"] = "gru"
 
 
-Block: TypeAlias = Mlp | Conv | Impala | TwoHot | Gru
-RESERVED_BLOCKS = ("vit", "adaln_transformer")
-BLOCKS: dict[str, type[Mlp] | type[Conv] | type[Impala] | type[TwoHot] | type[Gru]] = {
+@dataclass(frozen=True, kw_only=True)
+class AdalnTransformer:
+    """A causal transformer over the last ``window`` states, each modulated by the action taken in it (AdaLN-zero, as
+    LeWM's predictor has it). The first block of a module with ``combine`` "adaln"; it puts out ``width`` numbers.
+
+    A state becomes a token of ``width`` (through a linear layer where L is another) with a learned position; an action
+    a condition c = W1 silu(W0 a), with ``embedding`` hidden units. Each of ``depth`` layers is modulated by six
+    vectors, Linear(silu(c)): x += gate * attention(norm(x)), then x += gate' * mlp(norm'(x)). A norm is a LayerNorm
+    without parameters (eps 1e-6), ``(1 + scale) * … + shift``, a LayerNorm. Attention is causal, of ``heads`` times
+    ``head_dim``, without bias before it; the MLP has ``hidden`` units and GELU. A LayerNorm ends it.
+
+    At a plan's beginning the window holds the present state alone and grows with every step: what is not there is not
+    attended to, and position 0 is the oldest state's.
+    """
+
+    window: int
+    depth: int
+    width: int
+    heads: int
+    head_dim: int
+    hidden: int
+    embedding: int
+    kind: Literal["adaln_transformer"] = "adaln_transformer"
+
+
+Block: TypeAlias = Mlp | Conv | Impala | TwoHot | Gru | AdalnTransformer
+RESERVED_BLOCKS = ("vit",)
+BLOCKS: dict[str, type[Mlp | Conv | Impala | TwoHot | Gru | AdalnTransformer]] = {
     "mlp": Mlp,
     "conv": Conv,
     "impala": Impala,
     "two_hot": TwoHot,
     "gru": Gru,
+    "adaln_transformer": AdalnTransformer,
 }
 
 
@@ -200,8 +226,8 @@ class Quantisation:
 class Module:
     """A network: its ``inputs`` combined, then ``blocks`` in order; ``residual`` adds the state to the output.
 
-    ``combine``: ``concat``, one after the other, or ``cell``, where state and action are hidden state and input of the
-    first block, a ``gru`` (``adaln`` is reserved).
+    ``combine``: ``concat``, one after the other; ``cell``, where state and action are hidden state and input of the
+    first block, a ``gru``; ``adaln``, where that is an ``adaln_transformer`` of states modulated by actions.
     ``ensemble`` K > 1: K networks of the same shape; every tensor has a leading axis K (predictors, critics and heads
     only). The first of an ensemble of predictors rolls out; a cost term may ask how far the others disagree.
     """

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyjepa.blocks import Network, tie_norm
-from pyjepa.spec import Spec
+from pyjepa.spec import AdalnTransformer, Spec
 
 
 class WorldModel(nn.Module):
@@ -46,6 +46,9 @@ class WorldModel(nn.Module):
             raise ValueError(f"the predictor puts out {predictor.output_shape}, the latents are {(self.latent_dim,)}")
         tie_norm(predictor, encoder)
         self.add_module(level.predictor, predictor)
+        first = spec.modules[level.predictor].blocks[0]
+        self.window = first.window if isinstance(first, AdalnTransformer) else 1
+        """States that the predictor looks back on."""
         shapes["goal"] = (self.latent_dim,)
         for name, module in spec.modules.items():
             if name != level.encoder and name != level.predictor:
@@ -87,17 +90,28 @@ class WorldModel(nn.Module):
     def step(self, state: Tensor, action: Tensor) -> Tensor:
         """``s[t+1] = Pred(s[t], a[t])``: states (B, L) and actions (B, A') -> states (B, L).
 
-        Of an ensemble of predictors, as the first of them says.
+        Of an ensemble of predictors, as the first of them says. A predictor that looks back also takes (B, T, L) and
+        (B, T, A') with T up to its `window`, the oldest first, and returns all it predicts on the way, (B, T, L).
         """
         return self.head(self.predictor_name, state, self.normalise(action))[0]
 
     def rollout(self, state: Tensor, actions: Tensor) -> Tensor:
         """States (B, L) and actions (B, S, A') -> the S predicted states (B, S, L)."""
+        if self.window > 1:
+            return self._look_back(state, actions)
         states = []
         for action in actions.unbind(1):
             state = self.step(state, action)
             states.append(state)
         return torch.stack(states, dim=1)
+
+    def _look_back(self, state: Tensor, actions: Tensor) -> Tensor:
+        """The window grows until it is full, then moves on: every step predicts anew from all of it."""
+        states = [state]
+        for t in range(actions.shape[1]):
+            first = max(0, t + 1 - self.window)
+            states.append(self.step(torch.stack(states[first:], dim=1), actions[:, first : t + 1])[:, -1])
+        return torch.stack(states[1:], dim=1)
 
     def rollouts(self, state: Tensor, actions: Tensor) -> Tensor:
         """As `rollout`, by every predictor of an ensemble for itself: (K, B, S, L), K 1 without one."""

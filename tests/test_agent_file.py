@@ -423,6 +423,7 @@ GOLDEN_FILES = {
     "version-1-quantised": "2df96aa43017bece32866a38ce73d4cd8644808d7540bebd47f3cc4f35d4476c",
     "version-1-mixed": "73fe3ffe678c16d4bb962af81d4dcc7140d3ae50fbccdd01dfcf1dcccc80bccf",
     "version-1-recurrent": "f28222e873d70573b30fbe0f00a162009aaac69608634408567b77ff5e900f6b",
+    "version-1-adaln": "51c366234c058d857a06623cba512f27cb365208b7899bb8a062698719f51447",
 }
 
 
@@ -439,6 +440,19 @@ def test_golden_file_loads_and_computes_the_same(name: str) -> None:
     for module, io in expected["forward"].items():
         output = model.forward(module, np.array(io["input"], np.float32))
         np.testing.assert_allclose(output, np.array(io["output"]), rtol=1e-4, atol=1e-5)
+
+
+def test_golden_file_that_looks_back_rolls_out_the_same() -> None:
+    path = GOLDEN / "version-1-adaln.safetensors"
+    rollout = json.loads(path.with_suffix(".json").read_text())["rollout"]
+    agent = pyjepa.load(path)
+    plan, states = (np.array(rollout[key], np.float32) for key in ("plan", "states"))
+    for reached in range(1, 6):  # the cost is a distance to where the plan leads after so many steps
+        agent.configure(goal=states[reached - 1], horizon=2 * reached, weights={"goal_distance": 1.0})
+        agent.observe(np.array(rollout["start"], np.float32))
+        (cost,) = agent.evaluate(plan[None, :reached])
+        expected = 0.5 * np.square(states[: reached - 1] - states[reached - 1]).sum()
+        np.testing.assert_allclose(cost, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["version-1-quantised", "version-1-mixed"])
@@ -477,6 +491,8 @@ def test_inspect_shows_what_the_file_holds() -> None:
     recurrent = inspect(GOLDEN / "version-1-recurrent.safetensors").stdout
     assert "gru 5 the encoder's layer" in recurrent
     assert "2 of: gru 5 layer" in recurrent
+    adaln = inspect(GOLDEN / "version-1-adaln.safetensors").stdout
+    assert "adaln_transformer 2 layers of 4-7" in adaln
 
 
 def test_inspect_json_is_for_machines() -> None:

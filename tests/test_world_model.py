@@ -139,7 +139,7 @@ def test_a_network_concatenates_its_inputs_and_adds_the_state():
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"combine": "adaln"}, NotImplementedError, "combine='adaln'"),
+        ({"combine": "adaln"}, ValueError, "combine 'adaln' needs another first block than 'mlp'"),
         ({"residual": True}, ValueError, "residual"),
         ({"blocks": (Conv(layers=(ConvLayer(out=1, kernel=3),)),)}, ValueError, r"conv: expected .* \(C, H, W\)"),
         ({"blocks": (Mlp(layers=(Layer(out=6, norm="simnorm"),)),)}, ValueError, "simnorm_group 8"),
@@ -293,9 +293,9 @@ def test_a_tied_norm_stays_tied_in_training_and_in_the_file(tmp_path):
         (lambda: recurrent_spec(encoder_norm="none"), "does not end in an mlp layer with norm 'layer'"),
         (
             lambda: _with_dynamics(combine="concat"),
-            "a cell \\('gru'\\) is the first block of a module with combine 'cell'",
+            "'gru' is the first block of a module that combines so, and only there",
         ),
-        (lambda: _with_dynamics(inputs=("state",)), "a cell reads exactly"),
+        (lambda: _with_dynamics(inputs=("state",)), "combine 'cell' reads exactly"),
         (lambda: _with_dynamics(blocks=(Gru(hidden=5),)), "the hidden state has size 5, the state"),
     ],
 )

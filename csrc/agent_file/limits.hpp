@@ -25,6 +25,7 @@ inline constexpr int ensemble = 64;
 inline constexpr float symlog = 80.0f;  // exp of it still fits in float32
 inline constexpr int kernel = 255;
 inline constexpr int stride = 255;
+inline constexpr int window = 256;  // states that a transformer looks back on; simd::kMaxWindow
 
 // Cost and planner.
 inline constexpr std::size_t cost_terms = 64;

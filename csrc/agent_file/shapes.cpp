@@ -80,6 +80,8 @@ struct OutputShape {
 
     Shape operator()(const GruSpec& gru) const { return {gru.hidden}; }
 
+    Shape operator()(const AdalnTransformerSpec& transformer) const { return {transformer.width}; }
+
     Shape operator()(const TwoHotSpec& two_hot) const {
         if (input != Shape{two_hot.bins}) {
             invalid(where, "block 'two_hot' has " + std::to_string(two_hot.bins) + " bins, its input is " +
@@ -92,6 +94,7 @@ struct OutputShape {
 struct BlockTensors {
     const std::string& prefix;  // "module.block."
     const Shape& input;
+    int latent;
     NamedShapes& out;
 
     void add(const std::string& name, std::vector<int> weight, std::vector<int> bias) const {
@@ -141,6 +144,25 @@ struct BlockTensors {
         out.emplace_back(prefix + "bias_ih", std::vector<int>{gates});
         out.emplace_back(prefix + "bias_hh", std::vector<int>{gates});
         if (gru.norm != CellNorm::none) add("norm", {gru.hidden}, {gru.hidden});
+    }
+
+    void operator()(const AdalnTransformerSpec& t) const {
+        const int inner = t.heads * t.head_dim;
+        out.emplace_back(prefix + "position", std::vector<int>{t.window, t.width});
+        if (t.width != latent) add("input", {t.width, latent}, {t.width});
+        add("action0", {t.embedding, input[0] - latent}, {t.embedding});
+        add("action1", {t.width, t.embedding}, {t.width});
+        for (int d = 0; d < t.depth; ++d) {
+            const std::string layer = "layer" + std::to_string(d) + ".";
+            add(layer + "modulation", {6 * t.width, t.width}, {6 * t.width});
+            add(layer + "norm0", {t.width}, {t.width});
+            out.emplace_back(prefix + layer + "qkv.weight", std::vector<int>{3 * inner, t.width});
+            add(layer + "out", {t.width, inner}, {t.width});
+            add(layer + "norm1", {t.width}, {t.width});
+            add(layer + "linear0", {t.hidden, t.width}, {t.hidden});
+            add(layer + "linear1", {t.width, t.hidden}, {t.width});
+        }
+        add("norm", {t.width}, {t.width});
     }
 
     void operator()(const TwoHotSpec&) const {}
@@ -237,6 +259,18 @@ void check_cells(const Spec& spec) {
             invalid(where + ".norm",
                     "there is nothing to be tied to: no encoder that ends in an mlp layer with norm 'layer'");
         }
+    }
+}
+
+void check_transformers(const Spec& spec) {
+    for (const auto& [name, module] : spec.modules) {
+        if (module.combine != Combine::adaln) continue;
+        const std::string where = "spec.modules." + name;
+        if (name != spec.level.predictor)
+            invalid(where + ".combine", "only a predictor has the past that 'adaln' looks back on");
+        if (module.ensemble > 1)
+            unsupported(where + ".ensemble",
+                        "module " + printable(name) + ": an ensemble with combine 'adaln' is not available");
     }
 }
 
@@ -453,7 +487,7 @@ NamedShapes expected_tensors(const Spec& spec) {
         for (std::size_t i = 0; i < module.blocks.size(); ++i) {
             const std::string prefix = name + "." + std::to_string(i) + ".";
             const std::size_t first = tensors.size();
-            std::visit(BlockTensors{prefix, shape, tensors}, module.blocks[i]);
+            std::visit(BlockTensors{prefix, shape, spec.latent_dim, tensors}, module.blocks[i]);
             if (module.ensemble > 1) {
                 for (std::size_t t = first; t < tensors.size(); ++t) {
                     std::vector<int>& dims = tensors[t].second;
@@ -499,6 +533,7 @@ void resolve_spec(Spec& spec) {
     }
     resolve_encoder(spec);
     check_cells(spec);
+    check_transformers(spec);
     check_predictor(spec);
     check_policy(spec);
     check_critic(spec);

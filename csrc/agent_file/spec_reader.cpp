@@ -200,6 +200,33 @@ TwoHotSpec read_two_hot(const Json& value, const std::string& where) {
     return two_hot;
 }
 
+AdalnTransformerSpec read_adaln_transformer(const Json& value, const std::string& where) {
+    const JsonObject object(value, where,
+                            {"kind", "window", "depth", "width", "heads", "head_dim", "hidden", "embedding"});
+    AdalnTransformerSpec read;
+    read.window = object.integer("window", 1, limits::window);
+    read.depth = object.integer("depth", 1, static_cast<int>(limits::layers));
+    read.width = object.integer("width", 1, limits::dimension);
+    read.heads = object.integer("heads", 1, limits::dimension);
+    read.head_dim = object.integer("head_dim", 1, limits::dimension);
+    read.hidden = object.integer("hidden", 1, limits::dimension);
+    read.embedding = object.integer("embedding", 1, limits::dimension);
+    if (6 * std::int64_t{read.width} > limits::dimension) {
+        invalid(object.where("width"), "6 * width is more than " + std::to_string(limits::dimension));
+    }
+    if (const std::int64_t inner = std::int64_t{read.heads} * read.head_dim; 3 * inner > limits::dimension) {
+        invalid(object.where("heads"),
+                "3 * heads * head_dim is more than " + std::to_string(limits::dimension));
+    }
+    // What a candidate of a plan carries along: modulations, keys and values of every layer and token.
+    const std::int64_t kept = 6 * std::int64_t{read.width} + 2 * std::int64_t{read.heads} * read.head_dim;
+    if (kept * read.depth * read.window > limits::elements) {
+        invalid(where, "window * depth * (6 * width + 2 * heads * head_dim) is more than " +
+                           std::to_string(limits::elements));
+    }
+    return read;
+}
+
 BlockSpec read_block(const Json& value, const std::string& where, const std::string& module) {
     if (!value.is_object()) invalid(where, std::string("expected an object, got ") + value.type_name());
     const auto found = value.find("kind");
@@ -223,6 +250,8 @@ BlockSpec read_block(const Json& value, const std::string& where, const std::str
             return read_two_hot(value, where);
         case Kind::gru:
             return read_gru(value, where);
+        case Kind::adaln_transformer:
+            return read_adaln_transformer(value, where);
         default:
             not_in_engine(where, "module " + printable(module) + ": block " +
                                      printable(found->get_ref<const std::string&>()));
@@ -301,34 +330,28 @@ void check_quantised_layers(const ModuleSpec& module, const std::string& where) 
     check(module.precisions.size(), ".precisions");
 }
 
-Combine read_combine(const JsonObject& object, const std::string& module) {
-    enum class Known { concat, cell, adaln };
-    const auto known =
-        object.choice<Known>("combine", Known::concat,
-                             {{"concat", Known::concat}, {"cell", Known::cell}, {"adaln", Known::adaln}});
-    if (known == Known::adaln)
-        not_in_engine(object.where("combine"), "module " + printable(module) + ": combine 'adaln'");
-    return known == Known::cell ? Combine::cell : Combine::concat;
-}
-
-// A cell is the first block of a module that combines its inputs so, and of no other.
-void check_cell(const ModuleSpec& module, const JsonObject& object) {
-    const bool cell = module.combine == Combine::cell;
+// A cell, or a transformer modulated by actions, is the first block of a module that combines its inputs so,
+// and of no other.
+template <class Kind>
+void check_first(const ModuleSpec& module, const JsonObject& object, Combine combine,
+                 const char* combine_name, const std::string& kind) {
+    const bool combines = module.combine == combine;
     for (std::size_t i = 0; i < module.blocks.size(); ++i) {
-        const bool is_cell = std::holds_alternative<GruSpec>(module.blocks[i]);
-        if (is_cell && !(cell && i == 0)) {
-            invalid(item(object.where("blocks"), i),
-                    "a cell ('gru') is the first block of a module with combine 'cell'");
+        const bool is_it = std::holds_alternative<Kind>(module.blocks[i]);
+        if (is_it && !(combines && i == 0)) {
+            invalid(item(object.where("blocks"), i), kind + " is the first block of a module with combine '" +
+                                                         std::string(combine_name) + "'");
         }
-        if (cell && i == 0 && !is_cell) {
-            invalid(object.where("combine"), "'cell' needs a cell ('gru') as the module's first block");
+        if (combines && i == 0 && !is_it) {
+            invalid(object.where("combine"),
+                    "'" + std::string(combine_name) + "' needs " + kind + " as the module's first block");
         }
     }
     const auto reads = [&](Input input) {
         return std::find(module.inputs.begin(), module.inputs.end(), input) != module.inputs.end();
     };
-    if (cell && !(module.inputs.size() == 2 && reads(Input::state) && reads(Input::action))) {
-        invalid(object.where("inputs"), "a cell reads exactly 'state' and 'action'");
+    if (combines && !(module.inputs.size() == 2 && reads(Input::state) && reads(Input::action))) {
+        invalid(object.where("inputs"), kind + " reads exactly 'state' and 'action'");
     }
 }
 
@@ -352,14 +375,18 @@ ModuleSpec read_module(const Json& value, const std::string& name) {
     }
     module.residual = object.flag("residual", module.residual);
     module.ensemble = object.integer("ensemble", module.ensemble, 1, limits::ensemble);
-    module.combine = read_combine(object, name);
+    module.combine = object.choice<Combine>(
+        "combine", Combine::concat,
+        {{"concat", Combine::concat}, {"cell", Combine::cell}, {"adaln", Combine::adaln}});
     refuse_reserved(object, name);
     read_quantisation(object, name, module);
     const std::string blocks = object.where("blocks");
     for (const Json& entry : as_list(object.at("blocks"), blocks, 1, limits::blocks)) {
         module.blocks.push_back(read_block(entry, item(blocks, module.blocks.size()), name));
     }
-    check_cell(module, object);
+    check_first<GruSpec>(module, object, Combine::cell, "cell", "a cell ('gru')");
+    check_first<AdalnTransformerSpec>(module, object, Combine::adaln, "adaln",
+                                      "a transformer ('adaln_transformer')");
     check_quantised_layers(module, object.where("quantisation"));
     return module;
 }

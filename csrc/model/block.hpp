@@ -1,5 +1,5 @@
 // A block of a network: packed weights and a forward pass. One file per kind: mlp.cpp, conv.cpp, impala.cpp,
-// two_hot.cpp, gru.cpp.
+// two_hot.cpp, gru.cpp, adaln_transformer.cpp.
 //
 // Inside the engine images are (H, W, C), channel last; torch's (C, H, W) is undone when weights are packed,
 // and restored only where a network ends in an image. To add a block: a spec struct (spec.hpp, spec.py), its
@@ -33,6 +33,14 @@ class BlockGradient {
                           int rows, float* dx, ptrdiff_t lddx, float* work) const noexcept = 0;
 };
 
+// What a block that looks back keeps of a rollout: past_size() floats for each row, `ld` apart, and which
+// step this is, from 0. Only the block writes them; they need no preparation, and rows may be moved.
+struct Past {
+    float* rows = nullptr;
+    ptrdiff_t ld = 0;
+    int step = 0;
+};
+
 class Block {
   public:
     virtual ~Block() = default;
@@ -43,8 +51,16 @@ class Block {
     virtual void forward(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y,
                          ptrdiff_t ldy, bool accumulate, float* work) const noexcept = 0;
     virtual bool in_place() const noexcept { return false; }
-    // Multiply-adds * 2 for one input.
+    // Floats a row that a rollout keeps from step to step; 0 for what depends on its input alone.
+    virtual size_t past_size() const noexcept { return 0; }
+    // As forward, which is the first step of a rollout, at any step of one.
+    virtual void advance(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y,
+                         ptrdiff_t ldy, bool accumulate, float* work, const Past&) const noexcept {
+        forward(kernels, x, ldx, rows, y, ldy, accumulate, work);
+    }
+    // Multiply-adds * 2 for one input, and for a rollout of so many steps.
     virtual double flops() const noexcept = 0;
+    virtual double flops(int steps) const noexcept { return flops() * steps; }
     // nullptr for what has no backward pass: convolutions, and weights of lower precision. The block outlives
     // it.
     virtual std::unique_ptr<BlockGradient> differentiate() const { return nullptr; }
@@ -71,6 +87,10 @@ std::unique_ptr<Block> make_two_hot(const TwoHotSpec& spec);
 // Reads the hidden state, then `in` numbers. activations: for int8 the hidden state's scale, or none.
 std::unique_ptr<Block> make_gru(const GruSpec& spec, int in, const Weights& weights,
                                 simd::Precision precision, std::span<const ActivationScale> activations);
+
+// Reads the state, `latent` numbers, then `in` numbers.
+std::unique_ptr<Block> make_adaln_transformer(const AdalnTransformerSpec& spec, int latent, int in,
+                                              const Weights& weights);
 
 inline simd::Act to_act(Activation a) {
     switch (a) {

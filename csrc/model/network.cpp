@@ -67,6 +67,9 @@ Network::Network(const AgentFile& file, const std::string& name, std::vector<int
         } else if (const auto* gru = std::get_if<GruSpec>(&block)) {
             blocks_.push_back(
                 make_gru(*gru, in_ - gru->hidden, weights, precisions.front(), activations.first(scales)));
+        } else if (const auto* transformer = std::get_if<AdalnTransformerSpec>(&block)) {
+            blocks_.push_back(make_adaln_transformer(*transformer, file.spec.latent_dim,
+                                                     in_ - file.spec.latent_dim, weights));
         } else if (const auto* two_hot = std::get_if<TwoHotSpec>(&block)) {
             blocks_.push_back(make_two_hot(*two_hot));
         } else {
@@ -98,13 +101,31 @@ size_t Network::workspace(int rows) const noexcept {
 
 void Network::forward(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y,
                       ptrdiff_t ldy, bool accumulate, float* work) const noexcept {
+    run(kernels, x, ldx, rows, y, ldy, accumulate, work, nullptr);
+}
+
+void Network::advance(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y,
+                      ptrdiff_t ldy, bool accumulate, float* work, const Past& past) const noexcept {
+    run(kernels, x, ldx, rows, y, ldy, accumulate, work, &past);
+}
+
+// Of all blocks only the first can look back.
+size_t Network::past_size() const noexcept {
+    return blocks_.front()->past_size();
+}
+
+void Network::run(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y,
+                  ptrdiff_t ldy, bool accumulate, float* work, const Past* past) const noexcept {
     float* buffers[2] = {work, work + static_cast<ptrdiff_t>(widest_) * rows};
     float* const block_work = work + 2 * static_cast<ptrdiff_t>(widest_) * rows;
     for (size_t i = 0; i < blocks_.size(); ++i) {
         const bool direct = i + 1 == blocks_.size() && !buffered_;
         float* const to = direct ? y : buffers[i % 2];
         const ptrdiff_t ld = direct ? ldy : widest_;
-        blocks_[i]->forward(kernels, x, ldx, rows, to, ld, direct && accumulate, block_work);
+        if (i == 0 && past != nullptr)
+            blocks_[i]->advance(kernels, x, ldx, rows, to, ld, direct && accumulate, block_work, *past);
+        else
+            blocks_[i]->forward(kernels, x, ldx, rows, to, ld, direct && accumulate, block_work);
         x = to;
         ldx = ld;
     }
@@ -119,6 +140,12 @@ void Network::forward(const simd::Kernels& kernels, const float* x, ptrdiff_t ld
 double Network::flops() const noexcept {
     double total = 0.0;
     for (const auto& b : blocks_) total += b->flops();
+    return total;
+}
+
+double Network::flops(int steps) const noexcept {
+    double total = 0.0;
+    for (const auto& b : blocks_) total += b->flops(steps);
     return total;
 }
 

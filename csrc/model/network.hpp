@@ -44,11 +44,20 @@ class Network {
     // it holds the state, and adding to it in place is free.
     void forward(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y,
                  ptrdiff_t ldy, bool accumulate, float* work) const noexcept;
+    // Floats a row that a rollout keeps from step to step, and a step of one: see Block.
+    size_t past_size() const noexcept;
+    void advance(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y,
+                 ptrdiff_t ldy, bool accumulate, float* work, const Past& past) const noexcept;
     double flops() const noexcept;
+    double flops(int steps) const noexcept;
     // Its derivative; nullptr if one of its blocks has none. The network outlives it.
     std::unique_ptr<NetworkGradient> differentiate() const;
 
   private:
+    // `past`: nullptr where there is none.
+    void run(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y, ptrdiff_t ldy,
+             bool accumulate, float* work, const Past* past) const noexcept;
+
     std::vector<std::unique_ptr<Block>> blocks_;
     std::vector<int> sizes_;         // outputs of each block
     std::vector<int> output_order_;  // torch position of each output, where the network ends in an image

@@ -15,7 +15,7 @@ enum class DType { float32, uint8 };
 enum class Norm { none, layer, simnorm, layer_simnorm };
 enum class Activation { none, relu, gelu, silu, mish, tanh };
 enum class Input { observation, state, action, goal };
-enum class Combine { concat, cell };
+enum class Combine { concat, cell, adaln };
 // One less than in pyjepa.h, where 0 is the file's.
 enum class Algorithm { cem, mppi, predictive_sampling, icem, gradient, hybrid, categorical_cem, tree };
 enum class Interpolation { zero, linear, cubic };
@@ -92,7 +92,17 @@ struct TwoHotSpec {
     float low = 0.0f, high = 0.0f;  // of the first and the last bin, in symlog space
 };
 
-using BlockSpec = std::variant<MlpSpec, ConvSpec, ImpalaSpec, TwoHotSpec, GruSpec>;
+// A causal transformer over the last `window` states, each modulated by the action taken in it (AdaLN-zero).
+struct AdalnTransformerSpec {
+    int window = 0;
+    int depth = 0;
+    int width = 0;
+    int heads = 0, head_dim = 0;
+    int hidden = 0;     // of each layer's MLP
+    int embedding = 0;  // hidden units of the action's MLP
+};
+
+using BlockSpec = std::variant<MlpSpec, ConvSpec, ImpalaSpec, TwoHotSpec, GruSpec, AdalnTransformerSpec>;
 
 // How unsigned bytes stand for the inputs of a dense layer: x = scale * (byte - zero), with one scale for all
 // inputs or one for each.
@@ -108,7 +118,8 @@ enum class LayerPrecision { fp32, bf16, int8 };
 struct ModuleSpec {
     std::vector<Input> inputs;
     std::vector<BlockSpec> blocks;
-    Combine combine = Combine::concat;  // cell: the first block is one, its hidden state is the state
+    // cell: the first block is one, its hidden state is the state; adaln: it is a transformer of that kind
+    Combine combine = Combine::concat;
     bool residual = false;
     int ensemble = 1;
     // For int8: one per layer of an mlp, one for a gru's hidden state; or none: chosen as it runs.

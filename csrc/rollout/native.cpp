@@ -18,9 +18,13 @@ constexpr int kWorthMoving = 6;
 // Threads share candidates out evenly, in tiles of so many rows or multiples of them.
 constexpr int kShare = 12;
 
-int choose_block(const RolloutLimits& limits, int threads, double multiply_adds) {
+// What rows keep from step to step is bounded, too: so many floats for each thread.
+constexpr size_t kMaxMemory = size_t{1} << 24;
+
+int choose_block(const RolloutLimits& limits, int threads, double multiply_adds, size_t memory) {
     const bool large = multiply_adds > 1 << 18;
-    const int preferred = large ? 144 : 48, smallest = 12;
+    const int smallest = 12, kept = static_cast<int>(kMaxMemory / std::max<size_t>(memory, 1) / 12) * 12;
+    const int preferred = std::clamp(kept, smallest, large ? 144 : 48);
     const auto tiles = [&](int block) {
         return static_cast<long>(limits.environments) * ((limits.candidates + block - 1) / block);
     };
@@ -137,8 +141,9 @@ NativeRollout::NativeRollout(const Model& model, Cost& cost, const Policy* polic
       latent_(model.spec().latent_dim),
       plan_dim_(model.spec().plan_dim),
       state_ld_(simd::padded(latent_ + plan_dim_)),
-      block_(std::min(choose_block(limits, pool.threads(), 0.5 * predictor_.flops()),
+      block_(std::min(choose_block(limits, pool.threads(), 0.5 * predictor_.flops(), predictor_.past_size()),
                       std::max(1, limits.candidates))),
+      past_ld_(round_up(predictor_.past_size())),
       prunes_(limits.prune && cost.only_rises()) {
     const ActionSpec& box = model.spec().actions;
     const auto sequence = static_cast<size_t>(steps_) * static_cast<size_t>(plan_dim_);
@@ -154,7 +159,7 @@ NativeRollout::NativeRollout(const Model& model, Cost& cost, const Policy* polic
     head_work_ = round_up(head_work_);
     lane_size_ = round_up(rows * static_cast<size_t>(steps_) * static_cast<size_t>(plan_dim_)) +
                  round_up(rows * static_cast<size_t>(state_ld_)) + 3 * round_up(rows) + proposal_scratch_ +
-                 network_work_ + head_work_;
+                 network_work_ + head_work_ + rows * past_ld_;
     memory_ = AlignedFloats(lane_size_ * static_cast<size_t>(pool.threads()));
     for (int i = 0; i < pool.threads(); ++i)
         evaluations_.push_back(std::make_unique<Evaluation>(*this, limits));
@@ -183,6 +188,7 @@ NativeRollout::Lane NativeRollout::lane(int thread) noexcept {
     l.proposal = take(proposal_scratch_);
     l.network = take(network_work_);
     l.heads = take(head_work_);
+    l.past = take(rows * past_ld_);
     return l;
 }
 
@@ -246,15 +252,15 @@ bool NativeRollout::propose(const Situation& now, int count, float* plans, const
                 std::copy_n(plan + r * sequence, plan_dim_, action);
                 normalise(action, 1);
             }
-            predictor_.forward(kernels, l.state, state_ld_, rows, l.state, state_ld_, predictor_.residual(),
-                               l.network);
+            predictor_.advance(kernels, l.state, state_ld_, rows, l.state, state_ld_, predictor_.residual(),
+                               l.network, past(l, t));
         }
     });
     return !expired.load(std::memory_order_relaxed);
 }
 
 double NativeRollout::flops_per_proposal() const noexcept {
-    return policy_ == nullptr ? 0.0 : policy_->flops() * steps_ + predictor_.flops() * (steps_ - 1);
+    return policy_ == nullptr ? 0.0 : policy_->flops() * steps_ + predictor_.flops(steps_ - 1);
 }
 
 int NativeRollout::give_up(int rows, float bound, const Lane& l, int done) const noexcept {
@@ -274,6 +280,8 @@ int NativeRollout::give_up(int rows, float bound, const Lane& l, int done) const
             std::copy_n(l.actions + r * sequence + from, sequence - from, l.actions + to * sequence + from);
             l.cost[to] = l.cost[r];
             l.row[to] = l.row[r];
+            const auto ld = static_cast<ptrdiff_t>(past_ld_);
+            std::copy_n(l.past + r * ld, predictor_.past_size(), l.past + to * ld);
         }
         ++to;
     }
@@ -314,8 +322,8 @@ int NativeRollout::roll(const Situation& now, int e, int rows, const Lane& l, fl
         float each[kMaxCostTerms];
         float* const report = terms == nullptr ? nullptr : each;
         cost_.add(Cost::Of::action, step, last, l.cost, report, l.scratch);
-        predictor_.forward(kernels, l.state, state_ld_, rows, l.state, state_ld_, predictor_.residual(),
-                           l.network);
+        predictor_.advance(kernels, l.state, state_ld_, rows, l.state, state_ld_, predictor_.residual(),
+                           l.network, past(l, t));
         cost_.add(Cost::Of::state, step, last, l.cost, report, l.scratch);
         if (states != nullptr)
             std::copy_n(l.state, latent_, states + static_cast<ptrdiff_t>(t + 1) * latent_);

@@ -43,19 +43,23 @@ class NativeRollout final : public Rollout {
     }
     bool has_prior() const noexcept override { return moves_ != nullptr && moves_->has_prior(); }
     double flops_per_candidate() const noexcept override {
-        return predictor_.flops() * steps_ + cost_.flops(steps_);
+        return predictor_.flops(steps_) + cost_.flops(steps_);
     }
     int tile() const noexcept override { return block_; }
 
   private:
     // One worker's scratch.
     struct Lane {
-        float *actions, *state, *cost, *scratch, *proposal, *network, *heads;
+        float *actions, *state, *cost, *scratch, *proposal, *network, *heads, *past;
         int32_t* row;  // which candidate of the tile each row is
     };
     class Evaluation;  // one call of evaluate, as tiles
     Lane lane(int thread) noexcept;
     Evaluation& free_evaluation() noexcept;
+    // What the predictor keeps of a lane's rows, at step t.
+    Past past(const Lane& lane, int t) const noexcept {
+        return {lane.past, static_cast<ptrdiff_t>(past_ld_), t};
+    }
     // Rolls `rows` sequences of lane.actions (rows, S, D), in action units, out from environment e's state.
     void normalise(float* actions, ptrdiff_t count) const noexcept;  // (count, A), in place
     // Candidates are given up once they cost more than `bound`. Returns how many are left, at lane.row with
@@ -71,6 +75,7 @@ class NativeRollout final : public Rollout {
     const Policy* policy_;
     Pool& pool_;
     int steps_, latent_, plan_dim_, state_ld_, block_;
+    size_t past_ld_;  // floats from what one row keeps to the next one's
     bool prunes_;
     size_t lane_size_, proposal_scratch_, network_work_, head_work_;
     std::vector<float> center_, scale_;  // (S, D): the actions' normalisation, repeated

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <limits>
 
+#include "error.hpp"
+
 namespace pyjepa {
 namespace {
 
@@ -26,6 +28,9 @@ NativeMoves::NativeMoves(const Model& model, const Cost& cost, const Policy* pol
       plan_dim_(model.spec().plan_dim),
       state_ld_(simd::padded(latent_ + plan_dim_)),
       zero_(static_cast<size_t>(plan_dim_)) {
+    if (predictor_.past_size() > 0)
+        throw Error(PYJEPA_UNSUPPORTED,
+                    "planning by tree: a node holds one state, but the predictor looks back on several");
     network_work_ = round_up(predictor_.workspace(kTile));
     head_work_ = cost_.workspace(kTile);
     if (has_prior()) head_work_ = std::max(head_work_, policy_->workspace(kTile));

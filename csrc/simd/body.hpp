@@ -519,6 +519,7 @@ void gru(const float* gates, ptrdiff_t ldg, int stride, const float* h, ptrdiff_
 }
 
 #include "simd/backward_body.hpp"
+#include "simd/transformer_body.hpp"
 
 }  // namespace
 
@@ -545,6 +546,9 @@ const Kernels table = {
     simnorm_backward,
     gru,
     gru_backward,
+    modulated_norm,
+    add_gated,
+    attend,
 };
 #undef PYJEPA_STRINGIFY
 #undef PYJEPA_STRINGIFY2

@@ -26,6 +26,13 @@ struct Dense {            // y = x W^T + b, packed by pack_dense (model/dense.hp
     int out;
 };
 
+// A token's keys, `ld` floats from row to row, its values right behind them.
+struct Token {
+    const float* keys;
+    ptrdiff_t ld;
+};
+constexpr int kMaxWindow = 256;  // tokens
+
 struct Kernels {
     const char* name;
     // y[r, :out] = act(x[r, :in] W^T + b), added to y if `accumulate`. x and y must not overlap.
@@ -80,6 +87,20 @@ struct Kernels {
     // g, dL/dy, becomes the part of dL/dh that passes by the gates; d receives dL/d gates, likewise laid out.
     void (*gru_backward)(const float* gates, ptrdiff_t ldgates, int stride, const float* h, ptrdiff_t ldh,
                          int rows, int n, float* g, ptrdiff_t ldg, float* d, ptrdiff_t ldd);
+
+    // ---- a transformer layer modulated by conditions (AdaLN-zero)
+    // y[r] = LayerNorm(LayerNorm(x[r]) * (1 + scale[r]) + shift[r]) * gamma + beta; the inner one without
+    // parameters, eps 1e-6, the outer one as layer_norm.
+    void (*modulated_norm)(const float* x, ptrdiff_t ldx, int rows, int n, const float* shift,
+                           const float* scale, ptrdiff_t ldm, const float* gamma, const float* beta, float* y,
+                           ptrdiff_t ldy);
+    // x[r, :n] += gate[r, :n] * y[r, :n]
+    void (*add_gated)(const float* y, ptrdiff_t ldy, const float* gate, ptrdiff_t ldg, int rows, int n,
+                      float* x, ptrdiff_t ldx);
+    // Each row's query (heads * head_dim) becomes what it finds: the values of `count` tokens, weighted per
+    // head by softmax(query . key / sqrt(head_dim)).
+    void (*attend)(float* q, ptrdiff_t ldq, const Token* tokens, int count, int rows, int heads,
+                   int head_dim);
 };
 
 // ---- lower precisions: weights in bf16 or int8, sums in fp32 or int32, everything else in fp32 ----

@@ -19,7 +19,7 @@ from rich.text import Text
 from pyjepa import _engine
 from pyjepa.cli.text import printable
 from pyjepa.errors import AgentFileError, UnsupportedError
-from pyjepa.spec import Block, Conv, Gru, Impala, Mlp, Spec, TwoHot
+from pyjepa.spec import AdalnTransformer, Block, Conv, Gru, Impala, Mlp, Spec, TwoHot
 
 BYTES_PER_PARAMETER = 4  # float32
 
@@ -129,6 +129,11 @@ def _block_text(block: Block) -> str:
         case Gru():
             norm = {"none": "none", "layer": "layer", "tied": "the encoder's layer"}[block.norm]
             return _words(f"gru {block.hidden}", norm)
+        case AdalnTransformer():
+            return (
+                f"adaln_transformer {block.depth} layers of {block.width}-{block.hidden}, {block.heads} heads of "
+                f"{block.head_dim}, window {block.window}"
+            )
         case TwoHot():
             return f"two_hot {block.bins} bins, symlog {block.low:g} to {block.high:g}"
 

@@ -50,6 +50,7 @@ void* aligned_alloc(size_t a, size_t n) {
 namespace pyjepa {
 namespace {
 
+using testing::adaln_spec;
 using testing::agent_bytes;
 using testing::callback_spec;
 using testing::discrete_spec;
@@ -101,6 +102,9 @@ const Case every_case[] = {
     {recurrent_spec, 2, PYJEPA_GRADIENT},
     {recurrent_spec, 2, PYJEPA_HYBRID},
     {recurrent_spec, 2, PYJEPA_TREE},
+    {adaln_spec, 2, PYJEPA_CEM},
+    {adaln_spec, 2, PYJEPA_MPPI},
+    {adaln_spec, 2, PYJEPA_ICEM},
     {discrete_spec, 1, PYJEPA_CATEGORICAL_CEM},
     {discrete_spec, 1, PYJEPA_TREE},
 };

@@ -11,6 +11,7 @@
 #include <functional>
 #include <limits>
 #include <random>
+#include <regex>
 
 #include "error.hpp"
 
@@ -299,6 +300,85 @@ TEST(AgentFile, AGruHasTorchsTensors) {
               expected_tensors(spec).size() - 2);
 }
 
+const std::string adaln_block =
+    R"({"kind": "adaln_transformer", "window": 3, "depth": 2, "width": 4, "heads": 2,
+    "head_dim": 3, "hidden": 5, "embedding": 6})";
+
+// cell_spec with a transformer that looks back instead.
+std::string adaln_spec(const std::string& changes = "", const std::string& after = "") {
+    const std::string& block = adaln_block;
+    const auto colon = changes.find(':');
+    const std::string changed =
+        changes.empty() ? block
+                        : std::regex_replace(block, std::regex(changes.substr(0, colon) + ": \\d+"), changes);
+    return replaced(cell_spec(changed + after), R"("cell")", R"("adaln")");
+}
+
+TEST(AgentFile, ATransformerHasItsTensors) {
+    const auto own = [](const std::string& json) {
+        std::vector<std::pair<std::string, std::vector<int>>> found;
+        for (const auto& tensor : expected_tensors(read_spec(json)))
+            if (tensor.first.starts_with("predictor.0.")) found.push_back(tensor);
+        return found;
+    };
+    std::vector<std::pair<std::string, std::vector<int>>> expected = {{"predictor.0.position", {3, 4}}};
+    const auto add = [&](const std::string& name, int out, int in) {
+        expected.push_back({"predictor.0." + name + ".weight", {out, in}});
+        if (in == 0) expected.back().second.pop_back();
+        if (name.find("qkv") == std::string::npos)
+            expected.push_back({"predictor.0." + name + ".bias", {out}});
+    };
+    add("action0", 6, 4);
+    add("action1", 4, 6);
+    for (const std::string layer : {"layer0.", "layer1."}) {
+        add(layer + "modulation", 24, 4);
+        add(layer + "norm0", 4, 0);
+        add(layer + "qkv", 18, 4);
+        add(layer + "out", 4, 6);
+        add(layer + "norm1", 4, 0);
+        add(layer + "linear0", 5, 4);
+        add(layer + "linear1", 4, 5);
+    }
+    add("norm", 4, 0);
+    EXPECT_EQ(own(adaln_spec()), expected);
+    // A state that is not as wide as a token passes through a layer before.
+    const auto wider = own(adaln_spec("\"width\": 7", R"(, {"kind": "mlp", "layers": [{"out": 4}]})"));
+    EXPECT_EQ(wider[1].first, "predictor.0.input.weight");
+    EXPECT_EQ(wider[1].second, (std::vector<int>{7, 4}));
+    EXPECT_EQ(wider.size(), expected.size() + 2);
+}
+
+TEST(AgentFile, NamesTransformersThatDoNotFit) {
+    const auto expect = [](const std::string& message, const std::string& spec,
+                           pyjepa_status status = PYJEPA_INVALID_FILE) {
+        expect_error(status, message, [&] { read_spec(spec); });
+    };
+    const std::string block = "spec.modules.predictor.blocks[0]";
+    expect(block + ".window: 257 is not between 1 and 256", adaln_spec("\"window\": 257"));
+    expect(block + ".depth: 0 is not between 1 and 256", adaln_spec("\"depth\": 0"));
+    expect(block + ".width: 6 * width is more than 1048576", adaln_spec("\"width\": 200000"));
+    expect(block + ".heads: 3 * heads * head_dim is more than 1048576", adaln_spec("\"heads\": 200000"));
+    expect(block + ": window * depth * (6 * width + 2 * heads * head_dim) is more than 16777216",
+           replaced(adaln_spec("\"window\": 256"), R"("width": 4)", R"("width": 6000)"));
+    expect("spec.modules.predictor: a predictor puts out a state of size 4, this one puts out 7",
+           adaln_spec("\"width\": 7"));
+    expect("spec.modules.predictor.combine: 'cell' needs a cell ('gru')",
+           replaced(adaln_spec(), R"("adaln")", R"("cell")"));
+    expect(
+        block + ": a transformer ('adaln_transformer') is the first block of a module with combine 'adaln'",
+        replaced(adaln_spec(), R"("adaln")", R"("concat")"));
+    expect(
+        "spec.modules.predictor.inputs: a transformer ('adaln_transformer') reads exactly 'state' and "
+        "'action'",
+        replaced(adaln_spec(), R"(["state", "action"])", R"(["state"])"));
+    expect("spec.modules.predictor.ensemble: module 'predictor': an ensemble with combine 'adaln'",
+           replaced(adaln_spec(), R"("ensemble": 1)", R"("ensemble": 2)"), PYJEPA_UNSUPPORTED);
+    expect("spec.modules.policy.combine: only a predictor has the past",
+           replaced(replaced(small_spec, R"("policy": {"inputs": ["state", "goal"])",
+                             R"("policy": {"combine": "adaln", "inputs": ["state", "action"])"),
+                    R"({"kind": "mlp", "layers": [{"out": 2}]})", adaln_block));
+}
+
 TEST(AgentFile, TiedTensorsAreEqual) {
     TestFile file(cell_spec());
     const auto values = [&](const std::string& name) {
@@ -329,7 +409,7 @@ TEST(AgentFile, NamesCellsThatDoNotFit) {
            cell_spec(R"({"kind": "gru", "hidden": 4}, {"kind": "gru", "hidden": 4})"));
     expect("spec.modules.predictor: a predictor puts out a state of size 4, this one puts out 3",
            cell_spec(R"({"kind": "gru", "hidden": 4}, {"kind": "mlp", "layers": [{"out": 3}]})"));
-    expect("spec.modules.predictor.inputs: a cell reads exactly 'state' and 'action'",
+    expect("spec.modules.predictor.inputs: a cell ('gru') reads exactly 'state' and 'action'",
            replaced(cell_spec(), R"(["state", "action"])", R"(["state"])"));
     expect("spec.modules.predictor.blocks[0].norm: those of an ensemble cannot be tied",
            replaced(cell_spec(), R"("ensemble": 1)", R"("ensemble": 2)"));
@@ -612,10 +692,10 @@ INSTANTIATE_TEST_SUITE_P(
               "'cell'"},
         Fault{"GruAsPolicy", "\"blocks\": [{\"kind\": \"mlp\", \"layers\": [{\"out\": 2}]}]",
               "\"combine\": \"cell\", \"blocks\": [{\"kind\": \"gru\", \"hidden\": 2}]",
-              "spec.modules.policy.inputs: a cell reads exactly 'state' and 'action'"},
+              "spec.modules.policy.inputs: a cell ('gru') reads exactly 'state' and 'action'"},
         Fault{"Vit", "\"kind\": \"mlp\"", "\"kind\": \"vit\"", "block 'vit'", PYJEPA_UNSUPPORTED},
-        Fault{"Adaln", "\"kind\": \"mlp\"", "\"kind\": \"adaln_transformer\"", "block 'adaln_transformer'",
-              PYJEPA_UNSUPPORTED},
+        Fault{"AdalnKeys", "\"kind\": \"mlp\"", "\"kind\": \"adaln_transformer\"",
+              "spec.modules.encoder.blocks[0]: unknown key 'layers'"},
         Fault{"ConvOnVector", "{\"kind\": \"mlp\", \"layers\": [{\"out\": 2}]}",
               "{\"kind\": \"conv\", \"layers\": [{\"out\": 2, \"kernel\": 3}]}",
               "spec.modules.policy.blocks[0]: block 'conv' needs an input (C, H, W), got [8]"},
@@ -627,8 +707,10 @@ INSTANTIATE_TEST_SUITE_P(
               "4 is not divisible by simnorm_group 3"},
         Fault{"SimnormGroupZero", "\"simnorm_group\": 2", "\"simnorm_group\": 0",
               "simnorm_group: 0 is not between"},
-        Fault{"CombineAdaln", "\"concat\"", "\"adaln\"", "module 'predictor': combine 'adaln'",
-              PYJEPA_UNSUPPORTED},
+        Fault{"CombineAdaln", "\"concat\"", "\"adaln\"",
+              "spec.modules.predictor.combine: 'adaln' needs a transformer ('adaln_transformer') as the "
+              "module's "
+              "first block"},
         Fault{"CellWithoutGru", "\"concat\"", "\"cell\"",
               "spec.modules.predictor.combine: 'cell' needs a cell ('gru') as the module's first block"},
         Fault{"CombineUnknown", "\"concat\"", "\"sum\"", "'sum' is not one of"},

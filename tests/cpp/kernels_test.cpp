@@ -250,6 +250,88 @@ TEST_P(KernelsTest, GruAndItsDerivativeAgreeWithDouble) {
     }
 }
 
+TEST_P(KernelsTest, ModulatedNormAndGateAgreeWithDouble) {
+    for (const int n : {1, 3, 16, 37, 192}) {
+        const int rows = 5, ld = padded(n) + 16;
+        const auto size = static_cast<size_t>(rows * ld);
+        const auto x = normal(size, 1), shift = normal(size, 2), scale = normal(size, 3),
+                   gamma = normal(static_cast<size_t>(n), 4), beta = normal(static_cast<size_t>(n), 5);
+        std::vector<float> y(size, 7.0f), sum = x;
+        kernels->modulated_norm(x.data(), ld, rows, n, shift.data(), scale.data(), ld, gamma.data(),
+                                beta.data(), y.data(), ld);
+        kernels->add_gated(y.data(), ld, scale.data(), ld, rows, n, sum.data(), ld);
+        std::vector<float> normed, gated;
+        std::vector<double> expected, expected_sum;
+        for (int r = 0; r < rows; ++r) {
+            std::vector<double> v(x.begin() + r * ld, x.begin() + r * ld + n);
+            const auto normalise = [&](double eps) {
+                double mean = 0.0, squares = 0.0;
+                for (const double each : v) mean += each / n;
+                for (const double each : v) squares += (each - mean) * (each - mean) / n;
+                for (double& each : v) each = (each - mean) / std::sqrt(squares + eps);
+            };
+            const auto at = [&](const std::vector<float>& of, int j) {
+                return static_cast<double>(of[static_cast<size_t>(r * ld + j)]);
+            };
+            normalise(1e-6);
+            for (int j = 0; j < n; ++j)
+                v[static_cast<size_t>(j)] = v[static_cast<size_t>(j)] * (1 + at(scale, j)) + at(shift, j);
+            normalise(1e-5);
+            for (int j = 0; j < n; ++j) {
+                const auto i = static_cast<size_t>(j);
+                expected.push_back(v[i] * gamma[i] + beta[i]);
+                expected_sum.push_back(at(x, j) + at(scale, j) * expected.back());
+                normed.push_back(static_cast<float>(at(y, j)));
+                gated.push_back(static_cast<float>(at(sum, j)));
+            }
+            for (int j = n; j < ld; ++j) EXPECT_EQ(at(y, j), 7.0) << n;
+        }
+        EXPECT_LT(relative_error(normed, expected), 2e-6) << n;
+        EXPECT_LT(relative_error(gated, expected_sum), 2e-6) << n;
+    }
+}
+
+TEST_P(KernelsTest, AttentionAgreesWithDouble) {
+    for (const int tokens : {1, 2, 3, 17, 33})
+        for (const int head_dim : {1, 7, 16, 64}) {
+            const int rows = 3, heads = 5, inner = heads * head_dim, ldq = inner + 3, ld = 2 * inner + 5;
+            auto q = normal(static_cast<size_t>(rows * ldq), 1);
+            const auto asked = q;
+            std::vector<std::vector<float>> stored;
+            std::vector<Token> past;
+            for (int i = 0; i < tokens; ++i)
+                stored.push_back(normal(static_cast<size_t>(rows * ld), static_cast<unsigned>(i + 2)));
+            for (const auto& s : stored) past.push_back({s.data(), ld});
+            kernels->attend(q.data(), ldq, past.data(), tokens, rows, heads, head_dim);
+            std::vector<float> got;
+            std::vector<double> expected;
+            for (int r = 0; r < rows; ++r)
+                for (int h = 0; h < heads; ++h) {
+                    std::vector<double> weight;
+                    double total = 0.0;
+                    const auto from = [&](int i, int j) {
+                        return static_cast<double>(
+                            stored[static_cast<size_t>(i)][static_cast<size_t>(r * ld + h * head_dim + j)]);
+                    };
+                    for (int i = 0; i < tokens; ++i) {
+                        double score = 0.0;
+                        for (int j = 0; j < head_dim; ++j)
+                            score += asked[static_cast<size_t>(r * ldq + h * head_dim + j)] * from(i, j);
+                        weight.push_back(std::exp(score / std::sqrt(static_cast<double>(head_dim))));
+                        total += weight.back();
+                    }
+                    for (int j = 0; j < head_dim; ++j) {
+                        double sum = 0.0;
+                        for (int i = 0; i < tokens; ++i)
+                            sum += weight[static_cast<size_t>(i)] / total * from(i, inner + j);
+                        expected.push_back(sum);
+                        got.push_back(q[static_cast<size_t>(r * ldq + h * head_dim + j)]);
+                    }
+                }
+            EXPECT_LT(relative_error(got, expected), 3e-6) << tokens << ", " << head_dim;
+        }
+}
+
 TEST_P(KernelsTest, NoiseIsTheSameBitsAsTheBaselines) {
     const Kernels& baseline = *find_kernels("baseline");
     std::vector<int32_t> which;

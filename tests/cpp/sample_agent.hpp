@@ -83,6 +83,25 @@ inline const char* const recurrent_spec = R"({
 "planner": {"horizon": 24, "candidates": 100, "iterations": 4, "elites": 12},
 "version": 1})";
 
+// LeWM in small: a transformer that looks back predicts from blocks of actions.
+inline const char* const adaln_spec = R"({
+"observation": {"shape": [2, 16, 16], "dtype": "uint8", "scale": 0.00392156862745098},
+"actions": {"low": [-3, -3], "high": [3, 3]},
+"modules": {
+  "encoder": {"inputs": ["observation"], "blocks": [{"kind": "mlp", "layers": [{"out": 24, "norm": "layer"}]}]},
+  "predictor": {"inputs": ["state", "action"], "combine": "adaln", "blocks": [
+     {"kind": "adaln_transformer", "window": 3, "depth": 2, "width": 24, "heads": 3, "head_dim": 16, "hidden": 40,
+      "embedding": 20},
+     {"kind": "mlp", "layers": [{"out": 40, "activation": "gelu"}, {"out": 24}]}]},
+  "policy": {"inputs": ["state", "goal"], "blocks": [
+     {"kind": "mlp", "layers": [{"out": 16, "activation": "mish"}, {"out": 2}]}]}},
+"levels": [{"encoder": "encoder", "predictor": "predictor", "action_block": 4}],
+"policy": "policy",
+"cost": [{"kind": "goal_distance", "metric": "squared_l2"}, {"kind": "action_size", "stage": 0.01, "terminal": 0.01},
+         {"kind": "action_change", "stage": 0.02, "terminal": 0.02}],
+"planner": {"horizon": 24, "candidates": 100, "iterations": 4, "elites": 12},
+"version": 1})";
+
 // TD-MPC2 in small: heads, a critic with an ensemble, a policy that proposes candidates and reads the goal.
 inline const char* const heads_spec = R"({
 "observation": {"shape": [2, 16, 16], "dtype": "uint8", "scale": 0.00392156862745098},

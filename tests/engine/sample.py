@@ -64,6 +64,9 @@ def networks(spec, seed=0):
         action = (actions * (level.action_block if name == level.predictor and not level.hold else 1),)
         shapes = {"observation": spec.observation.shape, "state": latent, "goal": latent, "action": action}
         made[name] = encoder if name == level.encoder else Network(module, shapes)
+    for parameter_name, parameter in made.named_parameters():
+        if ".modulation." in parameter_name:  # zero at first, which hides the layers
+            torch.nn.init.normal_(parameter, std=0.5 * parameter.shape[-1] ** -0.5)
     if encoder is not None and level.predictor is not None:
         tie_norm(made[level.predictor], encoder)
     return made

@@ -8,7 +8,21 @@ import torch
 from sample import ISAS, engine_model, networks, run_on, weights
 
 from pyjepa import Model, agent_file
-from pyjepa.spec import Actions, Conv, ConvLayer, Gru, Impala, Layer, Level, Mlp, Module, Observation, Planner, Spec
+from pyjepa.spec import (
+    Actions,
+    AdalnTransformer,
+    Conv,
+    ConvLayer,
+    Gru,
+    Impala,
+    Layer,
+    Level,
+    Mlp,
+    Module,
+    Observation,
+    Planner,
+    Spec,
+)
 
 NORMS = ("none", "layer", "simnorm", "layer+simnorm")
 ACTIVATIONS = ("none", "relu", "gelu", "silu", "mish", "tanh")
@@ -49,6 +63,23 @@ def recurrent(inputs, latent, action, norm="none", *, residual=False, after=()):
         actions=Actions(low=(-1.0,) * action, high=(1.0,) * action),
         modules=modules,
         levels=(Level(encoder=encoder_name, predictor="predictor"),),
+        planner=Planner(horizon=12),
+    )
+
+
+def looking_back(inputs, latent, action, width=None, *, heads=2, head_dim=16, residual=False):
+    """A transformer as predictor, and an mlp after it where it is not as wide as the state."""
+    block = AdalnTransformer(
+        window=3, depth=2, width=width or latent, heads=heads, head_dim=head_dim, hidden=50, embedding=20
+    )
+    after = () if width is None else (Mlp(layers=(Layer(out=33, activation="gelu"), Layer(out=latent))),)
+    return Spec(
+        observation=Observation(shape=(latent,)),
+        actions=Actions(low=(-1.0,) * action, high=(1.0,) * action),
+        modules={
+            "predictor": Module(inputs=inputs, combine="adaln", residual=residual, blocks=(block, *after)),
+        },
+        levels=(Level(predictor="predictor"),),
         planner=Planner(horizon=12),
     )
 
@@ -94,6 +125,10 @@ def cases():
     yield "gru-residual", recurrent(("state", "action"), 130, 3, residual=True)
     yield "gru-wide", recurrent(("state", "action"), 512, 2, "tied")
     yield "gru-mlp", recurrent(("state", "action"), 40, 70, "layer", after=(Mlp(layers=(wide, Layer(out=40))),))
+    yield "adaln", looking_back(("state", "action"), 24, 2)
+    yield "adaln-odd", looking_back(("state", "action"), 37, 5, heads=3, head_dim=7)
+    yield "adaln-action-first", looking_back(("action", "state"), 24, 10, width=40)
+    yield "adaln-residual", looking_back(("state", "action"), 19, 1, width=11, heads=1, head_dim=64, residual=True)
 
 
 CASES = dict(cases())
