@@ -2,8 +2,8 @@
 
 `compile_all()` compiles for sm_80, sm_90, sm_100 and gfx942 in a process of its own (a process with TRITON_INTERPRET
 set cannot compile) with an empty cache, and returns one row per kernel, configuration and target. `resources.json`
-holds the rows as committed; `problems` says what breaks the rules: no spills, at most 255 registers, shared memory
-within the part, and the target's matrix instruction wherever the kernel uses a dot.
+holds the rows as committed; `problems` says what breaks the rules: no spills, registers and shared memory within the
+part, and the target's matrix instruction wherever the kernel uses a dot.
 
 bytes and flops are counted from the algorithm for the row's `shape` (each input read once, each output written once,
 both branches of VICReg; a multiply-add is two). roofline_us is an estimate, max(bytes / bandwidth, flops / peak) with
@@ -61,12 +61,15 @@ class Report(TypedDict):
 class Target:
     """A compilation target: its limits, its matrix instruction and the data-sheet peaks of its usual part.
 
+    registers: that a thread may have (on AMD of both kinds).
+
     bandwidth in bytes/s; dot_peak is the fp32-accurate dot rate in flop/s (TF32 / 3 on NVIDIA, fp32 matrix on AMD).
     """
 
     backend: str
     arch: int | str
     warp: int
+    registers: int
     shared_limit: int
     matrix: str
     part: str
@@ -76,12 +79,13 @@ class Target:
 
 
 TARGETS = {
-    "sm_80": Target("cuda", 80, 32, 163 << 10, "mma.sync", "A100 SXM 80GB", 2.04e12, 156e12 / 3, 19.5e12),
-    "sm_90": Target("cuda", 90, 32, 227 << 10, "wgmma.mma_async", "H100 SXM", 3.35e12, 495e12 / 3, 67e12),
-    "sm_100": Target("cuda", 100, 32, 227 << 10, "tcgen05.mma", "B200", 8.0e12, 1100e12 / 3, 75e12),
-    "gfx942": Target("hip", "gfx942", 64, 64 << 10, "v_mfma", "MI300X", 5.3e12, 163e12, 163e12),
+    "sm_80": Target("cuda", 80, 32, 255, 163 << 10, "mma.sync", "A100 SXM 80GB", 2.04e12, 156e12 / 3, 19.5e12),
+    "sm_90": Target("cuda", 90, 32, 255, 227 << 10, "wgmma.mma_async", "H100 SXM", 3.35e12, 495e12 / 3, 67e12),
+    "sm_100": Target("cuda", 100, 32, 255, 227 << 10, "tcgen05.mma", "B200", 8.0e12, 1100e12 / 3, 75e12),
+    "gfx942": Target("hip", "gfx942", 64, 512, 64 << 10, "v_mfma", "MI300X", 5.3e12, 163e12, 163e12),
 }
-MAX_REGISTERS = 255
+WHERE = ("backend", "up_to", "bytes")
+"""Keys of a configuration that say where it applies."""
 
 
 @dataclass(frozen=True)
@@ -184,18 +188,27 @@ def _rollout_plans(configs: dict[str, list[dict[str, Any]]]) -> list[Plan]:
     def normed(width: int) -> Mlp:
         return Mlp(width, 6, (Layer(width, "layer", "mish"),) * 2 + (Layer(width, "layer+simnorm"),))
 
+    def critic(width: int) -> Mlp:
+        return Mlp(width, width, (Layer(128, "layer", "mish"),) * 2 + (Layer(1),))
+
+    w0l, gru = WORKLOADS["W0L"][0].dynamics, Gru(128, 2)
     kinds = [
-        ("mlp.forward", WORKLOADS["W0L"][0].dynamics),
-        ("mlp.backward", WORKLOADS["W0L"][0].dynamics),
-        ("normed.forward", normed(256)),
-        ("normed.backward", normed(128)),
-        ("gru.forward", Gru(256, 2)),
-        ("gru.backward", Gru(128, 2)),
+        ("mlp.forward", w0l, None),
+        ("mlp.backward", w0l, None),
+        ("normed.forward", normed(256), None),
+        ("normed.backward", normed(128), None),
+        ("gru.forward", Gru(256, 2), None),
+        ("gru.backward", gru, None),
+        ("mlp_critic.forward", w0l, critic(64)),
+        ("mlp_critic.backward", w0l, critic(64)),
+        ("gru_critic.forward", gru, critic(128)),
+        ("gru_critic.backward", gru, critic(128)),
     ]
     rows, steps = 1024, 10
     plans = []
-    for kind, dynamics in kinds:
-        program = Program(dynamics, tuple((t.kind, t.metric, False) for t in terms))
+    for kind, dynamics, value in kinds:
+        charged = terms if value is None else (*terms, Term("value"))
+        program = Program(dynamics, tuple((t.kind, t.metric, False) for t in charged), value)
         common = dict(layout(program).constants) | {"GOAL": True, "PATH": True, "WIDEN": False}
         path = 4 * rows * (steps + 1) * dynamics.state
         size, work = moved(program, rows, steps, stepwise=False) + path, flops(program, rows, steps)
@@ -240,8 +253,8 @@ def _rollout_plans(configs: dict[str, list[dict[str, Any]]]) -> list[Plan]:
     )
     one(recurrent, "cell", "cell", {"NET": step["NET"], "WIDEN": False, "KEEP": False}, 512, True)
     one(recurrent, "norm", "norm", {"L": 512, "LP": 512, "V": 0}, 512, False)
-    charged = {name: step[name] for name in ("L", "LP", "D", "DP", "TERMS")} | {"GOAL": True}
-    one(recurrent, "charge", "charge", charged, 512, False)
+    priced = {name: step[name] for name in ("L", "LP", "D", "DP", "TERMS")} | {"GOAL": True}
+    one(recurrent, "charge", "charge", priced, 512, False)
     # The way back: through a layer whose activation has the longest slope, and through a GRU's gates.
     back = {"W": 0, "SHORTCUT": True}
     deep = Program(Mlp(1024, 6, (Layer(1024, "none", "mish"),)))
@@ -371,7 +384,7 @@ def _compile(plan: Plan, kernels: Any, name: str, folder: Path) -> Row:
     peak = target.dot_peak if plan.uses_dot else target.vector_peak
     return Row(
         kernel=plan.name,
-        config=" ".join(f"{key}={value}" for key, value in plan.config.items() if key not in ("up_to", "bytes")),
+        config=" ".join(f"{key}={value}" for key, value in plan.config.items() if key not in WHERE),
         target=name,
         dtype=plan.dtype,
         registers=registers,
@@ -402,7 +415,12 @@ def _compile_here(targets: Sequence[str]) -> Report:
         *_rollout_plans(rollout_kernels.CONFIGS),
     ]
     with tempfile.TemporaryDirectory() as folder:
-        rows = [_compile(plan, kernels[plan.op], target, Path(folder)) for plan in plans for target in targets]
+        rows = [
+            _compile(plan, kernels[plan.op], target, Path(folder))
+            for plan in plans
+            for target in targets
+            if plan.config.get("backend") in (None, TARGETS[target].backend)
+        ]
     return Report(
         triton=triton.__version__, estimate="bytes, flops and roofline_us are estimates, not measurements", rows=rows
     )
@@ -449,13 +467,13 @@ def problems(rows: list[Row]) -> list[str]:
     lines = []
     for row in rows:
         where = f"{row['kernel']} ({row['config']}, {row['dtype']}) on {row['target']}"
-        limit = TARGETS[row["target"]].shared_limit
+        target = TARGETS[row["target"]]
         if row["spills"]:
             lines.append(f"{where}: spills {row['spills']}")
-        if row["registers"] > MAX_REGISTERS:
-            lines.append(f"{where}: {row['registers']} registers, at most {MAX_REGISTERS}")
-        if row["shared_bytes"] > limit:
-            lines.append(f"{where}: {row['shared_bytes']} bytes of shared memory, at most {limit}")
+        if row["registers"] > target.registers:
+            lines.append(f"{where}: {row['registers']} registers, at most {target.registers}")
+        if row["shared_bytes"] > target.shared_limit:
+            lines.append(f"{where}: {row['shared_bytes']} bytes of shared memory, at most {target.shared_limit}")
         if row["uses_dot"] and row["matrix_instruction"] is None:
             lines.append(f"{where}: no matrix instruction although it uses a dot")
     return lines

@@ -153,7 +153,7 @@ class Agent:
         self._native = True
         self._settings: dict[str, Any] | None = None
         self._elsewhere: TritonRollout | None = None
-        self._way: tuple[str, str] = ("native", "")
+        self._way: tuple[str, str, str] = ("native", "native", "")
 
     @property
     def spec(self) -> Spec:
@@ -251,11 +251,12 @@ class Agent:
             rollout=rollout, seed=seed,
         )  # fmt: skip
         arguments, batch = resolve(self.spec, task)
-        way = ("callback", "") if rollout is not None else ("native", "")
+        way = ("callback", "callback", "") if rollout is not None else ("native", "native", "")
         if rollout is None and self._elsewhere is not None:
             stand_in = self._elsewhere.task(weights, discount)
             arguments |= {"rollout_call": stand_in, "rollout_gradient": True}
-            way = (stand_in.choice.way, stand_in.choice.reason)
+            one, back = stand_in.choice, stand_in.gradient_choice
+            way = (one.way, back.way, one.reason or back.reason)
         self._engine.configure(**arguments)
         self._way = way
         self._batch = batch
@@ -266,7 +267,8 @@ class Agent:
     def settings(self) -> Mapping[str, Any]:
         """The settings in force, defaults resolved; ``flops`` is one plan's rollout arithmetic, ``tile`` the number of
         candidates that a thread rolls out together. ``rollout``: ``native`` (the engine's own), ``callback``, or on
-        another ``device`` fused, stepwise or eager, with ``rollout_reason`` why not a faster one.
+        another ``device`` fused, stepwise or eager; ``rollout_gradient``: how its gradients are found, likewise;
+        ``rollout_reason``: why not both in a faster way.
         """
         settings = self._configured()
         names: dict[str, dict[int, str | None]] = {
@@ -277,7 +279,9 @@ class Agent:
         }
         resolved = {key: names[key][value] if key in names else value for key, value in settings.items()}
         where = "cpu" if self._elsewhere is None else self._elsewhere.name
-        return resolved | {"device": where, "rollout": self._way[0], "rollout_reason": self._way[1]}
+        return resolved | dict(
+            zip(("rollout", "rollout_gradient", "rollout_reason"), self._way, strict=True), device=where
+        )
 
     def observe(self, observation: npt.ArrayLike, *, steps: int | None = None) -> None:
         """Encodes an observation (obs...), or one per environment (E, obs...): paper section 3, perception.

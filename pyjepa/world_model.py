@@ -39,25 +39,31 @@ class WorldModel(nn.Module):
         else:
             encoder = Network(spec.modules[level.encoder], {"observation": spec.observation.shape})
             self.latent_dim = encoder.output_shape[0]
-            self.add_module(level.encoder, encoder)
+            self._modules[level.encoder] = encoder  # add_module refuses the names of methods: a head called head
         shapes = {"state": (self.latent_dim,), "action": (self.plan_dim,)}
         predictor = Network(spec.modules[level.predictor], shapes)  # type: ignore[arg-type]
         if predictor.output_shape != (self.latent_dim,):
             raise ValueError(f"the predictor puts out {predictor.output_shape}, the latents are {(self.latent_dim,)}")
         tie_norm(predictor, encoder)
-        self.add_module(level.predictor, predictor)
+        self._modules[level.predictor] = predictor
         first = spec.modules[level.predictor].blocks[0]
         self.window = first.window if isinstance(first, AdalnTransformer) else 1
         """States that the predictor looks back on."""
         shapes["goal"] = (self.latent_dim,)
         for name, module in spec.modules.items():
             if name != level.encoder and name != level.predictor:
-                self.add_module(name, Network(module, shapes))  # type: ignore[arg-type]
+                self._modules[name] = Network(module, shapes)  # type: ignore[arg-type]
         self.register_buffer("_low", torch.tensor(spec.actions.low), persistent=False)
         self.register_buffer("_high", torch.tensor(spec.actions.high), persistent=False)
         self._discrete = spec.actions.kind == "discrete"
         self.register_buffer("_center", torch.tensor(spec.actions.center * repeats), persistent=False)
         self.register_buffer("_scale", torch.tensor(spec.actions.scale * repeats), persistent=False)
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """As torch's, but a module of the spec may bear the name of a method."""
+        name, _, rest = target.partition(".")
+        module = self._modules.get(name)
+        return super().get_submodule(target) if module is None else module.get_submodule(rest)
 
     def encode(self, observation: Tensor) -> Tensor:
         """Observations (..., *observation.shape), uint8 or float -> latents (..., L)."""

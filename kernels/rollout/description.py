@@ -317,7 +317,9 @@ def _not_fused(described: Program, element_size: int, backward: bool) -> str:
 
 def _too_wide_a_row(described: Program) -> str:
     rows = {"a state": described.dynamics.state, "an action": described.dynamics.side}
-    normed = [layer.out for n in networks(described) if isinstance(n, Mlp) for layer in n.layers if layer.norm != "none"]
+    normed = [
+        layer.out for n in networks(described) if isinstance(n, Mlp) for layer in n.layers if layer.norm != "none"
+    ]
     rows["a normed row"] = max(normed, default=0)
     name = max(rows, key=lambda key: rows[key])
     return f"{name} of {rows[name]}, stepwise at most {STEPWISE_ROW}" if rows[name] > STEPWISE_ROW else ""

@@ -24,11 +24,13 @@ from torch import Tensor
 
 from pyjepa.cost import plan_cost
 from pyjepa.errors import InvalidArgumentError, UnsupportedError
-from pyjepa.kernels.rollout import Choice, Layer, Term
+from pyjepa.kernels.rollout import Choice, Layer, Term, rollout_way
+from pyjepa.kernels.rollout import Gru as KernelGru
 from pyjepa.kernels.rollout import Mlp as KernelMlp
+from pyjepa.kernels.rollout.description import Way
 from pyjepa.kernels.rollout.prepared import Prepared
 from pyjepa.kernels.runtime import HAS_TRITON, interpreted
-from pyjepa.spec import Mlp, Module, Spec
+from pyjepa.spec import Gru, Mlp, Module, Spec
 from pyjepa.world_model import WorldModel
 
 FloatArray = npt.NDArray[np.float32]
@@ -72,11 +74,17 @@ class TritonRollout:
             description = describe(spec)
         except UnsupportedError as error:
             kept = "" if self._precision == torch.float32 else "; so the weights stay fp32"
-            return Task(self.device, _Eager(spec, self._tensors, self.device), Choice("eager", f"{error}{kept}"))
-        prepared = self._prepare(spec, *description)
-        return Task(self.device, prepared, prepared.way)
+            choice = Choice("eager", f"{error}{kept}")
+            return Task(self.device, _Eager(spec, self._tensors, self.device), choice, choice)
+        dynamics, terms, critic = description
+        chosen: dict[str, Any] = {"terms": terms, "critic": critic}
+        chosen |= {"dtype": self._precision, "device": self.device.type}
+        way, back = (rollout_way(dynamics, backward=backward, **chosen) for backward in (False, True))
+        return Task(self.device, self._prepare(spec, *description, way.way), way, back)
 
-    def _prepare(self, spec: Spec, dynamics: KernelMlp, terms: list[Term], critic: KernelMlp | None) -> Prepared:
+    def _prepare(
+        self, spec: Spec, dynamics: KernelMlp | KernelGru, terms: list[Term], critic: KernelMlp | None, way: Way
+    ) -> Prepared:
         level = spec.levels[0]
         repeats = 1 if level.hold else level.action_block
         there: dict[str, Any] = {"device": self.device}
@@ -90,26 +98,33 @@ class TritonRollout:
             center=torch.tensor(spec.actions.center * repeats, **there) if box else None,
             scale=torch.tensor(spec.actions.scale * repeats, **there) if box else None,
             discount=spec.discount,
-            backend="auto" if self.device.type == "cuda" else _interpreted_way(dynamics, terms, critic),
+            backend="torch" if way == "eager" else way,
         )
 
     def _parameters(self, name: str | None) -> list[Tensor]:
         assert name is not None
         found = []
         for i, block in enumerate(self._spec.modules[name].blocks):
-            assert isinstance(block, Mlp)
-            for j, layer in enumerate(block.layers):
-                keys = [f"linear{j}.weight", f"linear{j}.bias"]
-                keys += [f"norm{j}.weight", f"norm{j}.bias"] if layer.norm in ("layer", "layer+simnorm") else []
-                found += [self._tensors[f"{name}.{i}.{key}"].to(self.device, self._precision) for key in keys]
+            if isinstance(block, Gru):
+                keys = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"]
+                keys += [] if block.norm == "none" else ["norm.weight", "norm.bias"]
+            else:
+                assert isinstance(block, Mlp)
+                keys = []
+                for j, layer in enumerate(block.layers):
+                    keys += [f"linear{j}.weight", f"linear{j}.bias"]
+                    keys += [f"norm{j}.weight", f"norm{j}.bias"] if layer.norm in ("layer", "layer+simnorm") else []
+            found += [self._tensors[f"{name}.{i}.{key}"].to(self.device, self._precision) for key in keys]
         return found
 
 
 class Task:
     """A task's rollout, as the engine calls it. Clones of an agent share it, and take turns."""
 
-    def __init__(self, device: torch.device, rollout: Prepared | _Eager, choice: Choice) -> None:
-        self.choice = choice
+    def __init__(
+        self, device: torch.device, rollout: Prepared | _Eager, choice: Choice, gradient_choice: Choice
+    ) -> None:
+        self.choice, self.gradient_choice = choice, gradient_choice
         self._device, self._rollout = device, rollout
         self._captured: dict[tuple[Any, ...], Any] = {}
         self._lock = threading.Lock()
@@ -167,7 +182,7 @@ class Task:
         return found
 
 
-def describe(spec: Spec) -> tuple[KernelMlp, list[Term], KernelMlp | None]:
+def describe(spec: Spec) -> tuple[KernelMlp | KernelGru, list[Term], KernelMlp | None]:
     """The spec's predictor, cost terms and critic as the kernels take them.
 
     Raises `UnsupportedError` naming the block or cost term that they lack.
@@ -176,10 +191,14 @@ def describe(spec: Spec) -> tuple[KernelMlp, list[Term], KernelMlp | None]:
     assert level.predictor is not None
     actions = spec.actions.size * (1 if level.hold else level.action_block)
     module = spec.modules[level.predictor]
-    latent = _out(module)
-    if "action" not in module.inputs:
-        raise UnsupportedError(f"the predictor {level.predictor!r} reads no action: no kernel does without")
-    dynamics = _mlp(level.predictor, module, latent, actions, "action")
+    first, last = module.blocks[0], module.blocks[-1]
+    dynamics: KernelMlp | KernelGru
+    if isinstance(first, Gru):
+        latent = first.hidden
+        dynamics = _gru(level.predictor, module, first, actions)
+    else:
+        latent = last.layers[-1].out if isinstance(last, Mlp) else 0  # refused below
+        dynamics = _mlp(level.predictor, module, latent, actions, "action")
     terms, critic = [], None
     for term in spec.cost:
         if term.stage == 0.0 and term.terminal == 0.0:
@@ -201,16 +220,24 @@ def describe(spec: Spec) -> tuple[KernelMlp, list[Term], KernelMlp | None]:
     return dynamics, terms, critic
 
 
-def _out(module: Module) -> int:
-    last = module.blocks[-1]
-    return last.layers[-1].out if isinstance(last, Mlp) else 0
+def _gru(name: str, module: Module, cell: Gru, side: int) -> KernelGru:
+    """A predictor that starts with a cell. A tied norm is stored beside the cell like one of its own."""
+    if len(module.blocks) > 1:
+        raise UnsupportedError(
+            f"the module {name!r} has a block {module.blocks[1].kind!r} after its gru: no kernel does"
+        )
+    if module.residual:
+        raise UnsupportedError(f"the module {name!r} adds the state to what its gru puts out: no kernel does")
+    return KernelGru(cell.hidden, side, normalise=cell.norm != "none")
 
 
 def _mlp(name: str, module: Module, latent: int, side: int, reads: str) -> KernelMlp:
     """A module of the spec whose inputs are the state and, perhaps, one other."""
     lacking = [block.kind for block in module.blocks if not isinstance(block, Mlp)]
     if lacking:
-        raise UnsupportedError(f"the module {name!r} has a block {lacking[0]!r}, the kernels take mlp only")
+        raise UnsupportedError(
+            f"the module {name!r} has a block {lacking[0]!r}, the kernels take mlp, and a gru as the predictor"
+        )
     if module.ensemble > 1:
         raise UnsupportedError(f"the module {name!r} is an ensemble of {module.ensemble}, the kernels take one network")
     if "state" not in module.inputs or not set(module.inputs) <= {"state", reads}:
@@ -295,13 +322,6 @@ def _without_precision(spec: Spec) -> Spec:
     """The spec without what says how the engine runs modules in a lower precision."""
     modules = {name: dataclasses.replace(module, quantisation=None) for name, module in spec.modules.items()}
     return dataclasses.replace(spec, modules=modules)
-
-
-def _interpreted_way(dynamics: KernelMlp, terms: Sequence[Term], critic: KernelMlp | None) -> Any:
-    from pyjepa.kernels.rollout import rollout_way
-
-    way = rollout_way(dynamics, terms=terms, critic=critic, device="cpu").way
-    return "torch" if way == "eager" else way
 
 
 def _device(name: str) -> torch.device:

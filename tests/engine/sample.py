@@ -61,7 +61,7 @@ def networks(spec, seed=0):
     actions = spec.actions.size
     made = torch.nn.ModuleDict()
     for name, module in spec.modules.items():
-        action = (actions * (level.action_block if name == level.predictor and not level.hold else 1),)
+        action = (actions * (1 if level.hold else level.action_block),)
         shapes = {"observation": spec.observation.shape, "state": latent, "goal": latent, "action": action}
         made[name] = encoder if name == level.encoder else Network(module, shapes)
     for parameter_name, parameter in made.named_parameters():

@@ -1,6 +1,7 @@
 """Planning with rollouts on another device, through Triton's interpreter: costs, elites and plans are the engine's."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from sample import networks, pixel_spec, weights
 import pyjepa
 from pyjepa import agent_file
 from pyjepa.errors import InvalidArgumentError, UnsupportedError
+from pyjepa.spec import Actions, CostTerm, Gru, Layer, Level, Mlp, Module, Observation, Planner, Spec, TwoHot
 
 pytest.importorskip("torch")
 pytest.importorskip("triton")
@@ -24,7 +26,39 @@ CASES = {
     "version-1-image": ("fused", {"horizon": 9, "elites": 4}),
     "version-1-discrete": ("fused", {"planner": "categorical-cem", "horizon": 6, "elites": 4}),
     "version-1-heads": ("eager", {"horizon": 3, "policy_candidates": 3}),
+    "version-1-recurrent": ("fused", {"planner": "cem", "horizon": 8, "elites": 4, "weights": {"disagreement": 0.0}}),
 }
+GOAL = CostTerm(kind="goal_distance")
+ACTIONS = (CostTerm(kind="action_size", stage=0.1), CostTerm(kind="action_change", stage=0.2))
+
+
+def small_spec(predictor, *, cost=(GOAL, *ACTIONS), modules=None, size=6, hold=False, **changes):
+    """Observations encoded to `size` latents, two actions, a step of two of them, which the predictor reads."""
+    encoder = Module(inputs=("observation",), blocks=(Mlp(layers=(Layer(out=size, norm="layer"),)),))
+    return Spec(
+        observation=Observation(shape=(4,)),
+        actions=Actions(low=(-1.0, 0.0), high=(1.0, 3.0)),
+        modules={"encoder": encoder, "predictor": predictor} | (modules or {}),
+        levels=(Level(encoder="encoder", predictor="predictor", action_block=2, hold=hold),),
+        cost=cost,
+        planner=Planner(horizon=6, candidates=16, iterations=2, elites=4),
+        **changes,
+    )
+
+
+def mlp(*widths, inputs=("state", "action"), **changes):
+    layers = tuple(Layer(out=n, activation="none" if n == widths[-1] else "mish") for n in widths)
+    return Module(inputs=inputs, blocks=(Mlp(layers=layers),), **changes)
+
+
+def cell(norm="layer", size=6, more=(), **changes):
+    return Module(inputs=("action", "state"), combine="cell", blocks=(Gru(hidden=size, norm=norm), *more), **changes)
+
+
+def saved(spec, folder, seed=0):
+    path = folder / "agent.safetensors"
+    agent_file.save(path, spec, weights(networks(spec, seed)))
+    return path
 
 
 def observation(spec, seed):
@@ -66,6 +100,104 @@ def test_golden_agents_cost_the_same_and_keep_the_same_elites(name):
         assert set(other.cost_terms) == set(one.cost_terms)
         for agent in (native, elsewhere):
             agent.observe(observation(spec, 4 + turn))
+
+
+def agree(native, elsewhere, count=17, rtol=1e-4):
+    """Costs of random plans are the same to 1e-4, and so are the elites."""
+    level, size = native.spec.levels[0], native.spec.actions.size
+    shape = (count, native.settings["horizon"] // level.action_block, size * (1 if level.hold else level.action_block))
+    plans = np.random.default_rng(3).uniform(-1, 1, shape)
+    one, other = native.evaluate(plans), elsewhere.evaluate(plans)
+    np.testing.assert_allclose(other, one, rtol=rtol, atol=rtol)
+    assert list(np.argsort(one, kind="stable")[:4]) == list(np.argsort(other, kind="stable")[:4])
+    return plans
+
+
+@pytest.mark.parametrize(
+    ("norm", "size", "hold"), [("none", 6, False), ("layer", 17, True), ("tied", 6, True)], ids=lambda x: str(x)
+)
+def test_random_recurrent_agents(norm, size, hold, tmp_path):
+    spec = small_spec(cell(norm, size), size=size, hold=hold)
+    native, elsewhere = pair(saved(spec, tmp_path))
+    assert elsewhere.settings["rollout"] == elsewhere.settings["rollout_gradient"] == "fused"
+    plans = agree(native, elsewhere)
+    slopes = [agent.gradient(plans)[1] for agent in (native, elsewhere)]
+    np.testing.assert_allclose(slopes[1], slopes[0], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(elsewhere.plan().actions, native.plan().actions, rtol=1e-4, atol=1e-4)
+
+
+CRITIC = CostTerm(kind="critic", stage=0.5, terminal=1.0)
+HEAD = {"head": mlp(5, 1, inputs=("state",))}
+
+
+@pytest.mark.parametrize(
+    ("critic", "estimates"),
+    [(mlp(1, inputs=("state",)), "reward"), (mlp(7, 1, inputs=("goal", "state")), "cost")],
+    ids=["linear", "small mlp"],
+)
+def test_goal_action_and_critic_costs_are_the_kernels(critic, estimates, tmp_path):
+    cost = (
+        GOAL,
+        CostTerm(kind="goal_distance", name="near", metric="squared_l2", stage=0.3, terminal=0.7, reach=4.0),
+        *ACTIONS,
+        dataclasses.replace(CRITIC, estimates=estimates),
+    )
+    spec = small_spec(mlp(6, residual=True), cost=cost, modules={"critic": critic}, critic="critic", discount=0.9)
+    native, elsewhere = pair(saved(spec, tmp_path))
+    assert elsewhere.settings["rollout"] == "fused"
+    plans = agree(native, elsewhere)
+    slopes = [agent.gradient(plans)[1] for agent in (native, elsewhere)]
+    np.testing.assert_allclose(slopes[1], slopes[0], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("predictor", "cost", "modules", "changes", "reason"),
+    [
+        (mlp(6), CostTerm(kind="reward", module="head"), {"head": mlp(5, 1)}, {}, r"term 'reward' \(reward through the module 'head'\)"),
+        (mlp(6), CostTerm(kind="hazard", module="head"), HEAD, {}, "cost term 'hazard'"),
+        (mlp(6), CostTerm(kind="box", low=(0.0,) * 6), {}, {}, r"cost term 'box' \(box\) has no kernel"),
+        (mlp(6), CostTerm(kind="half_space", normal=(1.0,) * 6), {}, {}, "cost term 'half_space'"),
+        (mlp(6), CostTerm(kind="goal_distance", name="seen", module="head"), HEAD, {}, "'seen' .* the module 'head'"),
+        (mlp(6), CostTerm(kind="disagreement", module="head"), {"head": mlp(3, inputs=("state",), ensemble=2)}, {},
+         "cost term 'disagreement'"),
+        (mlp(6), CRITIC, {"critic": mlp(1, inputs=("state",), ensemble=2)}, {"critic": "critic"},
+         "'critic' is an ensemble of 2"),
+        (mlp(6), CRITIC, {"critic": Module(inputs=("state",), blocks=(Mlp(layers=(Layer(out=9),)),
+                                                                     TwoHot(bins=9, low=-2.0, high=2.0)))},
+         {"critic": "critic"}, "'critic' has a block 'two_hot'"),
+        (cell(more=(Mlp(layers=(Layer(out=6),)),)), GOAL, {}, {}, "'predictor' has a block 'mlp' after its gru"),
+        (cell(residual=True), GOAL, {}, {}, "'predictor' adds the state to what its gru puts out"),
+    ],
+    ids=["reward", "hazard", "box", "half_space", "goal head", "disagreement", "critics", "two_hot", "gru mlp", "gru +"],
+)  # fmt: skip
+def test_what_has_no_kernel_is_named_and_costs_the_same(predictor, cost, modules, changes, reason, tmp_path):
+    spec = small_spec(predictor, cost=(GOAL,) if cost is GOAL else (GOAL, cost), modules=modules, **changes)
+    native, elsewhere = pair(saved(spec, tmp_path))
+    assert (elsewhere.settings["rollout"], elsewhere.settings["rollout_gradient"]) == ("eager", "eager")
+    assert re.search(reason, elsewhere.settings["rollout_reason"])
+    agree(native, elsewhere)
+
+
+@pytest.mark.parametrize(
+    ("predictor", "size", "ways"),
+    [
+        (mlp(300, 6), 6, ("stepwise", "stepwise", "a width of 300")),
+        (mlp(256, 256, 256, 6), 6, ("fused", "stepwise", "columns to keep")),
+        (mlp(20, 20, 6), 6, ("fused", "fused", "")),
+        (Module(inputs=("state", "action"), blocks=(Mlp(layers=(Layer(out=12, norm="simnorm"),), simnorm_group=6),)), 12,
+         ("eager", "eager", "simnorm groups of 6")),
+        (mlp(600), 600, ("eager", "eager", "a state of 600, stepwise at most 512")),
+    ],
+    ids=["wide", "deep", "small", "groups", "state"],
+)  # fmt: skip
+def test_sizes_choose_the_way(predictor, size, ways, tmp_path):
+    native, elsewhere = pair(saved(small_spec(predictor, size=size), tmp_path), horizon=4)
+    found = [elsewhere.settings[name] for name in ("rollout", "rollout_gradient", "rollout_reason")]
+    assert found[:2] == list(ways[:2])
+    assert ways[2] in found[2]
+    plans = agree(native, elsewhere, 5)
+    slopes = [agent.gradient(plans)[1] for agent in (native, elsewhere)]
+    np.testing.assert_allclose(slopes[1], slopes[0], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["version-1", "version-1-image"])

@@ -1,9 +1,9 @@
 """The whole horizon in one launch.
 
-    roll       a block of rows goes through the whole horizon, its latents never leave the registers; weights stream
-               from the second-level cache; one cost per row is written at the end
-    reverse    the same backwards: reads each step's latents from what `roll` left, recomputes the step, and writes
-               the gradient of its action and the adjoint of its state
+roll       a block of rows goes through the whole horizon, its latents never leave the registers; weights stream
+           from the second-level cache; one cost per row is written at the end
+reverse    the same backwards: reads each step's latents from what `roll` left, recomputes the step, and writes
+           the gradient of its action and the adjoint of its state
 """
 
 # Kernel bodies are Triton, which has no types.

@@ -57,11 +57,13 @@ class Given:
         }
 
     def config(self, kernel: str) -> dict[str, Any]:
-        """The launch configuration: the first entry for so many rows of candidates and bytes per weight."""
+        """The launch configuration: the first entry for this device, so many candidates and bytes per weight."""
         rows, size = self.actions.shape[0], self.packed.weights.element_size()
+        backend = "cuda" if torch.version.hip is None else "hip"
         for entry in CONFIGS[kernel]:
-            if rows <= entry.get("up_to", rows) and size <= entry.get("bytes", size):
-                return {name: value for name, value in entry.items() if name not in ("up_to", "bytes")}
+            for_it = entry.get("backend", backend) == backend
+            if for_it and rows <= entry.get("up_to", rows) and size <= entry.get("bytes", size):
+                return {name: value for name, value in entry.items() if name not in ("backend", "up_to", "bytes")}
         raise AssertionError(f"no configuration of {kernel} for {rows} rows")
 
     def new(self, *shape: int) -> Tensor:

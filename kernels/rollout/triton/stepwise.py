@@ -1,9 +1,9 @@
 """A step in a few launches: one per layer, and one for the costs.
 
-    dense      a layer of an mlp
-    cell       a GRU step but for its norm
-    norm       a GRU's LayerNorm
-    charge     what a step costs
+dense      a layer of an mlp
+cell       a GRU step but for its norm
+norm       a GRU's LayerNorm
+charge     what a step costs
 """
 
 # Kernel bodies are Triton, which has no types.
@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..layout import Packed
+from ..layout import NETWORK
 from .arithmetic import (
     activate,
     hyperbolic_tangent,
@@ -29,7 +29,6 @@ from .arithmetic import (
     simnorm,
 )
 from .cost import judged, weighted
-from ..layout import NETWORK
 from .launch import Given
 
 
