@@ -24,13 +24,38 @@ def require_training(*packages: str) -> None:
         raise click.UsageError(f"{', '.join(missing)} is missing: pip install 'pyjepa-engine[train]'")
 
 
+def _arguments(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> dict[str, Any]:
+    """NAME=JSON, several times, as a dictionary."""
+    found = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise click.BadParameter(f"{text!r} is not NAME=JSON")
+        try:
+            found[name] = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise click.BadParameter(f"{name}: {value!r} is no JSON ({error})") from error
+    return found
+
+
 @click.group(short_help="Train a world model and write an agent file.", invoke_without_command=True)
 @click.option("--env", "environment", metavar="ID", help="A Gymnasium environment that shows pictures.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="The agent file to write.")
 @click.option("--results", type=click.Path(dir_okay=False, path_type=Path), help="Where to write what was measured.")
 @click.option("--episodes", type=click.IntRange(min=1), default=20, show_default=True, help="Played to judge it.")
-@click.option("--collect", type=click.IntRange(min=1), help="Random episodes to learn from.")
-@click.option("--steps", type=click.IntRange(min=1), help="Training steps.")
+@click.option(
+    "--argument",
+    "arguments",
+    metavar="NAME=JSON",
+    multiple=True,
+    callback=_arguments,
+    help="What the environment is made with; may be given several times.",
+)
+@click.option("--rounds", type=click.IntRange(min=1), help="Times to record and train; the first at random.")
+@click.option("--collect", type=click.IntRange(min=1), help="Episodes to record, every round.")
+@click.option("--episode-steps", type=click.IntRange(min=2), help="Steps after which a recorded episode is left.")
+@click.option("--steps", type=click.IntRange(min=1), help="Training steps, every round.")
+@click.option("--shift", type=click.IntRange(min=0, max=16), help="Pixels by which clips are moved in training.")
 @click.option("--history", type=click.IntRange(min=1, max=16), help="Pictures that one observation stacks.")
 @click.option("--action-block", type=click.IntRange(min=1), help="Steps for which an action is held.")
 @click.option("--horizon", type=click.IntRange(min=1), help="Steps to plan ahead.")
@@ -42,8 +67,12 @@ def command(
     out: Path | None,
     results: Path | None,
     episodes: int,
+    arguments: dict[str, Any],
+    rounds: int | None,
     collect: int | None,
+    episode_steps: int | None,
     steps: int | None,
+    shift: int | None,
     history: int | None,
     action_block: int | None,
     horizon: int | None,
@@ -51,7 +80,7 @@ def command(
 ) -> None:
     """Train a world model and write an agent file.
 
-    With --env: collect random episodes of a Gymnasium environment, learn from pictures, write the agent, and play.
+    With --env: record a Gymnasium environment, learn from pictures, write the agent, and play.
     """
     if context.invoked_subcommand is not None:
         if environment is not None:
@@ -67,19 +96,20 @@ def command(
     from pyjepa.training.environments import Settings, train_environment
 
     chosen: dict[str, Any] = {
-        "episodes": collect, "steps": steps, "history": history, "action_block": action_block, "horizon": horizon,
-        "seed": seed,
+        "rounds": rounds, "episodes": collect, "episode_steps": episode_steps, "steps": steps, "shift": shift,
+        "history": history, "action_block": action_block, "horizon": horizon, "seed": seed,
     }  # fmt: skip
     given = {name: value for name, value in chosen.items() if value is not None}
     with _stages() as (stage, advance):
         found = train_environment(
-            environment, out, settings=Settings(**given), episodes=episodes,
+            environment, out, settings=Settings(**given), episodes=episodes, arguments=arguments,
             command=f"pyjepa train --env {environment} --out {out.name}", stage=stage, progress=advance,
         )  # fmt: skip
     if results is not None:
         write_text(results, json.dumps(found, indent=1) + "\n")
+    others = ", ".join(f"{name} {found[name]['mean']:.1f}" for name in ("random", "still", "oracle") if name in found)
     click.echo(
-        f"{out}: {found['agent']['mean']:.1f} a game over {episodes}, random actions {found['random']['mean']:.1f}; "
+        f"{out}: {found['agent']['mean']:.1f} a game over {episodes} ({others}); "
         f"a plan takes {found['plan_ms_p50']:.1f} ms (p99 {found['plan_ms_p99']:.1f})"
     )
 
@@ -210,7 +240,7 @@ def images(
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("runs/swm-two-room"),
     show_default=True,
-    help="Where recordings go; they are used again.",
+    help="Where recordings and checkpoints go; what is there is used again.",
 )
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Trainings to average over.")
 @click.option("--collect", type=click.IntRange(min=1), default=1500, show_default=True, help="Episodes to learn from.")
@@ -231,7 +261,7 @@ def stable_worldmodel(
 
     Needs stable-worldmodel 0.1.1 and what it needs: docs/environments.md says how to install it.
     """
-    require_training("torch", "h5py", "pydantic")
+    require_training("torch", "h5py", "pydantic", "tensorboard")
     from pyjepa.training.swm_two_room_run import train_two_room
 
     if not out.absolute().parent.is_dir():

@@ -3,18 +3,23 @@
 Random actions are recorded, with what they earn. The model sees the last few pictures, 64 x 64 px each, stacked; it is
 trained as any other here (multi-step prediction in latent space, VICReg, inverse dynamics), and two heads, whose
 gradients shape the encoder too, learn what an action earns and whether the episode ends because of it. The agent plans
-for the most reward: by CEM, for discrete actions by categorical CEM.
+for the most reward: by CEM, for discrete actions by categorical CEM. In further rounds it plays itself, now and then at
+random, and learns from all that was recorded.
 
 What cannot be served is an `UnservedError` that says what and why, before anything is recorded.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +31,9 @@ from torch.nn import functional
 
 from pyjepa.adapters import needed
 from pyjepa.agent import Agent, Model
+from pyjepa.bench.machine import describe
 from pyjepa.bench.percentiles import milliseconds
+from pyjepa.bench.references import references
 from pyjepa.errors import PyjepaError
 from pyjepa.objectives.inverse_dynamics import InverseDynamics
 from pyjepa.objectives.temporal import temporal_similarity, temporal_variance
@@ -34,8 +41,11 @@ from pyjepa.objectives.vicreg import VICReg
 from pyjepa.spec import Actions, CostTerm, Layer, Level, Mlp, Module, Observation, Planner, Spec
 from pyjepa.training.architecture import encoder, predictor
 from pyjepa.training.config import Architecture
+from pyjepa.world_model import WorldModel
 
 SIZE = 64
+JUDGED_FROM = 50_000
+"""The seed of the first episode that judges; none is recorded from such."""
 
 
 class UnservedError(PyjepaError, ValueError):
@@ -47,9 +57,14 @@ class Settings:
     """How an environment is learned."""
 
     episodes: int = 200
-    """To record, with random actions."""
+    """To record in a round: of random actions in the first, of the agent's own in the others."""
+    episode_steps: int | None = None
+    """After so many steps a recorded episode is left, as if time were up."""
+    rounds: int = 1
+    explore: float = 0.2
+    """Share of an agent's actions that are random where it is recorded."""
     steps: int = 2000
-    """Of training."""
+    """Of training, in every round."""
     batch: int = 64
     window: int = 5
     """Predictor steps per clip."""
@@ -57,6 +72,8 @@ class Settings:
     """Pictures that one observation stacks."""
     action_block: int = 1
     """Environment steps for which an action is held."""
+    shift: int = 0
+    """In training, clips are moved by up to so many pixels (Kostrikov et al. 2020): where a little does not matter."""
     latent: int = 48
     hidden: int = 128
     channels: tuple[int, ...] = (16, 32, 64)
@@ -205,18 +222,32 @@ class Recorded:
     """What every episode earned."""
 
 
-def collect(world: World, settings: Settings, progress: Callable[[int], None] | None = None) -> Recorded:
-    """Record episodes of random actions. Raises `UnservedError` where all are over before a clip is full."""
+def collect(
+    world: World, settings: Settings, progress: Callable[[int], None] | None = None, *, agent: Agent | None = None,
+    turn: int = 0,
+) -> Recorded:  # fmt: skip
+    """Record episodes of random actions, or of an agent's.
+
+    Raises `UnservedError` where all are over before a clip is full.
+    """
     pictures: list[npt.NDArray[Any]] = []
     actions, rewards, ended, first, last, returns = [], [], [], [], [], []
-    world.seed_actions(settings.seed)
+    world.seed_actions(settings.seed + 1_000 * turn)
+    rng = np.random.default_rng([settings.seed, turn])
+    limit = settings.episode_steps or np.inf
     for episode in range(settings.episodes):
         begin = len(pictures)
-        seen = world.reset(seed=1_000_000 * (settings.seed + 1) + episode)
+        seen = world.reset(seed=1_000_000 * (settings.seed + 1) + settings.episodes * turn + episode)
+        if agent is not None:
+            agent.reset()
         total, over = 0.0, False
         while not over:
             action = world.sample()
+            if agent is not None:
+                planned = agent.plan(seen).actions[0]
+                action = action if rng.random() < settings.explore else planned
             after, reward, dead, late = world.step(action)
+            late |= len(pictures) - begin + 1 >= limit
             pictures.append(seen[-3:])
             actions.append(action)
             rewards.append(reward)
@@ -242,6 +273,17 @@ def collect(world: World, settings: Settings, progress: Callable[[int], None] | 
         np.stack(pictures), np.asarray(actions, kind), np.asarray(rewards, np.float32), np.asarray(ended),
         np.asarray(first), np.asarray(last), np.asarray(returns),
     )  # fmt: skip
+
+
+def joined(parts: Sequence[Recorded]) -> Recorded:
+    """Several recordings as one."""
+    offsets = np.cumsum([0, *(len(part.first) for part in parts)])
+    moved = [
+        dataclasses.replace(part, first=part.first + by, last=part.last + by)
+        for part, by in zip(parts, offsets[:-1], strict=True)
+    ]
+    names = [field.name for field in dataclasses.fields(Recorded)]
+    return Recorded(*(np.concatenate([getattr(part, name) for part in moved]) for name in names))
 
 
 def build_spec(world: World, settings: Settings) -> Spec:
@@ -282,18 +324,22 @@ class Training:
     """One run over what was recorded."""
 
     def __init__(self, spec: Spec, data: Recorded, settings: Settings) -> None:
-        from pyjepa.world_model import WorldModel
-
-        self.data, self.settings = data, settings
+        self.settings = settings
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             self.model = WorldModel(spec)
             self.inverse = InverseDynamics(self.model.latent_dim, self.model.plan_dim)
-        rows = np.arange(len(data.first))
-        self.starts = rows[rows + settings.window <= data.last]
-        own = rows < data.last
-        self.reward_mean, self.reward_std = float(data.rewards[own].mean()), float(data.rewards[own].std())
+        own = data.rewards[np.arange(len(data.first)) < data.last]
+        self.reward_mean, self.reward_std = float(own.mean()), float(own.std())
+        self._rng = np.random.default_rng(settings.seed)
         self._parameters = [*self.model.parameters(), *self.inverse.parameters()]
+
+        self.learn_from(data)
+
+    def learn_from(self, data: Recorded) -> None:
+        """Go on with other data; rewards stay in the units of the first."""
+        rows = np.arange(len(data.first))
+        self.data, self.starts = data, rows[rows + self.settings.window <= data.last]
 
     def stacked(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
         """The observations (..., history * 3, 64, 64) of these rows."""
@@ -302,9 +348,8 @@ class Training:
         return np.concatenate(back, axis=-3)
 
     def run(self, progress: Callable[[int, dict[str, float]], None] | None = None) -> None:
-        """All steps."""
-        settings = self.settings
-        rng = np.random.default_rng(settings.seed)
+        """The steps of a round."""
+        settings, rng = self.settings, self._rng
         optimiser = torch.optim.AdamW(self._parameters, lr=settings.learning_rate, weight_decay=1e-4)
         for step in range(settings.steps):
             rate = min(1.0, (step + 1) / 100) * 0.5 * (1 + np.cos(np.pi * step / settings.steps))
@@ -317,13 +362,12 @@ class Training:
             optimiser.step()
             if progress is not None:
                 progress(step + 1, {name: float(value.detach()) for name, value in losses.items()})
-        self._bake_reward()
 
     def _losses(self, starts: npt.NDArray[np.int64]) -> dict[str, Tensor]:
         settings, data = self.settings, self.data
         rows = starts[:, None] + np.arange(settings.window + 1)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            seen = self.model.encode(torch.from_numpy(self.stacked(rows)))
+            seen = self.model.encode(torch.from_numpy(self._moved(self.stacked(rows))))
         seen = seen.float()
         acted = torch.from_numpy(data.actions[rows[:, :-1]])
         actions = self.model.normalise(acted.unsqueeze(-1) if acted.dim() == 2 else acted)  # discrete: an axis of 1
@@ -359,14 +403,30 @@ class Training:
         hazard = self.model.head("hazard", after)[0]
         return reward.reshape(actions.shape[:2]), hazard.reshape(actions.shape[:2])
 
-    def _bake_reward(self) -> None:
-        """The head learned standardised rewards; from here on it tells them as they are."""
-        last = self.model.get_submodule("reward.0.linear1")
+    def _moved(self, clips: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Clips (B, T, C, H, W), each moved as a whole by a random whole number of pixels; edges are repeated."""
+        most = self.settings.shift
+        if most == 0:
+            return clips
+        size = np.arange(SIZE)
+        moved = np.empty_like(clips)
+        for clip, out, (down, right) in zip(
+            clips, moved, self._rng.integers(-most, most + 1, (len(clips), 2)), strict=True
+        ):
+            rows, columns = (np.clip(size + by, 0, SIZE - 1) for by in (down, right))
+            out[:] = clip[..., rows[:, None], columns]
+        return moved
+
+    def finished(self) -> WorldModel:
+        """A copy of the model, its rewards in the environment's units: the head learns standardised ones."""
+        model = copy.deepcopy(self.model)
+        last = model.get_submodule("reward.0.linear1")
         with torch.no_grad():
             for name, parameter in last.named_parameters():
                 parameter.mul_(self.reward_std if self.reward_std > 1e-6 else 0.0)
                 if name == "bias":
                     parameter.add_(self.reward_mean)
+        return model
 
 
 def hazard_weight(data: Recorded) -> float:
@@ -394,9 +454,9 @@ def played(
 
 
 def judge(
-    world: World, model: Model, *, episodes: int, seed: int = 50_000, progress: Callable[[int], None] | None = None
+    world: World, model: Model, *, episodes: int, seed: int = JUDGED_FROM, progress: Callable[[int], None] | None = None
 ) -> dict[str, Any]:
-    """The agent and random actions in the same episodes: returns, and milliseconds a plan."""
+    """What the agent earns in episodes seeded ``seed``, ``seed`` + 1, …, and milliseconds a plan."""
     agent = Agent(model)
     agent.configure(seed=seed)
     times: list[float] = []
@@ -407,12 +467,9 @@ def judge(
         return plan.actions[0]
 
     earned = played(world, decide, episodes=episodes, seed=seed, begin=agent.reset, progress=progress)
-    world.seed_actions(seed)
-    random = played(world, lambda seen: world.sample(), episodes=episodes, seed=seed)
     return {
         "episodes": episodes,
         "agent": {"mean": float(np.mean(earned)), "std": float(np.std(earned)), "returns": earned},
-        "random": {"mean": float(np.mean(random)), "std": float(np.std(random))},
         "plan_ms_p50": milliseconds(times, 50),
         "plan_ms_p99": milliseconds(times, 99),
     }
@@ -433,37 +490,59 @@ def train_environment(
 
     Raises `UnservedError`, `MissingPackageError`, and what writing files raises.
     """
-    settings = settings or Settings()
+    settings, began = settings or Settings(), time.process_time()
     torch.set_num_threads(1)
+    if find_spec("triton") is not None:
+        import_module("triton")  # torch loads it when training begins: with Mesa's LLVM there before it, that crashes
     world = World(name, history=settings.history, action_block=settings.action_block, arguments=arguments)
     try:
-        stage("collecting", settings.episodes)
-        data = collect(world, settings, progress)
         spec = build_spec(world, settings)
-        run = Training(spec, data, settings)
-        stage("training", settings.steps)
+        parts: list[Recorded] = []
         figures: dict[str, float] = {}
+        run, agent = None, None
 
         def step(done: int, losses: dict[str, float]) -> None:
             figures.update(losses)
             progress(1)
 
-        run.run(step)
-        weight = hazard_weight(data)
-        spec = dataclasses.replace(
-            spec,
-            cost=(spec.cost[0], dataclasses.replace(spec.cost[1], stage=weight, terminal=weight)),
-            provenance={
-                "command": command,
-                "settings": json.dumps(dataclasses.asdict(settings), sort_keys=True),
-                "losses": json.dumps({key: round(value, 5) for key, value in figures.items()}),
-                "pyjepa": version("pyjepa-engine"),
-                "torch": torch.__version__,
-            },
-        )
-        run.model.export(out, spec)
+        for turn in range(settings.rounds):
+            stage(f"collecting, round {turn + 1}", settings.episodes)
+            parts.append(collect(world, settings, progress, agent=agent, turn=turn))
+            data = joined(parts)
+            if run is None:
+                run = Training(spec, data, settings)
+            run.learn_from(data)
+            stage(f"training, round {turn + 1}", settings.steps)
+            run.run(step)
+            weight = hazard_weight(data)
+            spec = dataclasses.replace(
+                spec,
+                cost=(spec.cost[0], dataclasses.replace(spec.cost[1], stage=weight, terminal=weight)),
+                provenance={
+                    "command": command,
+                    "settings": json.dumps(dataclasses.asdict(settings), sort_keys=True),
+                    "losses": json.dumps({key: float(f"{value:.5g}") for key, value in figures.items()}),
+                    "pyjepa": version("pyjepa-engine"),
+                    "torch": torch.__version__,
+                },
+            )
+            run.finished().export(out, spec)
+            agent = Agent(Model.load(out))
+            agent.configure(seed=settings.seed)
         stage("judging", episodes)
         found = judge(world, Model.load(out), episodes=episodes, progress=progress)
     finally:
         world.close()
-    return {"environment": name, "settings": dataclasses.asdict(settings), "losses": figures, **found}
+    stage("references", 3 * episodes)
+    found |= references(name, episodes=episodes, seed=JUDGED_FROM, arguments=arguments, progress=progress)
+    return {
+        "machine": {**describe(), "torch": torch.__version__, "gymnasium": version("gymnasium"), "threads": 1},
+        "environment": name,
+        "arguments": arguments or {},
+        "settings": dataclasses.asdict(settings),
+        "recorded": [{"mean": float(part.returns.mean()), "steps": int(len(part.first) - len(part.returns))}
+                     for part in parts],
+        "cpu_seconds": time.process_time() - began,
+        "losses": figures,
+        **found,
+    }  # fmt: skip

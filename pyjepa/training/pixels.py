@@ -63,9 +63,14 @@ def train_on(
     checkpoint: Path | None = None,
     reporter: Reporter | None = None,
 ) -> Trainer:
-    """A finished run over a data set in pyjepa's format with a ``position`` to probe (`pyjepa.adapters.episodes`)."""
+    """A finished run over a data set in pyjepa's format with a ``position`` to probe (`pyjepa.adapters.episodes`).
+
+    Goes on from ``checkpoint`` where it exists. Raises `CheckpointError` if that is of another run.
+    """
     with EpisodeReader(data) as episodes:
         trainer = Trainer(spec, config, episodes)
+        if checkpoint is not None and checkpoint.exists():
+            trainer.resume(checkpoint)
         trainer.run(checkpoint=checkpoint, reporter=reporter)
     return trainer
 

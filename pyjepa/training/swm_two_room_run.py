@@ -15,6 +15,7 @@ from pyjepa.atomic import write_text
 from pyjepa.bench import swm_two_room as bench
 from pyjepa.bench.machine import describe
 from pyjepa.training import swm_two_room as two_room
+from pyjepa.training.checkpoint import CHECKPOINT
 from pyjepa.training.pixels import provenance, train_on
 
 JUDGED_ON = 150
@@ -53,8 +54,9 @@ def train_two_room(
 ) -> dict[str, Any]:
     """Agents of several seeds, judged by stable-worldmodel's own evaluation; the first is written to ``out``.
 
-    ``folder`` keeps the recordings: ``train.h5`` (the expert, disturbed), ``judge.h5`` (the expert) and ``blocks.h5``.
-    Returns what was measured, and writes it to ``results``.
+    ``folder`` keeps the recordings, ``train.h5`` (the expert, disturbed), ``judge.h5`` (the expert) and ``blocks.h5``,
+    and a checkpoint for every seed; what is there is used again. Returns what was measured, and writes it to
+    ``results``. Raises `CheckpointError` where a checkpoint is of other settings or data.
     """
     torch.set_num_threads(1)
     root = Path(folder)
@@ -73,7 +75,10 @@ def train_two_room(
     for seed in range(seeds):
         config = two_room.config(seed, steps)
         stage(f"seed {seed}", config.optimiser.steps)
-        trainer = train_on(two_room.build_spec(config), config, blocks, reporter=_Reporter(progress))
+        checkpoint = root / f"seed{seed}" / CHECKPOINT
+        trainer = train_on(
+            two_room.build_spec(config), config, blocks, checkpoint=checkpoint, reporter=_Reporter(progress)
+        )
         path = Path(out) if seed == 0 else root / f"seed{seed}.safetensors"
         trainer.model.export(path, dataclasses.replace(trainer.model.spec, provenance=provenance(trainer, command)))
         found = bench.planned(bench.EngineSolver(path), judge, episodes=episodes, seed=0)

@@ -83,6 +83,8 @@ def test_an_agent_comes_of_it_and_plays(kind, algorithm, tmp_path):
     )
     assert len(found["agent"]["returns"]) == found["episodes"] == 2
     assert found["random"]["mean"] < 0
+    assert ("still" in found) == (kind == "box")
+    assert "oracle" not in found
     agent = pyjepa.load(out)
     assert agent.spec.observation.shape == (6, 64, 64)
     assert agent.spec.planner.algorithm == algorithm
@@ -108,9 +110,56 @@ def test_reward_and_danger_are_learned_from_pictures():
     with torch.no_grad():
         states = run.model.encode(torch.from_numpy(run.stacked(rows)))
         actions = run.model.normalise(torch.from_numpy(data.actions[rows]))
-        told = run.model.head("reward", states, actions)[0][:, 0].numpy()
+        told = run.finished().head("reward", states, actions)[0][:, 0].numpy()
+        standardised = run.model.head("reward", states, actions)[0][:, 0].numpy()
     error = np.square(told - data.rewards[rows]).mean()
     assert error < 0.3 * data.rewards[rows].var()
+    assert np.allclose(told, standardised * run.reward_std + run.reward_mean, atol=1e-5)
+
+
+def test_further_rounds_are_the_agents_own(tmp_path, monkeypatch):
+    recorded = []
+    collect = E.collect
+
+    def noted(*arguments, **keywords):
+        recorded.append((keywords["agent"], collect(*arguments, **keywords)))
+        return recorded[-1][1]
+
+    monkeypatch.setattr(E, "collect", noted)
+    settings = E.Settings(**{**TINY, "rounds": 3, "episodes": 3, "episode_steps": 5, "shift": 2, "explore": 0.0})
+    found = E.train_environment("pyjepa-tests/Slide-v0", tmp_path / "a.safetensors", settings=settings, episodes=1)
+    assert [agent is None for agent, _ in recorded] == [True, False, False]
+    assert [row["steps"] for row in found["recorded"]] == [len(part.first) - 3 for _, part in recorded]
+    for agent, part in recorded:
+        assert (part.last - part.first).max() <= 5
+        assert (np.abs(part.actions) <= 1).all()
+        assert not np.array_equal(part.pictures, recorded[0][1].pictures) or agent is None
+    whole = E.joined([part for _, part in recorded])
+    count = len(recorded[0][1].first)
+    assert len(whole.returns) == 9
+    assert np.array_equal(whole.first[count : 2 * count][:3], recorded[1][1].first[:3] + count)
+    rows = np.arange(len(whole.first))
+    assert (whole.first <= rows).all()
+    assert (rows <= whole.last).all()
+
+
+def test_clips_move_as_a_whole_and_repeat_their_edges():
+    world = E.World("pyjepa-tests/Slide-v0", history=1, action_block=1)
+    settings = E.Settings(**{**TINY, "history": 1, "shift": 3})
+    run = E.Training(E.build_spec(world, settings), E.collect(world, settings), settings)
+    world.close()
+    clips = np.random.default_rng(0).integers(0, 255, (20, 2, 3, 64, 64), np.uint8)
+    moved = run._moved(clips)
+    padded = np.pad(clips, ((0, 0), (0, 0), (0, 0), (3, 3), (3, 3)), mode="edge")
+    found = set()
+    for before, after in zip(padded, moved, strict=True):
+        places = [
+            (down, right) for down in range(7) for right in range(7)
+            if np.array_equal(after, before[..., down : down + 64, right : right + 64])
+        ]  # fmt: skip
+        assert len(places) == 1
+        found.add(places[0])
+    assert len(found) > 5
 
 
 def test_a_block_holds_its_action_and_adds_what_it_earns():
@@ -179,10 +228,16 @@ def run(*arguments):
 def test_the_command(tmp_path):
     out, results = tmp_path / "a.safetensors", tmp_path / "r.json"
     done = run("--env", "pyjepa-tests/Slide-v0", "--out", out, "--collect", 5, "--steps", 2, "--episodes", 1,
-               "--horizon", 2, "--results", results)  # fmt: skip
+               "--horizon", 2, "--results", results, "--argument", 'kind="discrete"', "--rounds", 2,
+               "--episode-steps", 6, "--shift", 1)  # fmt: skip
     assert done.exit_code == 0, done.output
-    assert "a game over 1, random actions" in done.output
-    assert json.loads(results.read_text())["environment"] == "pyjepa-tests/Slide-v0"
+    assert "a game over 1 (random -" in done.output
+    found = json.loads(results.read_text())
+    assert found["environment"] == "pyjepa-tests/Slide-v0"
+    assert found["arguments"] == {"kind": "discrete"}
+    assert found["settings"]["rounds"] == len(found["recorded"]) == 2
+    assert found["machine"]["threads"] == 1
+    assert pyjepa.load(out).spec.actions.count == 3
     assert pyjepa.load(out).spec.provenance["command"] == "pyjepa train --env pyjepa-tests/Slide-v0 --out a.safetensors"
 
 
@@ -194,6 +249,9 @@ def test_the_command(tmp_path):
         (("--env", "CartPole-v1", "a320", "--out", "x"), "exclude each other"),
         (("--env", "CartPole-v1", "--out", "/nowhere/x"), "there is no folder"),
         (("--env", "pyjepa-tests/Nowhere-v0", "--out", "x"), "no such environment"),
+        (("--env", "CartPole-v1", "--out", "x", "--argument", "width"), "'width' is not NAME=JSON"),
+        (("--env", "CartPole-v1", "--out", "x", "--argument", "width=wide"), "width: 'wide' is no JSON"),
+        (("--env", "pyjepa-tests/Slide-v0", "--out", "x", "--argument", "colour=1"), "argument 'colour'"),
     ],
 )
 def test_the_command_says_what_is_wrong(arguments, message):
