@@ -66,7 +66,7 @@ def networks(spec, seed=0):
         made[name] = encoder if name == level.encoder else Network(module, shapes)
     for parameter_name, parameter in made.named_parameters():
         if ".modulation." in parameter_name:  # zero at first, which hides the layers
-            torch.nn.init.normal_(parameter, std=0.5 * parameter.shape[-1] ** -0.5)
+            torch.nn.init.normal_(parameter, std=3.0 * parameter.shape[-1] ** -0.5)
     if encoder is not None and level.predictor is not None:
         tie_norm(made[level.predictor], encoder)
     return made

@@ -117,7 +117,7 @@ def test_rollouts_equal_the_naive_form(case):
     expected, cost = naive(spec, modules, seen, goal, flat)
     assert np.linalg.norm(plan.states[1:] - expected[0]) < 1e-5 * np.linalg.norm(expected)
     np.testing.assert_allclose(plan.cost, cost[0], rtol=1e-5)
-    assert states.std(axis=0).min() > 1e-4  # actions matter, at every step and in every number
+    assert states.std(axis=0).min() > 1e-3  # actions matter, at every step and in every number
 
 
 def test_a_window_sees_what_the_last_state_does_not_tell():
@@ -171,10 +171,16 @@ def test_a_batch_equals_single_plans_whatever_the_threads():
 
 
 def test_candidates_given_up_change_nothing():
-    """Rows move when others are given up: with them goes what they keep of the past."""
-    spec = CASES["small"]
-    model = engine_model(spec, networks(spec))
-    seen, goal, _ = drawn(spec, 1)
+    """Rows move when others are given up: with them goes what they keep of the past. Actions tell early, the end tells the rest."""
+    terms = (
+        CostTerm(kind="goal_distance", metric="squared_l2", stage=0.0, terminal=50.0),
+        CostTerm(kind="action_size", stage=1.0),
+    )
+    spec = dataclasses.replace(CASES["small"], cost=terms)
+    modules = networks(spec)
+    seen, _, plan = drawn(spec, 1)
+    goal = naive(spec, modules, seen, seen, plan)[0][0, -1].astype(np.float32)
+    model = engine_model(spec, modules)
     plans = []
     for prune in (False, True):
         agent = pyjepa.Agent(model)
