@@ -56,7 +56,7 @@ class Planning:
         if model.precision != precision:
             raise UnsupportedError(f"this machine has no {precision} instructions")
         self._agent = Agent(model, threads=threads)
-        self._block = model.action_block
+        self._block, self._held = model.action_block, model.spec.levels[0].hold
         self.elapsed = 0.0
         """Seconds that the last plan took by the engine's own clock."""
         self.begin(seed=0)
@@ -75,7 +75,10 @@ class Planning:
         """The actions (S, A) of one plan, warm-started from the plan before; the same work whatever came before."""
         plan = self._agent.plan(deadline=self._deadline)
         self.elapsed = plan.elapsed
-        return plan.actions[:: self._block]
+        actions = plan.actions
+        if not self._held:  # a step reads them all
+            return actions.reshape(len(actions) // self._block, -1)
+        return actions[:: self._block]
 
     def tile_seconds(self, plans: int = 10) -> float:
         """How long a thread takes for the candidates it rolls out together, from the quickest of so many plans."""

@@ -13,6 +13,8 @@ W1           TD-MPC2's 5M model: z 512, a 6, five Q heads    MPPI on elites, 512
              (`pyjepa.bench.tdmpc2`)                        policy, horizon 3, 6 iterations, 64 elites
 W2           EB-JEPA's two rooms: IMPALA, z 512, GRU    CEM, 200 candidates, horizon 90, 20 iterations,
              (`pyjepa.bench.eb_jepa`)                       20 elites
+W3           LeWM: z 192, transformer over 3 states         CEM, 300 candidates, horizon 5 blocks, 10
+             (`pyjepa.bench.lewm`)                          iterations, 30 elites
 two-rooms    the shipped agent's, one held-out episode      CEM, 128 candidates, horizon 80 in blocks of 4
 mode1        policy 128-128-128-2, encoder of 64x64 images  no plan: `Agent.act`, `Agent.observe` (see `mode1`)
 ===========  =============================================  ==========================================================
@@ -143,6 +145,10 @@ def problem_of(workload: Workload) -> PlanningProblem:
         from pyjepa.bench.eb_jepa import GruProblem
 
         return GruProblem.of(workload)
+    if predictor is not None and predictor.combine == "adaln":
+        from pyjepa.bench.lewm import AdalnProblem
+
+        return AdalnProblem.of(workload)
     if workload.spec.critic is None:
         return Problem.of(workload)
     from pyjepa.bench.tdmpc2 import TdMpc2Problem
@@ -373,6 +379,13 @@ def eb_jepa() -> Workload:
     return made("W2")
 
 
+def lewm() -> Workload:
+    """See `pyjepa.bench.lewm`."""
+    from pyjepa.bench.lewm import lewm as made
+
+    return made("W3")
+
+
 WORKLOADS: dict[str, Callable[[], Workload]] = {
     "W0s": lambda: residual_mlp("W0s", latent=64, hidden=(64, 64), planner=_cem(64, 8)),
     "W0": lambda: residual_mlp("W0", latent=32, hidden=(128, 128), planner=_cem(256, 32)),
@@ -381,6 +394,7 @@ WORKLOADS: dict[str, Callable[[], Workload]] = {
     "W0L-mppi": lambda: residual_mlp("W0L-mppi", latent=64, hidden=(256, 256), planner=_mppi(512)),
     "W1": tdmpc2,
     "W2": eb_jepa,
+    "W3": lewm,
     "two-rooms": two_rooms,
     "mode1": mode1,
 }

@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from pyjepa.bench.eb_jepa import GruProblem
+from pyjepa.bench.lewm import AdalnProblem
 from pyjepa.bench.peers import FloatArray, Prepared
 from pyjepa.bench.tdmpc2 import TdMpc2Problem
 from pyjepa.bench.workloads import PlanningProblem, Problem
 
-ALGORITHMS = {"cem": ("",), "mppi": ("",), "td-mpc2": ("",), "cem-gru": ("",)}
+ALGORITHMS = {"cem": ("",), "mppi": ("",), "td-mpc2": ("",), "cem-gru": ("",), "cem-adaln": ("",)}
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
@@ -116,6 +117,61 @@ class GruModel:
         return self.weight * total
 
 
+class AdalnModel:
+    """An `AdalnProblem` in torch, as LeWM's own code rolls it out: all states of the window anew at every step. The
+    actions are embedded once, and the projector sees the last token alone.
+    """
+
+    def __init__(self, problem: AdalnProblem, dtype: torch.dtype = torch.float32) -> None:
+        """``dtype``: of weights and activations; latent states and norms stay in float32."""
+        self.dtype, self.block, self.steps = dtype, problem.transformer, problem.steps
+        self.weights = {
+            name: torch.tensor(value).to(torch.float32 if ".norm" in name or "position" in name else dtype)
+            for name, value in problem.weights.items()
+        }
+        self.center, self.scale = torch.tensor(problem.center), torch.tensor(problem.scale)
+        self.start, self.goal = torch.tensor(problem.start), torch.tensor(problem.goal)
+
+    def linear(self, name: str, x: Tensor) -> Tensor:
+        """``x W^T + b`` by the name of the weights."""
+        return functional.linear(x.to(self.dtype), self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
+
+    def norm(self, name: str, x: Tensor) -> Tensor:
+        """LayerNorm by the name of its parameters."""
+        return functional.layer_norm(x, x.shape[-1:], self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
+
+    def layer(self, name: str, x: Tensor, condition: Tensor) -> Tensor:
+        """Tokens (N, T, W) -> (N, T, W), modulated by conditions (N, T, W)."""
+        shift, scale, gate, shift1, scale1, gate1 = self.linear(f"{name}.modulation", condition).chunk(6, dim=-1)
+        h = torch.addcmul(shift, functional.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
+        qkv = self.linear(f"{name}.qkv", self.norm(f"{name}.norm0", h.float()))
+        q, k, v = qkv.unflatten(-1, (3, self.block.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = torch.addcmul(x, gate.float(), self.linear(f"{name}.out", mixed.transpose(1, 2).flatten(2)).float())
+        h = torch.addcmul(shift1, functional.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale1)
+        h = functional.gelu(self.linear(f"{name}.linear0", self.norm(f"{name}.norm1", h.float())))
+        return torch.addcmul(x, gate1.float(), self.linear(f"{name}.linear1", h).float())
+
+    def predict(self, states: Tensor, conditions: Tensor) -> Tensor:
+        """States (N, T, W) and conditions (N, T, W) -> the next state (N, W)."""
+        x = states + self.weights["0.position"][: states.shape[1]]
+        for d in range(self.block.depth):
+            x = self.layer(f"0.layer{d}", x, conditions)
+        last = functional.gelu(self.linear("1.linear0", self.norm("0.norm", x[:, -1])))
+        return self.linear("1.linear1", last).float()
+
+    def costs(self, plans: Tensor) -> Tensor:
+        """Plans (N, S, A') -> costs (N,)."""
+        actions = (plans - self.center) / self.scale
+        embedded = self.linear("0.action1", functional.silu(self.linear("0.action0", actions)))
+        conditions = functional.silu(embedded)
+        states = [self.start.expand(len(plans), -1)]
+        for t in range(self.steps):
+            first = max(0, t + 1 - self.block.window)
+            states.append(self.predict(torch.stack(states[first:], dim=1), conditions[:, first : t + 1]))
+        return (states[-1] - self.goal).square().sum(-1)
+
+
 class Planner:
     """CEM or MPPI as `pyjepa.spec.Planner` describes them, over any function of plans (N, S, A) -> costs (N,)."""
 
@@ -174,9 +230,11 @@ def prepare_with(
         from pyjepa.bench.peers import torch_tdmpc2
 
         return torch_tdmpc2.prepare_with(problem, dtype, precision, tolerance)
-    model: Model | GruModel
+    model: Model | GruModel | AdalnModel
     if isinstance(problem, GruProblem):
         model = GruModel(problem, dtype)
+    elif isinstance(problem, AdalnProblem):
+        model = AdalnModel(problem, dtype)
     else:
         assert isinstance(problem, Problem)
         model = Model(problem, dtype)

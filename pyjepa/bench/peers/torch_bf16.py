@@ -8,7 +8,7 @@ from pyjepa.bench.peers import Prepared
 from pyjepa.bench.peers.torch import prepare_with, tolerance_of_bf16
 from pyjepa.bench.workloads import PlanningProblem
 
-ALGORITHMS = {"cem": ("",), "mppi": ("",), "td-mpc2": ("",), "cem-gru": ("",)}
+ALGORITHMS = {"cem": ("",), "mppi": ("",), "td-mpc2": ("",), "cem-gru": ("",), "cem-adaln": ("",)}
 
 
 def prepare(problem: PlanningProblem, threads: int, variant: str) -> Prepared:
