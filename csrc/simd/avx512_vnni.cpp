@@ -48,70 +48,92 @@ inline void to_bytes(const float* x, int n, Inverse inverse, __m512 offset, uint
                          pack_in_order(rounded(_mm512_maskz_loadu_ps(mask_of(n - j), x + j), j)));
 }
 
-void quantise(const float* x, ptrdiff_t ldx, int rows, int n, uint8_t* y, ptrdiff_t ldy, float* scale,
-              int32_t* zero) {
-    const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
-    for (int r = 0; r < rows; ++r, x += ldx, y += ldy) {
-        // Magnitudes compared as integers: what is not a number is more than infinity.
-        __m512i most = _mm512_setzero_si512(), signs = _mm512_setzero_si512();
-        const auto see = [&](__m512 v) {
-            const __m512i bits = _mm512_castps_si512(v);
-            most = _mm512_max_epi32(most, _mm512_and_si512(bits, magnitude));
-            signs = _mm512_or_si512(signs, bits);
-        };
-        int j = 0;
-        for (; j + 16 <= n; j += 16) see(_mm512_loadu_ps(x + j));
-        if (j < n) see(_mm512_maskz_loadu_ps(mask_of(n - j), x + j));
-        const bool is_signed = _mm512_movepi32_mask(signs) != 0;
-        const int32_t bits = _mm512_reduce_max_epi32(most);
-        float reach;
-        std::memcpy(&reach, &bits, sizeof reach);
-        const float steps = is_signed ? 127.0f : 255.0f;
-        // Too small to divide by: zeros, with a scale that is as good as any other.
-        const bool flat = reach < 1e-30f;
-        scale[r] = flat ? 1.0f : reach / steps;
-        zero[r] = is_signed ? 128 : 0;
-        const __m512 inverse = _mm512_set1_ps(flat ? 1.0f : steps / reach);
-        to_bytes<false>(
-            x, n, [inverse](int) { return inverse; }, _mm512_set1_ps(is_signed ? 128.0f : 0.0f), y);
-    }
-}
-
 // The largest element of each of R vectors, one per lane in order: all vectors at once, for by itself each
-// takes eight instructions that wait for one another.
+// takes eight instructions that wait for one another. Magnitudes are compared as integers: what is not a
+// number is more than infinity.
 template <int R>
-__attribute__((always_inline)) inline __m512 largest(const __m512 (&v)[R]) {
+__attribute__((always_inline)) inline __m512 largest(const __m512i (&v)[R]) {
     static_assert(R <= 16);
     constexpr int groups = (R + 3) / 4;
-    __m512 quads[groups];
+    __m512i quads[groups];
 #pragma GCC unroll 4
     for (int g = 0; g < groups; ++g) {
-        __m512 pairs[2];
+        __m512i pairs[2];
 #pragma GCC unroll 2
         for (int i = 0; i < 2; ++i) {
             const int r = 4 * g + 2 * i;  // where there are too few rows, one stands for others
-            const __m512 a = v[r < R ? r : R - 1], b = v[r + 1 < R ? r + 1 : R - 1];
-            pairs[i] = _mm512_max_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+            const __m512i a = v[r < R ? r : R - 1], b = v[r + 1 < R ? r + 1 : R - 1];
+            pairs[i] = _mm512_max_epi32(_mm512_shuffle_i32x4(a, b, 0x44), _mm512_shuffle_i32x4(a, b, 0xee));
         }
-        quads[g] = _mm512_max_ps(_mm512_shuffle_f32x4(pairs[0], pairs[1], 0x88),
-                                 _mm512_shuffle_f32x4(pairs[0], pairs[1], 0xdd));
+        quads[g] = _mm512_max_epi32(_mm512_shuffle_i32x4(pairs[0], pairs[1], 0x88),
+                                    _mm512_shuffle_i32x4(pairs[0], pairs[1], 0xdd));
     }
-    const auto halve = [](__m512 a, __m512 b) {
-        const __m512d x = _mm512_castps_pd(a), y = _mm512_castps_pd(b);
-        return _mm512_max_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)),
-                             _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
+    const auto halve = [](__m512i a, __m512i b) {
+        return _mm512_max_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
     };
-    const __m512 low = halve(quads[0], quads[groups > 1 ? 1 : 0]);
+    const __m512 low = _mm512_castsi512_ps(halve(quads[0], quads[groups > 1 ? 1 : 0]));
     __m512 high = low;
-    if constexpr (groups > 2) high = halve(quads[2], quads[groups - 1]);
+    if constexpr (groups > 2) high = _mm512_castsi512_ps(halve(quads[2], quads[groups - 1]));
     const __m512i in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    return _mm512_permutexvar_ps(
-        in_order, _mm512_max_ps(_mm512_shuffle_ps(low, high, 0x88), _mm512_shuffle_ps(low, high, 0xdd)));
+    return _mm512_castsi512_ps(_mm512_permutexvar_epi32(
+        in_order, _mm512_max_epi32(_mm512_castps_si512(_mm512_shuffle_ps(low, high, 0x88)),
+                                   _mm512_castps_si512(_mm512_shuffle_ps(low, high, 0xdd)))));
+}
+
+// Rows together, for each has to wait for its largest number: which, as an integer, is the largest signed one
+// or, without its sign, the largest unsigned one.
+constexpr int kTogether = 4;
+void quantise(const float* x, ptrdiff_t ldx, int rows, int n, uint8_t* y, ptrdiff_t ldy, float* scale,
+              int32_t* zero) {
+    constexpr int R = kTogether;
+    for (int row = 0; row < rows; row += R, x += R * ldx, y += R * ldy) {
+        const int count = rows - row < R ? rows - row : R;
+        const float* from[R];
+        for (int r = 0; r < R; ++r) from[r] = x + (r < count ? r : count - 1) * ldx;
+        __m512i positive[R], negative[R];
+        for (int r = 0; r < R; ++r) positive[r] = negative[r] = _mm512_setzero_si512();
+        const auto see = [&](int r, __m512i bits) {
+            positive[r] = _mm512_max_epi32(positive[r], bits);
+            negative[r] = _mm512_max_epu32(negative[r], bits);
+        };
+        int j = 0;
+        for (; j + 16 <= n; j += 16)
+#pragma GCC unroll 4
+            for (int r = 0; r < R; ++r) see(r, _mm512_loadu_si512(from[r] + j));
+        if (j < n)
+#pragma GCC unroll 4
+            for (int r = 0; r < R; ++r) see(r, _mm512_maskz_loadu_epi32(mask_of(n - j), from[r] + j));
+        uint32_t is_signed = 0;
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+            is_signed |= static_cast<uint32_t>(_mm512_movepi32_mask(negative[r]) != 0) << r;
+            positive[r] =
+                _mm512_max_epi32(positive[r], _mm512_and_si512(negative[r], _mm512_set1_epi32(0x7fffffff)));
+        }
+        const __m512 reach = largest(positive), one = _mm512_set1_ps(1.0f);
+        const auto with_sign = static_cast<__mmask16>(is_signed);
+        const __m512 steps = _mm512_mask_blend_ps(with_sign, _mm512_set1_ps(255.0f), _mm512_set1_ps(127.0f));
+        // Too small to divide by: zeros, with a scale that is as good as any other.
+        const __mmask16 flat = _mm512_cmp_ps_mask(reach, _mm512_set1_ps(1e-30f), _CMP_LT_OQ);
+        alignas(64) float inverses[16], zeros[16];
+        _mm512_store_ps(inverses, _mm512_mask_blend_ps(flat, _mm512_div_ps(steps, reach), one));
+        _mm512_store_ps(zeros, _mm512_maskz_mov_ps(with_sign, _mm512_set1_ps(128.0f)));
+        const __mmask16 there = mask_of(count);
+        _mm512_mask_storeu_ps(scale + row, there,
+                              _mm512_mask_blend_ps(flat, _mm512_div_ps(reach, steps), one));
+        _mm512_mask_storeu_epi32(zero + row, there,
+                                 _mm512_maskz_mov_epi32(with_sign, _mm512_set1_epi32(128)));
+        for (int r = 0; r < count; ++r) {
+            const __m512 inverse = _mm512_set1_ps(inverses[r]);
+            to_bytes<false>(
+                from[r], n, [inverse](int) { return inverse; }, _mm512_set1_ps(zeros[r]), y + r * ldy);
+        }
+    }
 }
 
 // What the largest numbers of R rows, or 0, make of their scales; returns their inverses.
 template <int R>
-__attribute__((always_inline)) inline __m512 relu_scales(const __m512 (&most)[R], float* scale) {
+__attribute__((always_inline)) inline __m512 relu_scales(const __m512i (&most)[R], float* scale) {
     const __m512 reach = largest(most);
     const __mmask16 rows = mask_of(R), flat = _mm512_cmp_ps_mask(reach, _mm512_set1_ps(1e-30f), _CMP_LT_OQ);
     const __m512 one = _mm512_set1_ps(1.0f), before = _mm512_maskz_loadu_ps(rows, scale);
@@ -125,9 +147,9 @@ void quantise_relu(const float* x, ptrdiff_t ldx, int rows, int n, const float* 
     constexpr int most_rows = 8;
     for (int row = 0; row < rows; row += most_rows) {
         const int count = rows - row < most_rows ? rows - row : most_rows;
-        __m512 high[most_rows];
+        __m512i high[most_rows];
         for (int r = 0; r < most_rows; ++r)
-            high[r] = _mm512_loadu_ps(most + (row + (r < count ? r : 0)) * 16);
+            high[r] = _mm512_loadu_si512(most + (row + (r < count ? r : 0)) * 16);
         alignas(64) float inverses[16], scales[16];
         _mm512_store_ps(scales, _mm512_maskz_loadu_ps(mask_of(count), scale + row));
         _mm512_store_ps(inverses, relu_scales(high, scales));
@@ -150,24 +172,25 @@ void quantise_static(const float* x, ptrdiff_t ldx, int rows, int n, const float
 // ---- dense
 // -----------------------------------------------------------------------------------------------------------
 
-// What a strip of columns is made of: one panel, or two side by side.
-struct Strip {
-    const int8_t *panel, *second;
-    int width, second_width, quads;
-    const uint8_t* x;
-    ptrdiff_t ldx;
+// The end of a tile's sums - to floats, to bytes - is done a part at a time while the next tile's products
+// are summed, both in registers: by itself it would keep the multipliers waiting for what waits for one
+// another. So a tile is half as large as registers allow, 12 sums: enough to hide an instruction's latency.
+//
+// A job is a strip of columns in panels of at most 64: start() says from what a tile's sums begin, end() is
+// one of parts() parts of its end. What they share lies in memory, for registers are all taken.
+template <int R>
+struct Room {
+    alignas(64) float v[R][kPanel];  // of the panel before
+    alignas(64) int32_t high[R][16];
+    alignas(64) float inverse[16], offset[16];
+    alignas(64) int32_t start[R][kPanel];  // where rows differ
 };
 
-// What a job need not do with a tile's sums at once, it may do while the next tile's products are summed:
-// finish<part>, a part of it after every sixth of the products. Together, what waits for one another would
-// fill the scheduler and keep the products out.
-constexpr int kParts = 6;
-template <int R, int C>
-struct Stash {
-    alignas(64) float v[R][C * 16];
-    alignas(64) float high[R][16];
-    alignas(64) float inverse[16];
-    alignas(64) int32_t start[R][C * 16];  // of the products under way, where rows differ
+struct Strip {
+    const int8_t* panel;
+    int width, quads;
+    const uint8_t* x;
+    ptrdiff_t ldx;
 };
 
 // Every row from the same numbers.
@@ -184,70 +207,88 @@ __attribute__((always_inline)) inline void start_all(const int32_t* from, __m512
 // Rows from what their zeros add up to, or from 0. They mostly agree; where not, `room` tells them apart.
 template <int R, int C>
 __attribute__((always_inline)) inline void start_at_zero(const int32_t* zero, const int32_t* zero_sum,
-                                                         __m512i (&acc)[R][C], int32_t (&room)[R][C * 16]) {
-    alignas(64) static constexpr int32_t none[2 * kPanel] = {};
+                                                         __m512i (&acc)[R][C], Room<R>& room) {
+    alignas(64) static constexpr int32_t none[kPanel] = {};
     int32_t any = 0, all = zero[0];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
         any |= zero[r];
         all &= zero[r];
     }
-    const int32_t* from = any != 0 ? zero_sum : none;
-    ptrdiff_t step = 0;
-    if (any != all) {
-        step = C * 16;
-        for (int r = 0; r < R; ++r)
-            std::memcpy(room[r], zero[r] != 0 ? zero_sum : none, C * 16 * sizeof(int32_t));
-        from = room[0];
-    }
+    if (any == all) return start_all(any != 0 ? zero_sum : none, acc);
+    for (int r = 0; r < R; ++r)
+        std::memcpy(room.start[r], zero[r] != 0 ? zero_sum : none, C * 16 * sizeof(int32_t));
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-        for (int c = 0; c < C; ++c) acc[r][c] = _mm512_loadu_si512(from + r * step + c * 16);
+        for (int c = 0; c < C; ++c) acc[r][c] = _mm512_loadu_si512(room.start[r] + c * 16);
 }
 
-template <To to, bool keeps_most>
-struct Dynamic : Strip {
+// C vectors of integers to bytes: a whole panel in the order of byte_place.
+template <int C>
+__attribute__((always_inline)) inline void store_bytes(const __m512i (&v)[C], uint8_t* to) {
+    if constexpr (C == 4)
+        _mm512_storeu_si512(to, pack(v));
+    else
+#pragma GCC unroll 8
+        for (int c = 0; c < C; ++c)
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(to + c * 16), pack_in_order(v[c]));
+}
+
+// What has scales row by row.
+struct DynamicStrip : Strip {
     const float *bias, *weight_scale;
     const int32_t* zero_sum;
+
+    template <int R, int C>
+    __attribute__((always_inline)) void start(const int32_t* zero, __m512i (&acc)[R][C],
+                                              Room<R>& room) const {
+        start_at_zero(zero, zero_sum, acc, room);
+    }
+    // A row of sums as floats.
+    template <int C>
+    __attribute__((always_inline)) void floats(float scale, const __m512i (&sums)[C], __m512 (&v)[C]) const {
+        const __m512 row_scale = _mm512_set1_ps(scale);
+#pragma GCC unroll 8
+        for (int c = 0; c < C; ++c)
+            v[c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[c]),
+                                   _mm512_mul_ps(row_scale, _mm512_loadu_ps(weight_scale + c * 16)),
+                                   _mm512_loadu_ps(bias + c * 16));
+    }
+};
+
+template <To to, bool keeps_most>
+struct Dynamic : DynamicStrip {
     const float* scale;
     const int32_t* zero;
     float* y;
     ptrdiff_t ldy;
     int columns;
-    bool relu, accumulate, first;
+    float floor;
+    bool accumulate, first;
     float* most;
 
     template <int R, int C>
-    __attribute__((always_inline)) void start(int row, __m512i (&acc)[R][C], Stash<R, C>& stash) const {
-        start_at_zero(zero + row, zero_sum, acc, stash.start);
+    __attribute__((always_inline)) void start(int row, __m512i (&acc)[R][C], Room<R>& room) const {
+        DynamicStrip::start(zero + row, acc, room);
     }
-    static constexpr bool kLater = false;
-    template <int R, int C>
-    __attribute__((always_inline)) void take(int row, const __m512i (&acc)[R][C], Stash<R, C>&) const {
-        const __m512 floor = _mm512_set1_ps(relu ? 0.0f : -__builtin_inff());
-        const auto before = static_cast<__mmask16>(first ? 0 : 0xffff);
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-            const __m512 row_scale = _mm512_set1_ps(scale[row + r]);
-            __m512 v[C];
+    static constexpr int parts(int rows) { return rows; }
+    template <int r, int R, int C>
+    __attribute__((always_inline)) void end(int row, __m512i (&sums)[R][C], Room<R>&) const {
+        __m512 v[C];
+        floats(scale[row + r], sums[r], v);
+        if constexpr (keeps_most) {  // columns that are only padding are 0
+            float* const own = most + (row + r) * 16;
+            __m512 high = _mm512_maskz_loadu_ps(static_cast<__mmask16>(first ? 0 : 0xffff), own);
 #pragma GCC unroll 8
-            for (int c = 0; c < C; ++c)
-                v[c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r][c]),
-                                       _mm512_mul_ps(row_scale, _mm512_loadu_ps(weight_scale + c * 16)),
-                                       _mm512_loadu_ps(bias + c * 16));
-            if constexpr (keeps_most) {  // columns that are only padding are 0
-                float* const own = most + (row + r) * 16;
-                __m512 high = _mm512_maskz_loadu_ps(before, own);
+            for (int c = 0; c < C; ++c) high = _mm512_max_ps(high, v[c]);
+            _mm512_storeu_ps(own, high);
+        } else {
+            const __m512 least = _mm512_set1_ps(floor);
 #pragma GCC unroll 8
-                for (int c = 0; c < C; ++c) high = _mm512_max_ps(high, v[c]);
-                _mm512_storeu_ps(own, high);
-            } else {
-#pragma GCC unroll 8
-                for (int c = 0; c < C; ++c) v[c] = _mm512_max_ps(floor, v[c]);
-            }
-            store_row<to>(y + (row + r) * ldy, columns, accumulate, v);
+            for (int c = 0; c < C; ++c) v[c] = _mm512_max_ps(least, v[c]);
         }
+        store_row<to>(y + (row + r) * ldy, columns, accumulate, v);
     }
 };
 
@@ -258,25 +299,23 @@ struct StaticToFloat : Strip {
     float* y;
     ptrdiff_t ldy;
     int columns;
-    bool relu, accumulate;
+    float floor;
+    bool accumulate;
 
     template <int R, int C>
-    __attribute__((always_inline)) void start(int, __m512i (&acc)[R][C], Stash<R, C>&) const {
+    __attribute__((always_inline)) void start(int, __m512i (&acc)[R][C], Room<R>&) const {
         start_all(from, acc);
     }
-    static constexpr bool kLater = false;
-    template <int R, int C>
-    __attribute__((always_inline)) void take(int row, const __m512i (&acc)[R][C], Stash<R, C>&) const {
-        const __m512 floor = _mm512_set1_ps(relu ? 0.0f : -__builtin_inff());
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-            __m512 v[C];
+    static constexpr int parts(int rows) { return rows; }
+    template <int r, int R, int C>
+    __attribute__((always_inline)) void end(int row, __m512i (&sums)[R][C], Room<R>&) const {
+        const __m512 least = _mm512_set1_ps(floor);
+        __m512 v[C];
 #pragma GCC unroll 8
-            for (int c = 0; c < C; ++c)
-                v[c] = _mm512_max_ps(
-                    floor, _mm512_mul_ps(_mm512_cvtepi32_ps(acc[r][c]), _mm512_loadu_ps(scale + c * 16)));
-            store_row<to>(y + (row + r) * ldy, columns, accumulate, v);
-        }
+        for (int c = 0; c < C; ++c)
+            v[c] = _mm512_max_ps(
+                least, _mm512_mul_ps(_mm512_cvtepi32_ps(sums[r][c]), _mm512_loadu_ps(scale + c * 16)));
+        store_row<to>(y + (row + r) * ldy, columns, accumulate, v);
     }
 };
 
@@ -289,195 +328,280 @@ struct StaticToBytes : Strip {
     uint8_t least;
 
     template <int R, int C>
-    __attribute__((always_inline)) void start(int, __m512i (&acc)[R][C], Stash<R, C>&) const {
+    __attribute__((always_inline)) void start(int, __m512i (&acc)[R][C], Room<R>&) const {
         start_all(from, acc);
     }
-    static constexpr bool kLater = false;
-    template <int R, int C>
-    __attribute__((always_inline)) void take(int row, const __m512i (&acc)[R][C], Stash<R, C>&) const {
+    static constexpr int parts(int rows) { return rows; }
+    template <int r, int R, int C>
+    __attribute__((always_inline)) void end(int row, __m512i (&sums)[R][C], Room<R>&) const {
         const __m512 offset = _mm512_set1_ps(zero);
         const __m512i floor = _mm512_set1_epi8(static_cast<char>(least));
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-            __m512i v[C];
+        __m512i v[C];
+#pragma GCC unroll 8
+        for (int c = 0; c < C; ++c)
+            v[c] = _mm512_cvtps_epi32(
+                _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[r][c]), _mm512_loadu_ps(rescale + c * 16), offset));
+        uint8_t* to = bytes + (row + r) * ldb;
+        if constexpr (C == 4)
+            _mm512_storeu_si512(to, _mm512_max_epu8(pack(v), floor));
+        else
 #pragma GCC unroll 8
             for (int c = 0; c < C; ++c)
-                v[c] = _mm512_cvtps_epi32(_mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r][c]),
-                                                          _mm512_loadu_ps(rescale + c * 16), offset));
-            uint8_t* to = bytes + (row + r) * ldb;
-            if constexpr (C == 4)
-                _mm512_storeu_si512(to, _mm512_max_epu8(pack(v), floor));
-            else
-#pragma GCC unroll 8
-                for (int c = 0; c < C; ++c)
-                    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + c * 16),
-                                     _mm_max_epu8(pack_in_order(v[c]), _mm512_castsi512_si128(floor)));
-        }
+                _mm_storeu_si128(reinterpret_cast<__m128i*>(to + c * 16),
+                                 _mm_max_epu8(pack_in_order(v[c]), _mm512_castsi512_si128(floor)));
     }
 };
 
-// Whole rows, whose scales are found on the way.
-struct Rows : Strip {
-    const float *bias, *weight_scale;
-    const int32_t* zero_sum;
+// Whole rows of one panel, or of two: the second after the first, whose floats wait for it in `room`.
+template <bool second_panel>
+struct Rows : DynamicStrip {
     float* scale;
     int32_t* zero;
     uint8_t* y;
     ptrdiff_t ldy;
 
     template <int R, int C>
-    __attribute__((always_inline)) void start(int row, __m512i (&acc)[R][C], Stash<R, C>& stash) const {
-        start_at_zero(zero + row, zero_sum, acc, stash.start);
+    __attribute__((always_inline)) void start(int row, __m512i (&acc)[R][C], Room<R>& room) const {
+        DynamicStrip::start(zero + row, acc, room);
     }
-    static constexpr bool kLater = true;
-    template <int R, int C>
-    __attribute__((always_inline)) void take(int row, const __m512i (&acc)[R][C], Stash<R, C>& stash) const {
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-            const __m512 row_scale = _mm512_set1_ps(scale[row + r]);
-            __m512 high = _mm512_setzero_ps();
-#pragma GCC unroll 8
-            for (int c = 0; c < C; ++c) {
-                const __m512 v =
-                    _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r][c]),
-                                    _mm512_mul_ps(row_scale, _mm512_loadu_ps(weight_scale + c * 16)),
-                                    _mm512_loadu_ps(bias + c * 16));
-                _mm512_store_ps(stash.v[r] + c * 16, v);
-                high = _mm512_max_ps(high, v);
-            }
-            _mm512_store_ps(stash.high[r], high);
-        }
-    }
+    static constexpr int parts(int rows) { return 2 * rows + 1; }
     template <int part, int R, int C>
-    __attribute__((always_inline)) void finish(int row, Stash<R, C>& stash) const {
-        if constexpr (part == 0) {
-            __m512 high[R];
+    __attribute__((always_inline)) void end(int row, __m512i (&sums)[R][C], Room<R>& room) const {
+        if constexpr (part < R) {
+            __m512 v[C];
+            floats(scale[row + part], sums[part], v);
+#pragma GCC unroll 8
+            for (int c = 0; c < C; ++c) sums[part][c] = _mm512_castps_si512(v[c]);
+        } else if constexpr (part == R) {
+            __m512i high[R];
 #pragma GCC unroll 16
-            for (int r = 0; r < R; ++r) high[r] = _mm512_load_ps(stash.high[r]);
-            _mm512_store_ps(stash.inverse, relu_scales(high, scale + row));
+            for (int r = 0; r < R; ++r) {
+                high[r] = second_panel ? _mm512_load_si512(room.high[r]) : _mm512_setzero_si512();
+#pragma GCC unroll 8
+                for (int c = 0; c < C; ++c) high[r] = _mm512_max_epi32(high[r], sums[r][c]);
+            }
+            _mm512_store_ps(room.inverse, relu_scales(high, scale + row));
             _mm512_mask_storeu_epi32(zero + row, mask_of(R), _mm512_setzero_si512());
         } else {
-            constexpr int first = (part - 1) * R / (kParts - 1), end = part * R / (kParts - 1);
-            if constexpr (first < end)
-#pragma GCC unroll 16
-                for (int r = first; r < end; ++r) {
-                    const __m512 inverse = _mm512_set1_ps(stash.inverse[r]);
-                    __m512i q[C];
+            constexpr int r = part - R - 1;
+            const __m512 inverse = _mm512_set1_ps(room.inverse[r]);
+            uint8_t* to = y + (row + r) * ldy;
+            if constexpr (second_panel) {
+                __m512i q[4];
+#pragma GCC unroll 4
+                for (int c = 0; c < 4; ++c)
+                    q[c] = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_load_ps(room.v[r] + c * 16), inverse));
+                store_bytes(q, to);
+                to += kPanel;
+            }
+            __m512i q[C];
 #pragma GCC unroll 8
-                    for (int c = 0; c < C; ++c)
-                        q[c] =
-                            _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_load_ps(stash.v[r] + c * 16), inverse));
-                    uint8_t* to = y + (row + r) * ldy;
-                    if constexpr (C >= 4) _mm512_storeu_si512(to, pack(q));
-                    if constexpr (C == 8) _mm512_storeu_si512(to + kPanel, pack(q + 4));
-#pragma GCC unroll 8
-                    for (int c = C / 4 * 4; c < C; ++c)
-                        _mm_storeu_si128(reinterpret_cast<__m128i*>(to + c * 16), pack_in_order(q[c]));
-                }
+            for (int c = 0; c < C; ++c)
+                q[c] = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_castsi512_ps(sums[r][c]), inverse));
+            store_bytes(q, to);
         }
     }
 };
 
-// A register tile: R rows by C vectors of 16 columns. The sums stay in registers only because the
-// instruction is written in assembly: gcc 12 spills the accumulators of the intrinsic.
+// The first of two panels.
+struct FirstPanel : DynamicStrip {
+    const float* scale;
+    const int32_t* zero;
+
+    template <int R, int C>
+    __attribute__((always_inline)) void start(int row, __m512i (&acc)[R][C], Room<R>& room) const {
+        DynamicStrip::start(zero + row, acc, room);
+    }
+    static constexpr int parts(int rows) { return rows; }
+    template <int r, int R, int C>
+    __attribute__((always_inline)) void end(int row, __m512i (&sums)[R][C], Room<R>& room) const {
+        __m512 v[C];
+        floats(scale[row + r], sums[r], v);
+        __m512i high = _mm512_setzero_si512();
+#pragma GCC unroll 8
+        for (int c = 0; c < C; ++c) {
+            _mm512_store_ps(room.v[r] + c * 16, v[c]);
+            high = _mm512_max_epi32(high, _mm512_castps_si512(v[c]));
+        }
+        _mm512_store_si512(room.high[r], high);
+    }
+};
+
+// Keeps gcc from holding in registers what is to be had from memory: it would spill sums instead.
+template <class Job, class Before, class Room>
+__attribute__((always_inline)) inline void in_memory(const Job& job, const Before& before, Room& room) {
+    asm volatile("" : : "r"(&job), "r"(&before), "r"(&room) : "memory");
+}
+
+struct Nothing {  // to be ended
+    static constexpr int parts(int) { return 1; }
+    template <int, int R, int C>
+    __attribute__((always_inline)) void end(int, __m512i (&)[R][C], Room<R>&) const {}
+};
+
+// Adds the products of the inputs from x, R rows `ld` apart, up to `end` with those weights; moves both on.
+// In assembly: what gcc 12 makes of the intrinsic is spilled, and beside the sums of the tile before there is
+// no register to lose.
+#define PYJEPA_ROW(from, a, b, c, d)                                         \
+    "vpbroadcastd " from ", %%zmm31\n\tvpdpbusd %%zmm27, %%zmm31, %[" a      \
+    "]\n\t"                                                                  \
+    "vpdpbusd %%zmm28, %%zmm31, %[" b "]\n\tvpdpbusd %%zmm29, %%zmm31, %[" c \
+    "]\n\t"                                                                  \
+    "vpdpbusd %%zmm30, %%zmm31, %[" d "]\n\t"
+#define PYJEPA_PAIR(from, a, b)                                         \
+    "vpbroadcastd " from ", %%zmm31\n\tvpdpbusd %%zmm29, %%zmm31, %[" a \
+    "]\n\t"                                                             \
+    "vpdpbusd %%zmm30, %%zmm31, %[" b "]\n\t"
 template <int R, int C>
-struct Tile {
-    static constexpr int kFirst = C < 4 ? C : 4;  // vectors in the first panel
-
-    template <class Job>
-    static void run(const Job& job, int first, int end) {
-        const Job j = job;  // a copy of our own, which no store can change
-        Stash<R, C> stash;
-        sums<false>(j, first, stash);
-        for (int row = first + R; row < end; row += R) sums<Job::kLater>(j, row, stash);
-        if constexpr (Job::kLater) finish<0>(j, end - R, stash);
-    }
-
-  private:
-    // Keeps gcc from holding in registers what is to be had from memory: it would spill sums instead.
-    __attribute__((always_inline)) static void in_memory(Stash<R, C>& stash) {
-        asm volatile("" : : "r"(&stash) : "memory");
-    }
-
-    // `pending`: there is something left to do with the R rows before.
-    template <bool pending, class Job>
-    __attribute__((always_inline)) static void sums(const Job& j, int row, Stash<R, C>& stash) {
-        __m512i acc[R][C];
-        if constexpr (Job::kLater) in_memory(stash);
-        j.start(row, acc, stash);
-        products<0, pending>(j, row, j.x + row * j.ldx, j.panel, j.second, 0, acc, stash);
-        j.take(row, acc, stash);
-    }
-
-    template <int part, bool pending, class Job>
-    __attribute__((always_inline)) static void products(const Job& j, int row, const uint8_t* x,
-                                                        const int8_t* w, const int8_t* w2, int k,
-                                                        __m512i (&acc)[R][C], Stash<R, C>& stash) {
-        const int end = pending ? j.quads * (part + 1) / kParts : j.quads;
-        for (; k < end; ++k, x += 4, w += 4 * j.width, w2 += 4 * j.second_width) {
-            if constexpr (R >= C) {
-                __m512i b[C];
+__attribute__((always_inline)) inline void multiply(__m512i (&s)[R][C], const uint8_t*& x, const int8_t*& w,
+                                                    const uint8_t* end, ptrdiff_t ld) {
+    if (x == end) return;
+    if constexpr (R == 3 && C == 4) {
+        asm("1:\n\t"
+            "vmovdqu64 (%[w]), %%zmm27\n\tvmovdqu64 64(%[w]), %%zmm28\n\t"
+            "vmovdqu64 128(%[w]), %%zmm29\n\tvmovdqu64 192(%[w]), %%zmm30\n\t" PYJEPA_ROW(
+                "(%[x])", "a", "b", "c", "d") PYJEPA_ROW("(%[x],%[ld])", "e", "f", "g", "h")
+                PYJEPA_ROW("(%[x],%[ld],2)", "i", "j", "k",
+                           "l") "add $4, %[x]\n\tadd $256, %[w]\n\tcmp %[end], %[x]\n\tjne 1b"
+            : [a] "+v"(s[0][0]), [b] "+v"(s[0][1]), [c] "+v"(s[0][2]), [d] "+v"(s[0][3]), [e] "+v"(s[1][0]),
+              [f] "+v"(s[1][1]), [g] "+v"(s[1][2]), [h] "+v"(s[1][3]), [i] "+v"(s[2][0]), [j] "+v"(s[2][1]),
+              [k] "+v"(s[2][2]), [l] "+v"(s[2][3]), [x] "+r"(x), [w] "+r"(w)
+            : [end] "r"(end), [ld] "r"(ld)
+            : "xmm27", "xmm28", "xmm29", "xmm30", "xmm31", "cc", "memory");
+    } else if constexpr (R == 6 && C == 2) {
+        asm("1:\n\t"
+            "vmovdqu64 (%[w]), %%zmm29\n\tvmovdqu64 64(%[w]), %%zmm30\n\t"
+            "lea (%[x],%[ld],2), %%rax\n\tlea (%%rax,%[ld]), %%rcx\n\t" PYJEPA_PAIR("(%[x])", "a", "b")
+                PYJEPA_PAIR("(%[x],%[ld])", "c", "d") PYJEPA_PAIR("(%%rax)", "e", "f")
+                    PYJEPA_PAIR("(%%rcx)", "g", "h") PYJEPA_PAIR("(%%rax,%[ld],2)", "i", "j")
+                        PYJEPA_PAIR("(%%rcx,%[ld],2)", "k",
+                                    "l") "add $4, %[x]\n\tadd $128, %[w]\n\tcmp %[end], %[x]\n\tjne 1b"
+            : [a] "+v"(s[0][0]), [b] "+v"(s[0][1]), [c] "+v"(s[1][0]), [d] "+v"(s[1][1]), [e] "+v"(s[2][0]),
+              [f] "+v"(s[2][1]), [g] "+v"(s[3][0]), [h] "+v"(s[3][1]), [i] "+v"(s[4][0]), [j] "+v"(s[4][1]),
+              [k] "+v"(s[5][0]), [l] "+v"(s[5][1]), [x] "+r"(x), [w] "+r"(w)
+            : [end] "r"(end), [ld] "r"(ld)
+            : "xmm29", "xmm30", "xmm31", "rax", "rcx", "cc", "memory");
+    } else {
+        for (; x != end; x += 4, w += C * 64) {
+            __m512i b[C];
 #pragma GCC unroll 8
-                for (int c = 0; c < C; ++c) b[c] = _mm512_loadu_si512(w + c * 64);
+            for (int c = 0; c < C; ++c) b[c] = _mm512_loadu_si512(w + c * 64);
 #pragma GCC unroll 16
-                for (int r = 0; r < R; ++r) {
-                    const __m512i a = broadcast(x + r * j.ldx);
+            for (int r = 0; r < R; ++r) {
+                const __m512i a = broadcast(x + r * ld);
 #pragma GCC unroll 8
-                    for (int c = 0; c < C; ++c)
-                        asm("vpdpbusd %2, %1, %0" : "+v"(acc[r][c]) : "v"(a), "v"(b[c]));
-                }
-            } else {
-                __m512i a[R];
-#pragma GCC unroll 16
-                for (int r = 0; r < R; ++r) a[r] = broadcast(x + r * j.ldx);
-#pragma GCC unroll 8
-                for (int c = 0; c < C; ++c) {
-                    const __m512i b = _mm512_loadu_si512(c < kFirst ? w + c * 64 : w2 + (c - kFirst) * 64);
-#pragma GCC unroll 16
-                    for (int r = 0; r < R; ++r)
-                        asm("vpdpbusd %2, %1, %0" : "+v"(acc[r][c]) : "v"(a[r]), "v"(b));
-                }
+                for (int c = 0; c < C; ++c) asm("vpdpbusd %2, %1, %0" : "+v"(s[r][c]) : "v"(a), "v"(b[c]));
             }
         }
-        if constexpr (pending) {
-            in_memory(stash);
-            j.template finish<part>(row - R, stash);
-            in_memory(stash);
-            if constexpr (part + 1 < kParts) products<part + 1, pending>(j, row, x, w, w2, k, acc, stash);
-        }
     }
+}
+#undef PYJEPA_ROW
+#undef PYJEPA_PAIR
 
-    template <int part, class Job>
-    __attribute__((always_inline)) static void finish(const Job& j, int row, Stash<R, C>& stash) {
-        j.template finish<part>(row, stash);
-        if constexpr (part + 1 < kParts) finish<part + 1>(j, row, stash);
+// Sums the products of a tile, meanwhile ends the one before.
+template <int part, class Job, class Before, int R, int C, int B>
+__attribute__((always_inline)) inline void products(const Job& j, const uint8_t* x, const uint8_t* from,
+                                                    const int8_t* w, __m512i (&acc)[R][C],
+                                                    const Before& before, int row, __m512i (&sums)[R][B],
+                                                    Room<R>& room) {
+    constexpr int parts = Before::parts(R);
+    multiply(acc, x, w, from + 4 * (part + 1 == parts ? j.quads : j.quads * (part + 1) / parts), j.ldx);
+    in_memory(j, before, room);
+    before.template end<part>(row, sums, room);
+    in_memory(j, before, room);
+    if constexpr (part + 1 < parts) products<part + 1>(j, x, from, w, acc, before, row, sums, room);
+}
+
+template <int part, class Job, int R, int C>
+__attribute__((always_inline)) inline void end_all(const Job& j, int row, __m512i (&sums)[R][C],
+                                                   Room<R>& room) {
+    j.template end<part>(row, sums, room);
+    if constexpr (part + 1 < Job::parts(R)) end_all<part + 1>(j, row, sums, room);
+}
+
+// Sums of `row`, then moved to `sums`, whose own are ended meanwhile.
+template <class Job, class Before, int R, int C, int B>
+__attribute__((always_inline)) inline void tile(const Job& j, int row, __m512i (&to)[R][C],
+                                                const Before& before, int ended, __m512i (&sums)[R][B],
+                                                Room<R>& room) {
+    __m512i acc[R][C];
+    j.start(row, acc, room);
+    const uint8_t* const x = j.x + row * j.ldx;
+    products<0>(j, x, x, j.panel, acc, before, ended, sums, room);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+        for (int c = 0; c < C; ++c) to[r][c] = acc[r][c];
+}
+
+// Register tiles of R rows by C vectors of 16 columns.
+template <int R, int C>
+struct Tile {
+    template <class Job>
+    static void run(const Job& j, int first, int end) {
+        Room<R> room;
+        __m512i sums[R][C];
+        tile(j, first, sums, Nothing(), 0, sums, room);
+        for (int row = first + R; row < end; row += R) tile(j, row, sums, j, row - R, sums, room);
+        end_all<0>(j, end - R, sums, room);
     }
 };
+
+// The same for two panels, the second of C vectors.
+struct TwoPanels {
+    FirstPanel first;
+    Rows<true> second;
+};
+template <int R, int C>
+struct TwoTiles {
+    static void run(const TwoPanels& j, int first, int end) {
+        Room<R> room;
+        __m512i left[R][4], right[R][C];
+        tile(j.first, first, left, Nothing(), 0, left, room);
+        for (int row = first;; row += R) {
+            tile(j.second, row, right, j.first, row, left, room);
+            if (row + R >= end) break;
+            tile(j.first, row + R, left, j.second, row, right, room);
+        }
+        end_all<0>(j.second, end - R, right, room);
+    }
+};
+
+// Twelve sums at a time.
+template <class Job>
+inline void strips_of(const Job& job, int rows) {
+    switch (job.width / 16) {
+        case 1:
+            return strip<Tile, 12, 1>(job, rows);
+        case 2:
+            return strip<Tile, 6, 2>(job, rows);
+        case 3:
+            return strip<Tile, 4, 3>(job, rows);
+        default:
+            return strip<Tile, 3, 4>(job, rows);
+    }
+}
 
 void dense_relu(const DenseInt8& w, const uint8_t* x, ptrdiff_t ldx, float* scale, int32_t* zero, int rows,
                 uint8_t* y, ptrdiff_t ldy) {
     const int quads = byte_quads(w.in), columns = padded(w.out), width = columns < kPanel ? columns : kPanel;
-    const Strip strip_of_all{
-        w.panels, w.panels + static_cast<ptrdiff_t>(4 * quads) * width, width, columns - width, quads, x,
-        ldx};
-    const Rows job{strip_of_all, w.bias, w.scale, w.zero_sum, scale, zero, y, ldy};
-    switch (columns / 16) {
+    const DynamicStrip first{{w.panels, width, quads, x, ldx}, w.bias, w.scale, w.zero_sum};
+    if (columns <= kPanel) return strips_of(Rows<false>{first, scale, zero, y, ldy}, rows);
+    const DynamicStrip second{
+        {w.panels + static_cast<ptrdiff_t>(4 * quads) * kPanel, columns - kPanel, quads, x, ldx},
+        w.bias + kPanel,
+        w.scale + kPanel,
+        w.zero_sum + kPanel};
+    const TwoPanels job{{first, scale, zero}, {second, scale, zero, y, ldy}};
+    switch (second.width / 16) {
         case 1:
-            return strip<Tile, 12, 1>(job, rows);
+            return strip<TwoTiles, 3, 1>(job, rows);
         case 2:
-            return strip<Tile, 12, 2>(job, rows);
+            return strip<TwoTiles, 3, 2>(job, rows);
         case 3:
-            return strip<Tile, 8, 3>(job, rows);
-        case 4:
-            return strip<Tile, 6, 4>(job, rows);
-        case 5:
-            return strip<Tile, 4, 5>(job, rows);
-        case 6:
-            return strip<Tile, 4, 6>(job, rows);
-        case 7:
-            return strip<Tile, 3, 7>(job, rows);
+            return strip<TwoTiles, 3, 3>(job, rows);
         default:
-            return strip<Tile, 3, 8>(job, rows);
+            return strip<TwoTiles, 3, 4>(job, rows);
     }
 }
 
@@ -487,19 +611,27 @@ inline void panels(const int8_t* panel, int in, int out, const uint8_t* x, ptrdi
     const int quads = byte_quads(in);
     for (int c0 = 0; c0 < padded(out); c0 += kPanel) {
         const int width = padded(out) - c0 < kPanel ? padded(out) - c0 : kPanel;
-        run(Strip{panel, panel, width, 0, quads, x, ldx}, c0);
+        run(Strip{panel, width, quads, x, ldx}, c0);
         panel += static_cast<ptrdiff_t>(4 * quads) * width;
     }
 }
 
 void dense(const DenseInt8& w, const uint8_t* x, ptrdiff_t ldx, const float* scale, const int32_t* zero,
            int rows, float* y, ptrdiff_t ldy, Act act, bool accumulate, float* most) {
+    const float floor = act == Act::relu ? 0.0f : -__builtin_inff();
     panels(w.panels, w.in, w.out, x, ldx, [&](const Strip& strip, int c0) {
         const auto run = [&]<To to, bool keeps_most>() {
-            strips<Tile>(strip.width / 16, rows,
-                         Dynamic<to, keeps_most>{strip, w.bias + c0, w.scale + c0, w.zero_sum + c0, scale,
-                                                 zero, y + c0, ldy, w.out - c0, act == Act::relu, accumulate,
-                                                 c0 == 0, most});
+            strips_of(Dynamic<to, keeps_most>{{strip, w.bias + c0, w.scale + c0, w.zero_sum + c0},
+                                              scale,
+                                              zero,
+                                              y + c0,
+                                              ldy,
+                                              w.out - c0,
+                                              floor,
+                                              accumulate,
+                                              c0 == 0,
+                                              most},
+                      rows);
         };
         switch (where_to(w.out - c0, strip.width, accumulate)) {
             case To::whole:
@@ -517,16 +649,16 @@ void dense(const DenseInt8& w, const uint8_t* x, ptrdiff_t ldx, const float* sca
 void dense_static(const DenseInt8Static& w, const uint8_t* x, ptrdiff_t ldx, int rows, float* y,
                   ptrdiff_t ldy, uint8_t* bytes, ptrdiff_t ldb, Act act, bool accumulate) {
     const bool relu = act == Act::relu;
+    const float floor = relu ? 0.0f : -__builtin_inff();
     panels(w.panels, w.in, w.out, x, ldx, [&](const Strip& strip, int c0) {
         if (bytes != nullptr)
-            return strips<Tile>(
-                strip.width / 16, rows,
-                StaticToBytes{strip, w.start + c0, w.rescale + c0, bytes + c0, ldb,
-                              static_cast<float>(w.next_zero), relu ? w.next_zero : uint8_t{0}});
+            return strips_of(StaticToBytes{strip, w.start + c0, w.rescale + c0, bytes + c0, ldb,
+                                           static_cast<float>(w.next_zero), relu ? w.next_zero : uint8_t{0}},
+                             rows);
         const auto run = [&]<To to>() {
-            strips<Tile>(strip.width / 16, rows,
-                         StaticToFloat<to>{strip, w.start + c0, w.scale + c0, y + c0, ldy, w.out - c0, relu,
-                                           accumulate});
+            strips_of(StaticToFloat<to>{strip, w.start + c0, w.scale + c0, y + c0, ldy, w.out - c0, floor,
+                                        accumulate},
+                      rows);
         };
         switch (where_to(w.out - c0, strip.width, accumulate)) {
             case To::whole:
