@@ -2,8 +2,9 @@
 
 Run: python benchmarks/on_gpu.py [--folder DIR] [--rehearse]
 
-Runs tests/kernels (compiled there, not interpreted), then `pyjepa bench vicreg`, `sigreg` and `rollouts` on the GPU
-over their grids, and writes benchmarks/results/<benchmark>-<device>.json with its results and the outcome of the tests.
+Runs the tests of the kernels and of planning over them (compiled there, not interpreted), then `pyjepa bench vicreg`,
+`sigreg` and `rollouts` on the GPU over their grids, and writes benchmarks/results/<benchmark>-<device>.json with its
+results and the outcome of the tests.
 Ends with the tests' exit code. --rehearse does the same in small on the CPU, to see that the command works.
 """
 
@@ -50,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     tests = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider"]
         + (["-k", "opcheck and sigreg"] if options.rehearse else [])
-        + [str(ROOT / "tests" / "kernels")],
+        + [str(ROOT / "tests" / "kernels"), str(ROOT / "tests" / "engine" / "test_device.py")],
         cwd=ROOT / "tests", stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     print(tests.stdout)

@@ -231,42 +231,45 @@ def _rollout_plans(configs: dict[str, list[dict[str, Any]]]) -> list[Plan]:
     recurrent = Program(Gru(512, 2), tuple((t.kind, t.metric, False) for t in terms))
     step = dict(layout(recurrent).constants)
 
-    def one(program: Program, function: str, label: str, constants: dict[str, Any], width: int, dot: bool) -> None:
-        weights = sum(weight_count(network) for network in networks(program)) if dot else 0
-        weights = 512 * 512 if label == "dense_normed" else weights
+    def one(
+        program: Program, function: str, label: str, constants: dict[str, Any], width: int, weights: int | None = None
+    ) -> None:
+        """`weights` that a launch reads: all by default; without any there is no dot."""
+        dot = weights != 0
+        weights = sum(weight_count(network) for network in networks(program)) if weights is None else weights
         work = 2 * rows * weights if dot else 8 * rows * width
         moves, name = 4 * (weights + 2 * rows * width), f"rollout.stepwise.{label}"
         plans.extend(
             Plan(name, "rollout", function, config, constants, (rows, width), moves, work, dot)
-            for config in configs[label]
+            for config in configs.get(label, configs[function])
         )
 
     layered = {"BY_ENVIRONMENT": False, "WIDEN": False, "KEEP": False}
-    one(wide, "dense", "dense", layered | {"NET": layout(wide).dynamics, "j": 0, "RESIDUAL": True}, 1024, True)
+    one(wide, "dense", "dense", layered | {"NET": layout(wide).dynamics, "j": 0, "RESIDUAL": True}, 1024)
     one(
         w1,
         "dense",
         "dense_normed",
         layered | {"NET": layout(w1).dynamics, "j": 2, "RESIDUAL": False, "BN": 512},
         512,
-        True,
+        512 * 512,
     )
-    one(recurrent, "cell", "cell", {"NET": step["NET"], "WIDEN": False, "KEEP": False}, 512, True)
-    one(recurrent, "norm", "norm", {"L": 512, "LP": 512, "V": 0}, 512, False)
+    one(recurrent, "cell", "cell", {"NET": step["NET"], "WIDEN": False, "KEEP": False}, 512)
+    one(recurrent, "norm", "norm", {"L": 512, "LP": 512, "V": 0}, 512, 0)
     priced = {name: step[name] for name in ("L", "LP", "D", "DP", "TERMS")} | {"GOAL": True}
-    one(recurrent, "charge", "charge", priced, 512, False)
+    one(recurrent, "charge", "charge", priced, 512, 0)
     # The way back: through a layer whose activation has the longest slope, and through a GRU's gates.
     back = {"W": 0, "SHORTCUT": True}
     deep = Program(Mlp(1024, 6, (Layer(1024, "none", "mish"),)))
-    one(deep, "dense_backward", "dense_backward", back | {"K": 1024, "OUT": 1024, "NP": 1024, "ACT": 4}, 1024, True)
+    one(deep, "dense_backward", "dense_backward", back | {"K": 1024, "OUT": 1024, "NP": 1024, "ACT": 4}, 1024, 1024**2)
     gated = back | {"K": 3 * 512, "OUT": 512, "NP": 512, "ACT": 0}
-    one(recurrent, "dense_backward", "dense_backward", gated, 512, True)
+    one(recurrent, "dense_backward", "gates_backward", gated, 512, 3 * 512**2)
     side = {"K": 512, "W": 0, "ACT": 4, "D": 512, "DP": 512, "TERMS": step["TERMS"]}
-    one(Program(Gru(512, 512)), "action_gradient", "action_gradient", side, 512, True)
-    one(w1, "through_layer", "through_layer", {"NET": layout(w1).dynamics, "j": 0}, 512, False)
-    one(recurrent, "through_cell", "through_cell", {"NET": step["NET"]}, 512, False)
+    one(Program(Gru(512, 512)), "action_gradient", "action_gradient", side, 512, 512**2)
+    one(w1, "through_layer", "through_layer", {"NET": layout(w1).dynamics, "j": 0}, 512, 0)
+    one(recurrent, "through_cell", "through_cell", {"NET": step["NET"]}, 512, 0)
     slopes = {name: step[name] for name in ("L", "LP", "TERMS")} | {"GOAL": True, "PATH": True, "ADJOINTS": True}
-    one(recurrent, "charge_backward", "charge_backward", slopes, 512, False)
+    one(recurrent, "charge_backward", "charge_backward", slopes, 512, 0)
     return plans
 
 

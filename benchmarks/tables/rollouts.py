@@ -29,16 +29,19 @@ def resources(results: Path) -> str:
     del results  # committed with the kernels
     rows = [row for row in aot.committed()["rows"] if row["kernel"].startswith("rollout.")]
     targets = list(dict.fromkeys(row["target"] for row in rows))
-    found = {(row["kernel"], row["config"], row["target"]): row for row in rows}
+
+    def kind(row: aot.Row) -> tuple[str, str, str]:  # the number of warps is the target's
+        return row["kernel"], row["dtype"], row["config"].split()[0]
+
+    found = {(kind(row), row["target"]): row for row in rows}
     lines = []
-    for kernel, config in dict.fromkeys((row["kernel"], row["config"]) for row in rows):
+    for which in dict.fromkeys(map(kind, rows)):
         cells = []
         for target in targets:
-            row = found[kernel, config, target]
+            row = found[which, target]
             matrix = f", {row['matrix_count']} {row['matrix_instruction']}" if row["matrix_instruction"] else ""
             cells.append(f"{row['registers']}, {row['shared_bytes'] / 1024:.0f} KiB{matrix}")
-        first = found[kernel, config, targets[0]]
-        lines.append([kernel.removeprefix("rollout."), first["dtype"], first["config"].split()[0], *cells])
+        lines.append([which[0].removeprefix("rollout."), *which[1:], *cells])
     return markdown(["kernel", "weights", "rows", *targets], lines, left=3)
 
 

@@ -194,7 +194,8 @@ def rollout(
 
     Returns (cost (E, N), states (E, N, S, L) or None) in fp32 (fp64 for fp64). Differentiable once, with respect to
     start, actions and both networks' parameters; the way back is chosen as the way forward is, by a rule of its own.
-    Not with respect to goal and previous. Non-finite inputs give non-finite costs in their own rows only. Same bits every run.
+    Not with respect to goal and previous. Non-finite inputs give non-finite costs in their own rows only. Same bits
+    every run.
 
     Raises ValueError (shapes, devices, S < 1, N < 1, a backend that cannot take this rollout, saying why), TypeError
     (dtypes), RuntimeError (Triton unavailable).
@@ -244,9 +245,7 @@ def rollout_way(
     device: str = "cuda",
     backward: bool = False,
 ) -> Choice:
-    """Which way `rollout`, or its ``backward``, runs with backend "auto" on a device, and the reason if it is not fused.
-    Needs no device.
-    """
+    """Which way `rollout` (or its ``backward``) runs with backend "auto" on a device, and why not fused; needs none."""
     triton = HAS_TRITON and (device == "cuda" or interpreted()) and (dtype != torch.float64 or interpreted())
     return choose(described_by(dynamics, terms, critic), dtype.itemsize, backward=backward, triton=triton)
 

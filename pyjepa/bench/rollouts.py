@@ -29,12 +29,13 @@ from torch import Tensor
 from pyjepa import agent_file
 from pyjepa.agent import Agent, Model
 from pyjepa.bench.percentiles import milliseconds
-from pyjepa.kernels.rollout import Gru, Mlp, Term
+from pyjepa.kernels.rollout import Mlp, Term
 from pyjepa.kernels.rollout.description import Program
 from pyjepa.kernels.rollout.estimate import WORKLOADS
 from pyjepa.kernels.rollout.prepared import Prepared
 from pyjepa.kernels.rollout.reference import rollout_reference
 from pyjepa.spec import Actions, CostTerm, Layer, Level, Module, Observation, Planner, Spec
+from pyjepa.spec import Gru as SpecGru
 from pyjepa.spec import Mlp as SpecMlp
 
 FloatArray = npt.NDArray[np.float32]
@@ -57,32 +58,33 @@ def parameters_of(program: Program) -> list[Tensor]:
 
 
 def spec_of(program: Program, steps: int, candidates: int) -> Spec:
-    """An agent whose states are its observations. A GRU has no block in the spec: a callback rolls it out."""
-    dynamics, level = program.dynamics, Level()
-    modules = {}
+    """An agent whose states are its observations."""
+    dynamics = program.dynamics
     if isinstance(dynamics, Mlp):
         layers = tuple(Layer(out=x.out, norm=x.norm, activation=x.activation) for x in dynamics.layers)  # type: ignore[arg-type]
-        modules["dynamics"] = Module(
-            inputs=("state", "action"), residual=dynamics.residual, blocks=(SpecMlp(layers=layers),)
-        )
-        level = Level(predictor="dynamics")
+        predictor = Module(inputs=("state", "action"), residual=dynamics.residual, blocks=(SpecMlp(layers=layers),))
+    else:
+        gru = SpecGru(hidden=dynamics.state, norm="layer" if dynamics.normalise else "none")
+        predictor = Module(inputs=("state", "action"), combine="cell", blocks=(gru,))
     return Spec(
         observation=Observation(shape=(dynamics.state,)),
         actions=Actions(low=(-1.0,) * dynamics.side, high=(1.0,) * dynamics.side),
-        modules=modules,
-        levels=(level,),
+        modules={"dynamics": predictor},
+        levels=(Level(predictor="dynamics"),),
         cost=(CostTerm(kind="goal_distance", metric="squared_l2"),),
         planner=Planner(horizon=steps, candidates=candidates, iterations=ITERATIONS, elites=max(2, candidates // 8)),
     )
 
 
 def _model(program: Program, spec: Spec, parameters: Sequence[Tensor]) -> Model:
-    tensors: dict[str, FloatArray] = {}
     if isinstance(program.dynamics, Mlp):
-        left = iter(parameters)
+        names = []
         for j, layer in enumerate(program.dynamics.layers):
-            names = [f"linear{j}.weight", f"linear{j}.bias"] + [f"norm{j}.weight", f"norm{j}.bias"] * layer.normed
-            tensors |= {f"dynamics.0.{name}": next(left).numpy() for name in names}
+            names += [f"linear{j}.weight", f"linear{j}.bias"] + [f"norm{j}.weight", f"norm{j}.bias"] * layer.normed
+    else:
+        names = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"]
+        names += ["norm.weight", "norm.bias"] * program.dynamics.normalise
+    tensors = {f"dynamics.0.{name}": p.numpy() for name, p in zip(names, parameters, strict=True)}
     return Model.from_bytes(agent_file.to_bytes(spec, tensors))
 
 
@@ -136,9 +138,6 @@ def agents(
         agent = Agent(model)
         goal = np.random.default_rng(1).standard_normal(program.dynamics.state, dtype=np.float32)
         if name == "engine":
-            if isinstance(program.dynamics, Gru):
-                refused[name] = "the engine has no block gru"
-                continue
             agent.configure(goal=goal)
         else:
             try:

@@ -19,7 +19,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from ...runtime import device_of
-from ..description import Way
 from ..layout import Packed
 from . import fused, stepwise, stepwise_backward
 from .fused import reverse, roll
@@ -47,7 +46,7 @@ __all__ = [
 
 def forward(
     packed: Packed, start: Tensor, actions: Tensor, goal: Tensor | None, previous: Tensor | None, center: Tensor,
-    scale: Tensor, coefficients: Tensor, discount: float, *, per: int, way: Way, keep: bool,
+    scale: Tensor, coefficients: Tensor, discount: float, *, per: int, way: str, keep: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Costs (N,) and, where `keep`, the states (N, S + 1, L), else an empty tensor. All contiguous, on one device."""
     rows, steps, _ = actions.shape
@@ -61,7 +60,7 @@ def forward(
 def backward(
     packed: Packed, path: Tensor, actions: Tensor, goal: Tensor | None, previous: Tensor | None, center: Tensor,
     scale: Tensor, coefficients: Tensor, of_cost: Tensor, of_path: Tensor | None, discount: float, *, per: int,
-    way: Way, adjoints: bool,
+    way: str, adjoints: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Derivatives with respect to actions (N, S, D), start (N, L) and, where `adjoints`, the states (N, S, L)."""
     rows, steps, _ = actions.shape

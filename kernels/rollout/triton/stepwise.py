@@ -199,8 +199,8 @@ def charge(
 
 
 def run_network(
-    given: Given, network: NETWORK, x: Tensor, side: Tensor, out: Tensor, work: Sequence[Tensor], *, critic: bool = False,
-    residual: bool = False, products: Sequence[Tensor | None] = (),
+    given: Given, network: NETWORK, x: Tensor, side: Tensor, out: Tensor, work: Sequence[Tensor], *,
+    critic: bool = False, residual: bool = False, products: Sequence[Tensor | None] = (),
 ) -> None:  # fmt: skip
     """All layers of a network for states x (N, L), and what the side holds of each row (or, of a critic, environment).
 

@@ -123,7 +123,7 @@ def through_products(
     acc, d, d_stride, products, transposed, row, inside, n, zero, K: tl.constexpr, N: tl.constexpr, ACT: tl.constexpr,
     BK: tl.constexpr, IP: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """acc + rows of d (…, K), times the slope of activation ACT at products (…, K), times columns n of a matrix (K, N)."""
+    """acc + rows of d (…, K) and the slope of activation ACT at products (…, K) times columns n of a matrix (K, N)."""
     for start in range(0, K + zero, BK):
         k = start + tl.arange(0, BK)
         there = inside[:, None] & (k < K)[None, :]
