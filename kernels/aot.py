@@ -84,7 +84,7 @@ TARGETS = {
     "sm_100": Target("cuda", 100, 32, 255, 227 << 10, "tcgen05.mma", "B200", 8.0e12, 1100e12 / 3, 75e12),
     "gfx942": Target("hip", "gfx942", 64, 512, 64 << 10, "v_mfma", "MI300X", 5.3e12, 163e12, 163e12),
 }
-WHERE = ("backend", "up_to", "bytes")
+WHERE = ("backend", "mlp", "up_to", "from", "bytes")
 """Keys of a configuration that say where it applies."""
 
 
@@ -217,11 +217,15 @@ def _rollout_plans(configs: dict[str, list[dict[str, Any]]]) -> list[Plan]:
             # Recomputes the step, then goes back through it; reads the path and its derivatives, writes the adjoints.
             both, size = common | {"ADJOINTS": True}, size + 4 * weight_count(dynamics) + 2 * path
             plans += [
-                Plan(f"rollout.{kind}", "rollout", "reverse", config, both, shape, size, 2 * work, True)
+                Plan(f"rollout.{kind}", "rollout", "reverse", config, both, shape, size, 2 * work, True, dtype)
+                for dtype in (("fp32", "bf16") if value else ("fp32",))
                 for config in configs["reverse"]
             ]
             continue
-        for config in configs["roll"] if kind == "mlp.forward" else configs["roll"][-1:]:
+        plain = isinstance(dynamics, Mlp) and value is None
+        for config in configs["roll"]:
+            if config.get("mlp", plain) != plain:
+                continue
             dtype = "bf16" if config.get("bytes") == 2 else "fp32"
             saved = weight_count(dynamics) * 2 if dtype == "bf16" else 0
             plans.append(
@@ -238,11 +242,13 @@ def _rollout_plans(configs: dict[str, list[dict[str, Any]]]) -> list[Plan]:
         dot = weights != 0
         weights = sum(weight_count(network) for network in networks(program)) if weights is None else weights
         work = 2 * rows * weights if dot else 8 * rows * width
-        moves, name = 4 * (weights + 2 * rows * width), f"rollout.stepwise.{label}"
-        plans.extend(
-            Plan(name, "rollout", function, config, constants, (rows, width), moves, work, dot)
-            for config in configs.get(label, configs[function])
-        )
+        name = f"rollout.stepwise.{label}"
+        for dtype, size in (("fp32", 4), ("bf16", 2)) if function in ("dense", "cell") else (("fp32", 4),):
+            moves = size * weights + 4 * 2 * rows * width
+            plans.extend(
+                Plan(name, "rollout", function, config, constants, (rows, width), moves, work, dot, dtype)
+                for config in configs.get(label, configs[function])
+            )
 
     layered = {"BY_ENVIRONMENT": False, "WIDEN": False, "KEEP": False}
     one(wide, "dense", "dense", layered | {"NET": layout(wide).dynamics, "j": 0, "RESIDUAL": True}, 1024)

@@ -57,13 +57,16 @@ class Given:
         }
 
     def config(self, kernel: str) -> dict[str, Any]:
-        """The launch configuration: the first entry for this device, so many candidates and bytes per weight."""
+        """The launch configuration: the first entry for this device, this program, so many candidates and bytes per
+        weight. Entries marked ``mlp`` are for an mlp without a critic, which leaves registers for more rows.
+        """
         rows, size = self.actions.shape[0], self.packed.weights.element_size()
-        backend = "cuda" if torch.version.hip is None else "hip"
+        here: dict[str, Any] = {"backend": "cuda" if torch.version.hip is None else "hip"}
+        here["mlp"] = not self.packed.layout.critic and not self.constants["GRU"]
         for entry in CONFIGS[kernel]:
-            for_it = entry.get("backend", backend) == backend
-            if for_it and rows <= entry.get("up_to", rows) and size <= entry.get("bytes", size):
-                return {name: value for name, value in entry.items() if name not in ("backend", "up_to", "bytes")}
+            fits = rows >= entry.get("from", 0) and size <= entry.get("bytes", size)
+            if fits and all(entry.get(name, value) == value for name, value in here.items()):
+                return {name: value for name, value in entry.items() if name not in ("backend", "mlp", "from", "bytes")}
         raise AssertionError(f"no configuration of {kernel} for {rows} rows")
 
     def new(self, *shape: int) -> Tensor:
