@@ -57,7 +57,9 @@ def _arguments(context: click.Context, option: click.Parameter, given: tuple[str
 @click.option("--steps", type=click.IntRange(min=1), help="Training steps, every round.")
 @click.option("--shift", type=click.IntRange(min=0, max=16), help="Pixels by which clips are moved in training.")
 @click.option("--history", type=click.IntRange(min=1, max=16), help="Pictures that one observation stacks.")
+@click.option("--grey", is_flag=True, default=None, help="Pictures of one channel.")
 @click.option("--action-block", type=click.IntRange(min=1), help="Steps for which an action is held.")
+@click.option("--window", type=click.IntRange(min=2), help="Predicted steps per training clip.")
 @click.option("--horizon", type=click.IntRange(min=1), help="Steps to plan ahead.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of data, weights and plans.")
 @click.pass_context
@@ -74,7 +76,9 @@ def command(
     steps: int | None,
     shift: int | None,
     history: int | None,
+    grey: bool | None,
     action_block: int | None,
+    window: int | None,
     horizon: int | None,
     seed: int | None,
 ) -> None:
@@ -97,7 +101,8 @@ def command(
 
     chosen: dict[str, Any] = {
         "rounds": rounds, "episodes": collect, "episode_steps": episode_steps, "steps": steps, "shift": shift,
-        "history": history, "action_block": action_block, "horizon": horizon, "seed": seed,
+        "history": history, "grey": grey, "action_block": action_block, "window": window, "horizon": horizon,
+        "seed": seed,
     }  # fmt: skip
     given = {name: value for name, value in chosen.items() if value is not None}
     with _stages() as (stage, advance):

@@ -70,6 +70,8 @@ class Settings:
     """Predictor steps per clip."""
     history: int = 2
     """Pictures that one observation stacks."""
+    grey: bool = False
+    """Pictures have one channel, the mean of their colours."""
     action_block: int = 1
     """Environment steps for which an action is held."""
     shift: int = 0
@@ -92,9 +94,12 @@ class Settings:
 
 
 class World:
-    """A Gymnasium environment as pictures: (history * 3, 64, 64) uint8, and actions that last a block."""
+    """A Gymnasium environment as pictures: (history * channels, 64, 64) uint8, and actions that last a block."""
 
-    def __init__(self, name: str, *, history: int, action_block: int, arguments: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, name: str, *, history: int, action_block: int, grey: bool = False,
+        arguments: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         """Raises `UnservedError` for what cannot be served, `MissingPackageError` without gymnasium."""
         gymnasium = needed("gymnasium", "gymnasium", "training in an environment")
         try:
@@ -106,6 +111,7 @@ class World:
         except TypeError as error:
             raise UnservedError(f"{name}: it shows no pictures (render_mode 'rgb_array'): {error}") from error
         self.name, self._history, self._block = name, history, action_block
+        self.channels = 1 if grey else 3
         try:
             self.actions = self._checked_actions(gymnasium.spaces)
             self._env.reset(seed=0)
@@ -139,7 +145,7 @@ class World:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Of an observation."""
-        return (3 * self._history, SIZE, SIZE)
+        return (self.channels * self._history, SIZE, SIZE)
 
     @property
     def unwrapped(self) -> Any:
@@ -193,7 +199,8 @@ class World:
         ):
             told = f"{picture.dtype} {picture.shape}" if isinstance(picture, np.ndarray) else type(picture).__name__
             raise UnservedError(f"{self.name}: render() gives {told}: a uint8 picture (H, W, 3) is needed")
-        return shrunk(picture)
+        small = shrunk(picture)
+        return small if self.channels == 3 else small.mean(axis=0, keepdims=True).round().astype(np.uint8)
 
 
 def shrunk(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -208,7 +215,7 @@ class Recorded:
     """Episodes one after the other; row t and action t lead to row t + 1 of the same episode."""
 
     pictures: npt.NDArray[np.uint8]
-    """(T, 3, 64, 64): the newest picture of every observation."""
+    """(T, channels, 64, 64): the newest picture of every observation."""
     actions: npt.NDArray[Any]
     """(T, A) float32 or (T,) int64; the last row of an episode has none that counts."""
     rewards: npt.NDArray[np.float32]
@@ -248,12 +255,12 @@ def collect(
                 action = action if rng.random() < settings.explore else planned
             after, reward, dead, late = world.step(action)
             late |= len(pictures) - begin + 1 >= limit
-            pictures.append(seen[-3:])
+            pictures.append(seen[-world.channels :])
             actions.append(action)
             rewards.append(reward)
             ended.append(dead)
             total, seen, over = total + reward, after, dead or late
-        pictures.append(seen[-3:])
+        pictures.append(seen[-world.channels :])
         actions.append(action)
         rewards.append(0.0)
         ended.append(False)
@@ -342,7 +349,7 @@ class Training:
         self.data, self.starts = data, rows[rows + self.settings.window <= data.last]
 
     def stacked(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-        """The observations (..., history * 3, 64, 64) of these rows."""
+        """The observations (..., history * channels, 64, 64) of these rows."""
         depth = self.settings.history
         back = [self.data.pictures[np.maximum(rows - k, self.data.first[rows])] for k in range(depth - 1, -1, -1)]
         return np.concatenate(back, axis=-3)
@@ -494,7 +501,9 @@ def train_environment(
     torch.set_num_threads(1)
     if find_spec("triton") is not None:
         import_module("triton")  # torch loads it when training begins: with Mesa's LLVM there before it, that crashes
-    world = World(name, history=settings.history, action_block=settings.action_block, arguments=arguments)
+    world = World(
+        name, history=settings.history, action_block=settings.action_block, grey=settings.grey, arguments=arguments
+    )
     try:
         spec = build_spec(world, settings)
         parts: list[Recorded] = []
@@ -529,6 +538,7 @@ def train_environment(
             run.finished().export(out, spec)
             agent = Agent(Model.load(out))
             agent.configure(seed=settings.seed)
+        spent = time.process_time() - began
         stage("judging", episodes)
         found = judge(world, Model.load(out), episodes=episodes, progress=progress)
     finally:
@@ -542,7 +552,7 @@ def train_environment(
         "settings": dataclasses.asdict(settings),
         "recorded": [{"mean": float(part.returns.mean()), "steps": int(len(part.first) - len(part.returns))}
                      for part in parts],
-        "cpu_seconds": time.process_time() - began,
+        "cpu_seconds": spent,
         "losses": figures,
         **found,
     }  # fmt: skip

@@ -178,6 +178,18 @@ def test_a_block_holds_its_action_and_adds_what_it_earns():
     world.close()
 
 
+def test_grey_pictures_have_one_channel():
+    colour, grey = (E.World("pyjepa-tests/Slide-v0", history=2, action_block=1, grey=g) for g in (False, True))
+    first, second = colour.reset(seed=4), grey.reset(seed=4)
+    assert second.shape == grey.shape == (2, 64, 64)
+    assert second.dtype == np.uint8
+    assert np.array_equal(second[1], first[3])  # white on black
+    data = E.collect(grey, E.Settings(**{**TINY, "grey": True}))
+    assert data.pictures.shape[1:] == (1, 64, 64)
+    colour.close()
+    grey.close()
+
+
 def test_pictures_are_means_over_areas():
     picture = np.zeros((128, 192, 3), np.uint8)
     picture[::2] = 200
