@@ -115,7 +115,7 @@ def command(
     others = ", ".join(f"{name} {found[name]['mean']:.1f}" for name in ("random", "still", "oracle") if name in found)
     click.echo(
         f"{out}: {found['agent']['mean']:.1f} a game over {episodes} ({others}); "
-        f"a plan takes {found['plan_ms_p50']:.1f} ms (p99 {found['plan_ms_p99']:.1f})"
+        f"a plan takes {found['plan_cpu_ms_p50']:.1f} ms of a core (p99 {found['plan_cpu_ms_p99']:.1f})"
     )
 
 
