@@ -2,7 +2,7 @@
 
 A module's block i holds ``linear{j}`` and ``norm{j}`` (mlp), ``conv{j}`` (conv), ``stage{s}.conv`` and
 ``stage{s}.res{r}.conv{c}`` (impala) or `torch.nn.GRUCell`'s parameters and ``norm`` (gru); see `pyjepa.spec` for what
-each block computes. `pyjepa.adaln` holds the transformer.
+each block computes. `pyjepa.adaln` holds the transformer that predicts, `pyjepa.transformer` the one that sees.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional
 
 from pyjepa.adaln import AdalnTransformerBlock
-from pyjepa.spec import Activation, AdalnTransformer, Conv, Gru, Impala, InputName, Layer, Mlp, Module, TwoHot
+from pyjepa.spec import Activation, AdalnTransformer, Conv, Gru, Impala, InputName, Layer, Mlp, Module, TwoHot, Vit
+from pyjepa.transformer import VitBlock
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
@@ -217,7 +218,7 @@ class Network(nn.Module):
         if first is AdalnTransformer and module.ensemble > 1:
             raise NotImplementedError("the torch back end lacks ensembles with combine='adaln'")
         for i, block in enumerate(module.blocks):
-            built: MlpBlock | ConvBlock | ImpalaBlock | TwoHotBlock | GruBlock | AdalnTransformerBlock
+            built: MlpBlock | ConvBlock | ImpalaBlock | TwoHotBlock | GruBlock | AdalnTransformerBlock | VitBlock
             if first is not None and i == 0 and not isinstance(block, first):
                 raise ValueError(f"combine {module.combine!r} needs another first block than {block.kind!r}")
             if isinstance(block, Gru | AdalnTransformer) and (i > 0 or first is None):
@@ -228,6 +229,8 @@ class Network(nn.Module):
                 built = GruBlock(block, prod(shapes["action"]))
             elif isinstance(block, AdalnTransformer):
                 built = AdalnTransformerBlock(block, prod(shapes["state"]), prod(shapes["action"]))
+            elif isinstance(block, Vit):
+                built = VitBlock(block, shape)
             elif isinstance(block, Mlp):
                 built = MlpBlock(block, shape)
             elif isinstance(block, Conv):

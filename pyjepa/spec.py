@@ -176,15 +176,36 @@ class AdalnTransformer:
     kind: Literal["adaln_transformer"] = "adaln_transformer"
 
 
-Block: TypeAlias = Mlp | Conv | Impala | TwoHot | Gru | AdalnTransformer
-RESERVED_BLOCKS = ("vit",)
-BLOCKS: dict[str, type[Mlp | Conv | Impala | TwoHot | Gru | AdalnTransformer]] = {
+@dataclass(frozen=True, kw_only=True)
+class Vit:
+    """A vision transformer on an image (C, H, W) cut into squares of ``patch`` pixels (Dosovitskiy et al. 2021).
+
+    It puts out ``width`` numbers: those of a class token (``pool`` cls) or the mean of all patches' tokens.
+
+    A patch becomes a token through a linear layer, and every token has a learned position. Each of ``depth`` layers
+    does x += attention(norm0(x)), of ``heads`` heads of width / heads numbers, then x += mlp(norm1(x)), with ``hidden``
+    units and GELU. A LayerNorm ends it; ``norm_eps`` is the eps of all.
+    """
+
+    patch: int
+    width: int
+    depth: int
+    heads: int
+    hidden: int
+    pool: Literal["cls", "mean"] = "cls"
+    norm_eps: float = 1e-5
+    kind: Literal["vit"] = "vit"
+
+
+Block: TypeAlias = Mlp | Conv | Impala | TwoHot | Gru | AdalnTransformer | Vit
+BLOCKS: dict[str, type[Mlp | Conv | Impala | TwoHot | Gru | AdalnTransformer | Vit]] = {
     "mlp": Mlp,
     "conv": Conv,
     "impala": Impala,
     "two_hot": TwoHot,
     "gru": Gru,
     "adaln_transformer": AdalnTransformer,
+    "vit": Vit,
 }
 
 

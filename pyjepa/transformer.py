@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from pyjepa.errors import InvalidArgumentError
 from pyjepa.masking import MaskError, Masks
+from pyjepa.spec import Vit
 
 
 def sincos_positions(grid: Sequence[int], width: int) -> Tensor:
@@ -61,21 +62,25 @@ class Patches(nn.Module):
 class TransformerBlock(nn.Module):
     """Pre-norm attention and MLP."""
 
-    def __init__(self, width: int, heads: int, *, ratio: int = 4) -> None:
-        """Raises InvalidArgumentError unless ``heads`` divides ``width``."""
+    def __init__(self, width: int, heads: int, *, hidden: int | None = None, eps: float = 1e-5) -> None:
+        """``hidden``: the MLP's units, four times the width if left out; ``eps``: the norms'.
+
+        Raises InvalidArgumentError unless ``heads`` divides ``width``.
+        """
         super().__init__()
         if heads < 1 or width % heads:
             raise InvalidArgumentError(f"heads {heads} do not divide width {width}")
         self.heads = heads
-        self.norm0, self.norm1 = nn.LayerNorm(width), nn.LayerNorm(width)
+        hidden = hidden or 4 * width
+        self.norm0, self.norm1 = nn.LayerNorm(width, eps=eps), nn.LayerNorm(width, eps=eps)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, ratio * width), nn.GELU(), nn.Linear(ratio * width, width))
+        self.linear0, self.linear1 = nn.Linear(width, hidden), nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, W) -> (B, N, W)."""
         q, k, v = self.qkv(self.norm0(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         x = x + self.out(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-        mixed: Tensor = x + self.mlp(self.norm1(x))
+        mixed: Tensor = x + self.linear1(functional.gelu(self.linear0(self.norm1(x))))
         return mixed
 
 
@@ -109,6 +114,45 @@ class VisionTransformer(nn.Module):
             tokens = gather(tokens, keep)
         encoded: Tensor = self.norm(self.blocks(tokens))
         return encoded
+
+
+class VitBlock(nn.Module):
+    """A vision transformer as the spec has it: one vector of an image. See `pyjepa.spec.Vit`."""
+
+    def __init__(self, block: Vit, shape: Sequence[int]) -> None:
+        """``shape``: (C, H, W).
+
+        Raises InvalidArgumentError where ``patch`` does not divide it, or ``heads`` the width.
+        """
+        super().__init__()
+        if len(shape) != 3 or shape[1] % block.patch or shape[2] % block.patch:
+            raise InvalidArgumentError(f"vit: patch {block.patch} does not divide an image {tuple(shape)}")
+        self.block = block
+        self.patch = nn.Conv2d(shape[0], block.width, block.patch, stride=block.patch)
+        places = sincos_positions((shape[1] // block.patch, shape[2] // block.patch), block.width)
+        if block.pool == "cls":
+            self.cls = nn.Parameter(0.02 * torch.randn(block.width))
+            places = functional.pad(places, (0, 0, 1, 0))
+        self.position = nn.Parameter(places)
+        for d in range(block.depth):
+            layer = TransformerBlock(block.width, block.heads, hidden=block.hidden, eps=block.norm_eps)
+            self.add_module(f"layer{d}", layer)
+        self.norm = nn.LayerNorm(block.width, eps=block.norm_eps)
+        self.output_shape = (block.width,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, W)."""
+        tokens = self.patch(x).flatten(2).transpose(1, 2)
+        if self.block.pool == "cls":
+            tokens = torch.cat([self.cls.expand(len(x), 1, -1), tokens], dim=1)
+        tokens = tokens + self.position
+        for d in range(self.block.depth):
+            tokens = self.get_submodule(f"layer{d}")(tokens)
+        if self.block.pool == "cls":
+            first: Tensor = self.norm(tokens[:, 0])
+            return first
+        mean: Tensor = self.norm(tokens).mean(dim=1)
+        return mean
 
 
 class MaskedPredictor(nn.Module):

@@ -189,9 +189,9 @@ FAULTS = {
     "absurd product": Fault(in_spec('"shape": [3]', '"shape": [1048576, 1048576]'), "more than 16777216 elements"),
     "dangling module": Fault(in_spec('"encoder": "encoder"', '"encoder": "coder"'), "there is no module 'coder'"),
     "later version": Fault(in_spec('"version": 1', '"version": 2'), "unknown version 2", UnsupportedError),
-    "reserved block": Fault(
-        in_spec('"kind": "mlp"', '"kind": "vit"'),
-        r"module 'encoder': block 'vit' is not available in the C\+\+ engine",
+    "reserved latent": Fault(
+        in_spec('"latent": null', '"latent": {"kind": "gaussian", "size": 2}'),
+        r"module 'encoder': a latent variable is not available in the C\+\+ engine",
         UnsupportedError,
     ),
     "discrete with bounds": Fault(in_spec('"box"', '"discrete"'), "spec.actions.low: discrete actions have a count"),
@@ -423,6 +423,7 @@ GOLDEN_FILES = {
     "version-1-quantised": "2df96aa43017bece32866a38ce73d4cd8644808d7540bebd47f3cc4f35d4476c",
     "version-1-mixed": "73fe3ffe678c16d4bb962af81d4dcc7140d3ae50fbccdd01dfcf1dcccc80bccf",
     "version-1-recurrent": "f28222e873d70573b30fbe0f00a162009aaac69608634408567b77ff5e900f6b",
+    "version-1-vit": "e8b166df0f889c7047284251d4a6f2eb3ab04f24f86b73bf27af7e68c212cfb7",
     "version-1-adaln": "51c366234c058d857a06623cba512f27cb365208b7899bb8a062698719f51447",
 }
 

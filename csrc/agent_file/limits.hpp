@@ -23,6 +23,7 @@ inline constexpr std::size_t layers = 256;  // in a block
 inline constexpr std::size_t levels = 16;
 inline constexpr int ensemble = 64;
 inline constexpr float symlog = 80.0f;  // exp of it still fits in float32
+inline constexpr int tokens = 4096;     // of a vision transformer
 inline constexpr int kernel = 255;
 inline constexpr int stride = 255;
 inline constexpr int window = 256;  // states that a transformer looks back on; simd::kMaxWindow

@@ -41,6 +41,10 @@ std::string numbered(const std::string& list, std::size_t index) {
     return list + "[" + std::to_string(index) + "]";
 }
 
+int vit_tokens(const VitSpec& vit, const Shape& input) {
+    return (vit.pool == TokenPool::cls ? 1 : 0) + input[1] / vit.patch * (input[2] / vit.patch);
+}
+
 struct OutputShape {
     const Shape& input;
     const std::string& where;
@@ -79,6 +83,23 @@ struct OutputShape {
     }
 
     Shape operator()(const GruSpec& gru) const { return {gru.hidden}; }
+
+    Shape operator()(const VitSpec& vit) const {
+        require_image(input, "vit", where);
+        if (input[1] % vit.patch != 0 || input[2] % vit.patch != 0) {
+            invalid(where + ".patch",
+                    std::to_string(vit.patch) + " does not divide its input " + shape_text(input));
+        }
+        const std::int64_t patches = std::int64_t{input[1] / vit.patch} * (input[2] / vit.patch);
+        if (patches > limits::tokens) {
+            invalid(where,
+                    std::to_string(patches) + " patches are more than " + std::to_string(limits::tokens));
+        }
+        const int tokens = vit_tokens(vit, input);
+        checked_elements({tokens, 3 * vit.width}, where);
+        checked_elements({tokens, vit.hidden}, where + ".hidden");
+        return {vit.width};
+    }
 
     Shape operator()(const AdalnTransformerSpec& transformer) const { return {transformer.width}; }
 
@@ -163,6 +184,22 @@ struct BlockTensors {
             add(layer + "linear1", {t.width, t.hidden}, {t.width});
         }
         add("norm", {t.width}, {t.width});
+    }
+
+    void operator()(const VitSpec& vit) const {
+        add("patch", {vit.width, input[0], vit.patch, vit.patch}, {vit.width});
+        if (vit.pool == TokenPool::cls) out.emplace_back(prefix + "cls", std::vector<int>{vit.width});
+        out.emplace_back(prefix + "position", std::vector<int>{vit_tokens(vit, input), vit.width});
+        for (int d = 0; d < vit.depth; ++d) {
+            const std::string layer = "layer" + std::to_string(d) + ".";
+            add(layer + "norm0", {vit.width}, {vit.width});
+            add(layer + "qkv", {3 * vit.width, vit.width}, {3 * vit.width});
+            add(layer + "out", {vit.width, vit.width}, {vit.width});
+            add(layer + "norm1", {vit.width}, {vit.width});
+            add(layer + "linear0", {vit.hidden, vit.width}, {vit.hidden});
+            add(layer + "linear1", {vit.width, vit.hidden}, {vit.width});
+        }
+        add("norm", {vit.width}, {vit.width});
     }
 
     void operator()(const TwoHotSpec&) const {}

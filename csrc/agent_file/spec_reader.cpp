@@ -188,6 +188,27 @@ GruSpec read_gru(const Json& value, const std::string& where) {
     return gru;
 }
 
+VitSpec read_vit(const Json& value, const std::string& where) {
+    const JsonObject object(value, where,
+                            {"kind", "patch", "width", "depth", "heads", "hidden", "pool", "norm_eps"});
+    VitSpec vit;
+    vit.patch = object.integer("patch", 1, limits::kernel);
+    vit.width = object.integer("width", 1, limits::dimension / 3);
+    vit.depth = object.integer("depth", 1, static_cast<int>(limits::layers));
+    vit.heads = object.integer("heads", 1, limits::dimension);
+    vit.hidden = object.integer("hidden", 1, limits::dimension);
+    vit.pool =
+        object.choice<TokenPool>("pool", vit.pool, {{"cls", TokenPool::cls}, {"mean", TokenPool::mean}});
+    vit.norm_eps = object.number("norm_eps", vit.norm_eps);
+    if (vit.width % vit.heads != 0) {
+        invalid(object.where("heads"),
+                std::to_string(vit.heads) + " do not divide the width " + std::to_string(vit.width));
+    }
+    if (!(vit.norm_eps >= 1e-12f && vit.norm_eps <= 1.0f))
+        invalid(object.where("norm_eps"), "is not in [1e-12, 1]");
+    return vit;
+}
+
 TwoHotSpec read_two_hot(const Json& value, const std::string& where) {
     const JsonObject object(value, where, {"kind", "bins", "low", "high"});
     TwoHotSpec two_hot;
@@ -227,7 +248,7 @@ AdalnTransformerSpec read_adaln_transformer(const Json& value, const std::string
     return read;
 }
 
-BlockSpec read_block(const Json& value, const std::string& where, const std::string& module) {
+BlockSpec read_block(const Json& value, const std::string& where) {
     if (!value.is_object()) invalid(where, std::string("expected an object, got ") + value.type_name());
     const auto found = value.find("kind");
     if (found == value.end()) invalid(where, "key 'kind' is missing");
@@ -250,12 +271,12 @@ BlockSpec read_block(const Json& value, const std::string& where, const std::str
             return read_two_hot(value, where);
         case Kind::gru:
             return read_gru(value, where);
+        case Kind::vit:
+            return read_vit(value, where);
         case Kind::adaln_transformer:
-            return read_adaln_transformer(value, where);
-        default:
-            not_in_engine(where, "module " + printable(module) + ": block " +
-                                     printable(found->get_ref<const std::string&>()));
+            break;
     }
+    return read_adaln_transformer(value, where);
 }
 
 // Reserved keys of a module: well-formed they must be, but only their defaults run.
@@ -382,7 +403,7 @@ ModuleSpec read_module(const Json& value, const std::string& name) {
     read_quantisation(object, name, module);
     const std::string blocks = object.where("blocks");
     for (const Json& entry : as_list(object.at("blocks"), blocks, 1, limits::blocks)) {
-        module.blocks.push_back(read_block(entry, item(blocks, module.blocks.size()), name));
+        module.blocks.push_back(read_block(entry, item(blocks, module.blocks.size())));
     }
     check_first<GruSpec>(module, object, Combine::cell, "cell", "a cell ('gru')");
     check_first<AdalnTransformerSpec>(module, object, Combine::adaln, "adaln",

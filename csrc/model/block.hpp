@@ -1,5 +1,5 @@
 // A block of a network: packed weights and a forward pass. One file per kind: mlp.cpp, conv.cpp, impala.cpp,
-// two_hot.cpp, gru.cpp, adaln_transformer.cpp.
+// two_hot.cpp, gru.cpp, adaln_transformer.cpp, vit.cpp.
 //
 // Inside the engine images are (H, W, C), channel last; torch's (C, H, W) is undone when weights are packed,
 // and restored only where a network ends in an image. To add a block: a spec struct (spec.hpp, spec.py), its
@@ -83,6 +83,7 @@ std::unique_ptr<Block> make_conv(const ConvSpec& spec, const Shape& in, Layout l
                                  const Weights& weights);
 std::unique_ptr<Block> make_impala(const ImpalaSpec& spec, const Shape& in, Layout layout,
                                    const Weights& weights);
+std::unique_ptr<Block> make_vit(const VitSpec& spec, const Shape& in, Layout layout, const Weights& weights);
 std::unique_ptr<Block> make_two_hot(const TwoHotSpec& spec);
 // Reads the hidden state, then `in` numbers. activations: for int8 the hidden state's scale, or none.
 std::unique_ptr<Block> make_gru(const GruSpec& spec, int in, const Weights& weights,

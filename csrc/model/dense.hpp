@@ -1,6 +1,7 @@
 // Dense layers packed for the kernels, in one aligned buffer per model.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -37,6 +38,19 @@ class AlignedBuffer {
     size_t size_ = 0;
 };
 using AlignedFloats = AlignedBuffer<float>;
+
+// Packs weight(k, c), of input k and output c, as simd::Dense has them: in * padded(out) floats. Without
+// allocation, for what is multiplied with only once.
+template <class Weight>
+void pack_panels(int in, int out, float* panels, Weight weight) noexcept {
+    for (int c0 = 0; c0 < out; c0 += simd::kPanel) {
+        const int width = std::min(simd::kPanel, simd::padded(out) - c0), there = std::min(width, out - c0);
+        for (int k = 0; k < in; ++k, panels += width) {
+            for (int c = 0; c < there; ++c) panels[c] = weight(k, c0 + c);
+            for (int c = there; c < width; ++c) panels[c] = 0.0f;
+        }
+    }
+}
 
 // One dense layer's packed weights. Movable; `view()` is what the kernels take.
 class PackedDense {

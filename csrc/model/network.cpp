@@ -70,6 +70,9 @@ Network::Network(const AgentFile& file, const std::string& name, std::vector<int
         } else if (const auto* transformer = std::get_if<AdalnTransformerSpec>(&block)) {
             blocks_.push_back(make_adaln_transformer(*transformer, file.spec.latent_dim,
                                                      in_ - file.spec.latent_dim, weights));
+        } else if (const auto* vit = std::get_if<VitSpec>(&block)) {
+            blocks_.push_back(make_vit(*vit, shape, layout, weights));
+            layout = Layout::torch;
         } else if (const auto* two_hot = std::get_if<TwoHotSpec>(&block)) {
             blocks_.push_back(make_two_hot(*two_hot));
         } else {

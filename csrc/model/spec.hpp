@@ -102,7 +102,21 @@ struct AdalnTransformerSpec {
     int embedding = 0;  // hidden units of the action's MLP
 };
 
-using BlockSpec = std::variant<MlpSpec, ConvSpec, ImpalaSpec, TwoHotSpec, GruSpec, AdalnTransformerSpec>;
+// A vision transformer on square patches: what it puts out of its tokens.
+enum class TokenPool { cls, mean };
+
+struct VitSpec {
+    int patch = 0;
+    int width = 0;
+    int depth = 0;
+    int heads = 0;
+    int hidden = 0;  // of each layer's MLP
+    TokenPool pool = TokenPool::cls;
+    float norm_eps = 1e-5f;
+};
+
+using BlockSpec =
+    std::variant<MlpSpec, ConvSpec, ImpalaSpec, TwoHotSpec, GruSpec, AdalnTransformerSpec, VitSpec>;
 
 // How unsigned bytes stand for the inputs of a dense layer: x = scale * (byte - zero), with one scale for all
 // inputs or one for each.

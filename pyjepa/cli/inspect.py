@@ -19,7 +19,7 @@ from rich.text import Text
 from pyjepa import _engine
 from pyjepa.cli.text import printable
 from pyjepa.errors import AgentFileError, UnsupportedError
-from pyjepa.spec import AdalnTransformer, Block, Conv, Gru, Impala, Mlp, Spec, TwoHot
+from pyjepa.spec import AdalnTransformer, Block, Conv, Gru, Impala, Mlp, Spec, TwoHot, Vit
 
 BYTES_PER_PARAMETER = 4  # float32
 
@@ -134,6 +134,9 @@ def _block_text(block: Block) -> str:
                 f"adaln_transformer {block.depth} layers of {block.width}-{block.hidden}, {block.heads} heads of "
                 f"{block.head_dim}, window {block.window}"
             )
+        case Vit():
+            words = f"vit of {block.patch}×{block.patch}, {block.depth} layers of {block.width}, {block.heads} heads"
+            return f"{words}, mlp {block.hidden}, {block.pool}"
         case TwoHot():
             return f"two_hot {block.bins} bins, symlog {block.low:g} to {block.high:g}"
 

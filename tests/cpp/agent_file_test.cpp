@@ -693,7 +693,7 @@ INSTANTIATE_TEST_SUITE_P(
         Fault{"GruAsPolicy", "\"blocks\": [{\"kind\": \"mlp\", \"layers\": [{\"out\": 2}]}]",
               "\"combine\": \"cell\", \"blocks\": [{\"kind\": \"gru\", \"hidden\": 2}]",
               "spec.modules.policy.inputs: a cell ('gru') reads exactly 'state' and 'action'"},
-        Fault{"Vit", "\"kind\": \"mlp\"", "\"kind\": \"vit\"", "block 'vit'", PYJEPA_UNSUPPORTED},
+        Fault{"VitUnknownKey", "\"kind\": \"mlp\"", "\"kind\": \"vit\"", "unknown key 'layers'"},
         Fault{"AdalnKeys", "\"kind\": \"mlp\"", "\"kind\": \"adaln_transformer\"",
               "spec.modules.encoder.blocks[0]: unknown key 'layers'"},
         Fault{"ConvOnVector", "{\"kind\": \"mlp\", \"layers\": [{\"out\": 2}]}",
@@ -875,6 +875,61 @@ INSTANTIATE_TEST_SUITE_P(
               "spec.provenance['seed']: expected a string, got number"},
         Fault{"ProvenanceList", "{\"seed\": \"7\"}", "[]", "spec.provenance: expected an object, got array"}),
     [](const auto& parameter) { return parameter.param.name; });
+
+// A spec whose encoder is this vision transformer, on an image (2, 8, 12).
+std::string vit_spec(const std::string& fields) {
+    return R"({"version": 1, "observation": {"shape": [2, 8, 12]}, "actions": {"low": [0], "high": [1]},
+      "modules": {"encoder": {"inputs": ["observation"], "blocks": [{"kind": "vit", )" +
+           fields + R"(}]}}, "levels": [{"encoder": "encoder"}]})";
+}
+
+TEST(AgentFile, ReadsVisionTransformers) {
+    const Spec spec = read_spec(vit_spec(
+        R"("patch": 4, "width": 6, "depth": 1, "heads": 2, "hidden": 9, "pool": "mean", "norm_eps": 1e-12)"));
+    const auto& vit = std::get<VitSpec>(spec.modules.at("encoder").blocks[0]);
+    EXPECT_EQ(vit.pool, TokenPool::mean);
+    EXPECT_FLOAT_EQ(vit.norm_eps, 1e-12f);
+    EXPECT_EQ(spec.latent_dim, 6);
+    const auto tensors = expected_tensors(spec);
+    const auto shape = [&](const std::string& name) {
+        for (const auto& [found, dims] : tensors)
+            if (found == "encoder.0." + name) return dims;
+        return std::vector<int>{};
+    };
+    EXPECT_EQ(shape("patch.weight"), (std::vector<int>{6, 2, 4, 4}));
+    EXPECT_EQ(shape("position"), (std::vector<int>{6, 6}));
+    EXPECT_EQ(shape("cls"), std::vector<int>{});
+    EXPECT_EQ(shape("layer0.qkv.bias"), std::vector<int>{18});
+    EXPECT_EQ(shape("layer0.linear1.weight"), (std::vector<int>{6, 9}));
+    EXPECT_EQ(tensors.size(), 2 + 1 + 12 + 2u);
+}
+
+TEST(AgentFile, NamesWhatIsWrongWithAVisionTransformer) {
+    const std::string sound = R"("patch": 4, "width": 6, "depth": 1, "heads": 2, "hidden": 9)";
+    for (const auto& [was, is, message] : std::vector<std::tuple<const char*, const char*, const char*>>{
+             {R"("patch": 4)", R"("patch": 5)", "blocks[0].patch: 5 does not divide its input [2, 8, 12]"},
+             {R"("patch": 4)", R"("patch": 0)", "patch: 0 is not between 1 and 255"},
+             {R"("heads": 2)", R"("heads": 4)", "heads: 4 do not divide the width 6"},
+             {R"("depth": 1)", R"("depth": 257)", "depth: 257 is not between 1 and 256"},
+             {R"("width": 6)", R"("width": 349526)", "width: 349526 is not between 1 and 349525"},
+             {R"("hidden": 9)", R"("hidden": -1)", "hidden: -1 is not between"},
+             {R"("hidden": 9)", R"("hidden": 9, "pool": "max")", "'max' is not one of 'cls', 'mean'"},
+             {R"("hidden": 9)", R"("hidden": 9, "norm_eps": 0)", "norm_eps: is not in [1e-12, 1]"},
+             {R"("hidden": 9)", R"("hidden": 9, "ratio": 4)", "unknown key 'ratio'"},
+             {R"(, "hidden": 9)", "", "key 'hidden' is missing"}}) {
+        try {
+            read_spec(vit_spec(replaced(sound, was, is)));
+            ADD_FAILURE() << is;
+        } catch (const Error& error) {
+            EXPECT_NE(std::string(error.what()).find(message), std::string::npos) << error.what();
+        }
+    }
+    const std::string many =
+        replaced(vit_spec(R"("patch": 1, "width": 6, "depth": 1, "heads": 2, "hidden": 9)"), "[2, 8, 12]",
+                 "[2, 100, 41]");
+    EXPECT_THROW(read_spec(many), Error);
+    EXPECT_THROW(read_spec(replaced(vit_spec(sound), "[2, 8, 12]", "[192]")), Error);
+}
 
 TEST(AgentFile, ReadsActivationScales) {
     const Spec spec = read_spec(replaced(

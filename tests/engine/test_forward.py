@@ -22,6 +22,7 @@ from pyjepa.spec import (
     Observation,
     Planner,
     Spec,
+    Vit,
 )
 
 NORMS = ("none", "layer", "simnorm", "layer+simnorm")
@@ -84,6 +85,12 @@ def looking_back(inputs, latent, action, width=None, *, heads=2, head_dim=16, re
     )
 
 
+def vit(patch, width, depth, heads, *, hidden=None, pool="cls", norm_eps=1e-5):
+    return Vit(
+        patch=patch, width=width, depth=depth, heads=heads, hidden=hidden or 4 * width, pool=pool, norm_eps=norm_eps
+    )
+
+
 def cases():
     for norm, activation in itertools.product(NORMS, ACTIVATIONS):
         layers = (Layer(out=40, norm=norm, activation=activation), Layer(out=72, norm=norm, activation=activation))
@@ -107,6 +114,12 @@ def cases():
     yield "impala", encoder((2, 33, 21), Impala(channels=(8, 12)))
     yield "impala-mlp", encoder((2, 65, 65), Impala(channels=(16, 32, 32)), Mlp(layers=(Layer(out=64, norm="layer"),)))
     yield "conv-impala", encoder((2, 32, 40), pyramid, Impala(channels=(6,)))
+    yield "vit", encoder((3, 28, 42), vit(14, 24, 2, 3))
+    yield "vit-mean", encoder((1, 15, 10), vit(5, 20, 1, 4, hidden=33, pool="mean"))
+    yield "vit-eps", encoder((2, 12, 12), vit(2, 64, 2, 1, norm_eps=1e-12), Mlp(layers=(Layer(out=7),)))
+    yield "vit-wide-heads", encoder((2, 8, 8), vit(4, 200, 1, 2, norm_eps=1e-6))
+    yield "vit-many-tokens", encoder((1, 34, 18), vit(2, 16, 2, 2))
+    yield "conv-vit", encoder((2, 32, 32), pyramid, vit(2, 12, 1, 2, pool="mean"))
     wide, last = Layer(out=40, norm="layer", activation="mish"), Layer(out=24)
     yield "predictor", predictor(("state", "action"), 24, 2, 1, False, False, wide, last)
     yield "predictor-residual", predictor(("state", "action"), 24, 2, 4, True, True, wide, last)
