@@ -134,7 +134,7 @@ def _stages() -> Iterator[tuple[Callable[[str, int], None], Callable[[int], None
 @command.command("two-rooms")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The agent file to write.")
 @click.option(
-    "--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="TOML; default: the shipped one."
+    "--config", metavar="NAME|FILE", default="two_rooms", show_default=True, help="Shipped: two_rooms, lewm; or TOML."
 )
 @click.option(
     "--data", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Episodes; default: collected first."
@@ -153,7 +153,7 @@ def _stages() -> Iterator[tuple[Callable[[str, int], None], Callable[[int], None
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads (threads).")
 def two_rooms(
     out: Path,
-    config: Path | None,
+    config: str,
     data: Path | None,
     run_directory: Path,
     resume: bool,
@@ -161,16 +161,19 @@ def two_rooms(
     seed: int | None,
     threads: int | None,
 ) -> None:
-    """Train the Two Rooms agent; the shipped configuration takes two CPU cores well under 20 minutes."""
+    """Train the Two Rooms agent; the shipped configurations take two CPU cores well under 20 minutes.
+
+    lewm is LeWM's way: a transformer that looks back on three states, SIGReg against collapse.
+    """
     require_training("torch", "h5py", "pydantic", "tensorboard")
-    from pyjepa.training.config import default_config, load_config
+    from pyjepa.training.config import find_config, load_config
     from pyjepa.training.two_rooms import train_two_rooms
 
     if not out.absolute().parent.is_dir():
         raise click.BadParameter(f"there is no folder {out.parent}", param_hint="--out")
     given = {"optimiser.steps": steps, "seed": seed, "threads": threads}
     overrides = {name: value for name, value in given.items() if value is not None}
-    settings = load_config(config or default_config(), overrides)
+    settings = load_config(find_config(config), overrides)
     shown = "probe {probe_px:.1f} px"
     with Display(settings.optimiser.steps, shown=shown, episodes=settings.data.episodes) as display:
         trainer = train_two_rooms(
@@ -316,11 +319,11 @@ def a320(out: Path, data: Path | None, results: Path | None, seeds: int, steps: 
     click.echo(f"{out}: {found['surprise']['false_alarms_per_hour']:.1f} false alarms an hour")
 
 
-def _command_line(out: Path, config: Path | None, steps: int | None, seed: int | None, threads: int | None) -> str:
+def _command_line(out: Path, config: str, steps: int | None, seed: int | None, threads: int | None) -> str:
     """The command as it goes into the agent file: file names without their folders."""
     words = ["pyjepa train two-rooms", f"--out {out.name}"]
-    if config is not None:
-        words.append(f"--config {config.name}")
+    if config != "two_rooms":
+        words.append(f"--config {Path(config).name}")
     for name, value in (("steps", steps), ("seed", seed), ("threads", threads)):
         if value is not None:
             words.append(f"--{name} {value}")

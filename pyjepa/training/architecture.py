@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pyjepa.spec import Conv, ConvLayer, Layer, Mlp, Module
-from pyjepa.training.config import Sizes
+from pyjepa.spec import AdalnTransformer, Conv, ConvLayer, Layer, Mlp, Module
+from pyjepa.training.config import Sizes, Transformer
 
 
 def encoder(sizes: Sizes) -> Module:
@@ -25,6 +25,25 @@ def predictor(sizes: Sizes, *, ensemble: int = 1) -> Module:
         blocks=(dense(sizes, sizes.predictor_hidden, sizes.latent),),
         residual=True,
         ensemble=ensemble,
+    )
+
+
+def transformer(sizes: Sizes, settings: Transformer) -> Module:
+    """From the last states and actions to the change of the state: a transformer and a projector."""
+    block = AdalnTransformer(
+        window=settings.window,
+        depth=settings.depth,
+        width=settings.width,
+        heads=settings.heads,
+        head_dim=settings.head_dim,
+        hidden=settings.hidden,
+        embedding=settings.action_hidden,
+    )
+    return Module(
+        inputs=("state", "action"),
+        combine="adaln",
+        blocks=(block, dense(sizes, sizes.predictor_hidden, sizes.latent)),
+        residual=True,
     )
 
 

@@ -71,11 +71,34 @@ class Sizes(Section):
             size = (size + 2 * padding - kernel) // stride + 1
 
 
+class Transformer(Section):
+    """A predictor that looks back, as LeWM's does (`pyjepa.spec.AdalnTransformer`)."""
+
+    window: Positive = 3
+    """States that it looks back on, the present one among them."""
+    depth: Positive = 2
+    width: Positive = 64
+    heads: Positive = 4
+    head_dim: Positive = 16
+    hidden: Positive = 128
+    """Of the MLP in every layer."""
+    action_hidden: Positive = 64
+    """Of the network that makes an action the condition of every layer."""
+
+
 class Architecture(Sizes):
     """The sizes of a world model."""
 
     predictors: Annotated[int, Field(ge=1, le=64)] = 1
     """Networks of the predictor: an ensemble, whose disagreement tells where the model does not know."""
+    transformer: Transformer | None = None
+    """What predicts, where given; ``predictor_hidden`` are then the hidden layers of the projector after it."""
+
+    @model_validator(mode="after")
+    def _one_transformer(self) -> Architecture:
+        if self.transformer is not None and self.predictors > 1:
+            raise ValueError(f"predictors: {self.predictors} transformers; an ensemble has to be of MLPs")
+        return self
 
 
 class Objective(Section):
@@ -91,6 +114,10 @@ class Objective(Section):
     temporal_variance_target: Weight = 0.5
     inverse_dynamics: Weight = 2.0
     temporal_similarity: Weight = 0.1
+    sigreg: Weight = 0.0
+    """Of SIGReg on the encoded states, over the batch at ``regularised_steps``; 0 computes none."""
+    directions: Positive = 256
+    """Random ones that SIGReg looks along, drawn anew at each step."""
 
 
 class Optimiser(Section):
@@ -184,13 +211,36 @@ class Config(RunConfig):
             raise ValueError(f"planning.horizon: no multiple of data.action_block {self.data.action_block}")
         if self.planning.elites > self.planning.candidates:
             raise ValueError(f"planning.elites {self.planning.elites} exceed planning.candidates")
+        transformer = self.architecture.transformer
+        if transformer is not None and transformer.window > self.data.window:
+            raise ValueError(
+                f"architecture.transformer.window {transformer.window} is longer than data.window {self.data.window}: "
+                "clips would never fill it"
+            )
         self.architecture.check(64)
         return self
+
+
+WORLD_MODELS = ("two_rooms", "lewm")
+"""The configurations shipped for `Config`."""
 
 
 def default_config(name: str = "two_rooms") -> Path:
     """The path of a configuration shipped with the package."""
     return Path(str(files("pyjepa.training") / "configs" / f"{name}.toml"))
+
+
+def find_config(given: str | os.PathLike[str]) -> Path:
+    """The path of a file, or of the shipped configuration (`WORLD_MODELS`) of that name, which goes first.
+
+    Raises `ConfigError` where there is neither.
+    """
+    if str(given) in WORLD_MODELS:
+        return default_config(str(given))
+    path = Path(given)
+    if not path.is_file():
+        raise ConfigError(f"{given}: neither a file nor a shipped configuration ({', '.join(WORLD_MODELS)})")
+    return path
 
 
 AnyConfig = TypeVar("AnyConfig", bound=RunConfig)

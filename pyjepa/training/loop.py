@@ -1,4 +1,4 @@
-"""Training a world model from offline episodes by multi-step latent prediction with VICReg (paper section 4.5)."""
+"""Training a world model from offline episodes by multi-step latent prediction, regularised (paper section 4.5)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from pyjepa.diagnostics import CollapseMonitor
 from pyjepa.objectives.inverse_dynamics import InverseDynamics, chance
+from pyjepa.objectives.sigreg import SIGReg
 from pyjepa.objectives.temporal import temporal_similarity, temporal_variance
 from pyjepa.objectives.vicreg import VICReg
 from pyjepa.spec import Spec
@@ -23,14 +24,21 @@ from pyjepa.world_model import WorldModel
 
 
 def clip_losses(
-    model: WorldModel, inverse: InverseDynamics, vicreg: VICReg, weights: Objective, states: Tensor, actions: Tensor
+    model: WorldModel,
+    inverse: InverseDynamics,
+    vicreg: VICReg,
+    weights: Objective,
+    states: Tensor,
+    actions: Tensor,
+    sigreg: SIGReg | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of a batch of clips, and its unweighted terms.
 
     ``states`` (B, T + 1, L) are the encoded observations, ``actions`` (B, T, A') what led from each to the next. The
     T states predicted from the first one (by every predictor of an ensemble) are compared with the encoded ones; both
-    branches get gradients, and VICReg's variance and covariance (over the batch, at ``regularised_steps``) keep both
-    from collapsing. The other terms are those of `pyjepa.objectives.temporal` and `pyjepa.objectives.inverse_dynamics`.
+    branches get gradients. What keeps both from collapsing looks over the batch at ``regularised_steps``: VICReg's
+    variance and covariance, and ``sigreg``, where given, at the encoded states. The other terms are those of
+    `pyjepa.objectives.temporal` and `pyjepa.objectives.inverse_dynamics`.
     """
     rollouts = model.rollouts(states[:, 0], actions)
     predicted = torch.cat([states[:, :1], rollouts[0]], dim=1)
@@ -43,6 +51,8 @@ def clip_losses(
         "inverse_dynamics": inverse(states, model.normalise(actions)),
         "temporal_similarity": temporal_similarity(states),
     }
+    if sigreg is not None:
+        terms["sigreg"] = torch.stack([sigreg(states[:, t]) for t in weights.regularised_steps]).mean()
     loss = torch.stack([getattr(weights, name) * term for name, term in terms.items()]).sum()
     return loss, terms
 
@@ -73,9 +83,14 @@ class Trainer(Run):
         encoder = self.model.get_submodule(self.model.encoder_name)
         encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.vicreg = VICReg()
+        modules = {"model": self.model, "inverse": self.inverse}
+        objective = config.objective
+        self.sigreg = SIGReg(directions=objective.directions, seed=config.seed) if objective.sigreg else None
+        if self.sigreg is not None:
+            modules["sigreg"] = self.sigreg  # counts its calls
         alarms = config.alarms
         monitor = CollapseMonitor(collapse_alarms(alarms), action=alarms.action, grace=alarms.grace)
-        super().__init__(config, data, {"model": self.model, "inverse": self.inverse}, monitor)
+        super().__init__(config, data, modules, monitor)
 
     @property
     def diagnostics(self) -> Diagnostics | None:
@@ -92,7 +107,9 @@ class Trainer(Run):
         observations, actions = torch.from_numpy(batch["observation"]), torch.from_numpy(batch["action"])
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):
             states = self.model.encode(observations)
-        loss, terms = clip_losses(self.model, self.inverse, self.vicreg, config.objective, states.float(), actions)
+        loss, terms = clip_losses(
+            self.model, self.inverse, self.vicreg, config.objective, states.float(), actions, self.sigreg
+        )
         blind = float(chance(self.model.normalise(actions)))
         relative = float(terms["inverse_dynamics"].detach()) / blind
         losses = {name: float(term.detach()) for name, term in terms.items()}

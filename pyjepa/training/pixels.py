@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from pyjepa.spec import Actions, CostTerm, Level, Observation, Planner, Spec
-from pyjepa.training.architecture import encoder, predictor
+from pyjepa.training.architecture import encoder, predictor, transformer
 from pyjepa.training.config import Config, Planning
 from pyjepa.training.dataset import EpisodeReader
 from pyjepa.training.loop import Trainer
@@ -44,11 +44,15 @@ def picture_spec(
 ) -> Spec:
     """A spec with the configured sizes; by default its cost is the distance to a goal picture."""
     sizes, planning = config.architecture, config.planning
+    if sizes.transformer is None:
+        prediction = predictor(sizes, ensemble=sizes.predictors)
+    else:
+        prediction = transformer(sizes, sizes.transformer)
     return Spec(
         name=name,
         observation=Observation(shape=shape, dtype="uint8", scale=1 / 255),
         actions=actions,
-        modules={"encoder": encoder(sizes), "predictor": predictor(sizes, ensemble=sizes.predictors)},
+        modules={"encoder": encoder(sizes), "predictor": prediction},
         levels=(Level(encoder="encoder", predictor="predictor", action_block=config.data.action_block, hold=hold),),
         cost=tuple(cost or (CostTerm(kind="goal_distance", metric=planning.metric, terminal=planning.terminal),)),
         planner=planner_defaults(planning, algorithm),

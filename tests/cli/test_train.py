@@ -205,6 +205,13 @@ def test_a_wrong_configuration_is_one_line_without_a_traceback(tmp_path, text, m
     assert "Traceback" not in result.output
 
 
+def test_an_unknown_configuration_says_what_there_is(tmp_path):
+    result = run("train", "two-rooms", "--out", tmp_path / "a", "--config", "lewn", "--run", tmp_path / "run")
+    assert result.exit_code == 2
+    assert "lewn: neither a file nor a shipped configuration (two_rooms, lewm)" in result.output
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_the_shipped_configuration_trains_an_agent_that_reaches_its_goals(tmp_path):

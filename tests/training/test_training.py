@@ -9,12 +9,23 @@ import numpy as np
 import pytest
 import torch
 
+import pyjepa
 from pyjepa.diagnostics import CollapseError, CollapseMonitor, CollapseWarning
 from pyjepa.objectives.inverse_dynamics import InverseDynamics
+from pyjepa.objectives.sigreg import SIGReg
 from pyjepa.objectives.vicreg import VICReg
 from pyjepa.training.checkpoint import CheckpointError, first_difference, load_checkpoint, save_checkpoint
 from pyjepa.training.collection import collect_two_rooms
-from pyjepa.training.config import Alarms, Config, ConfigError, default_config, load_config, validate
+from pyjepa.training.config import (
+    WORLD_MODELS,
+    Alarms,
+    Config,
+    ConfigError,
+    default_config,
+    find_config,
+    load_config,
+    validate,
+)
 from pyjepa.training.dataset import EpisodeReader
 from pyjepa.training.diagnostics import collapse_alarms, diagnose, linear_probe
 from pyjepa.training.loop import Trainer, clip_losses
@@ -46,6 +57,13 @@ def tiny(**changes):
     return validate({**TINY, **changes}, "test")
 
 
+def tiny_lewm():
+    """LeWM's way in small: a transformer narrower than the latent, SIGReg alone against collapse."""
+    transformer = {"window": 2, "depth": 2, "width": 6, "heads": 2, "head_dim": 4, "hidden": 8, "action_hidden": 4}
+    objective = {"regularised_steps": [0, 3], "variance": 0.0, "covariance": 0.0, "sigreg": 1.8, "directions": 16}
+    return tiny(architecture={**TINY["architecture"], "transformer": transformer}, objective=objective)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "data.h5"
@@ -68,7 +86,23 @@ def assert_same_bits(one, other):
 
 def test_the_shipped_configuration_states_every_field_and_is_the_default():
     values = tomllib.loads(default_config().read_text())
+    values["architecture"]["transformer"] = None  # a table that TOML can only leave out
     assert values == Config().model_dump() == load_config(default_config()).model_dump()
+
+
+def test_every_shipped_configuration_is_found_by_its_name(tmp_path):
+    for name in WORLD_MODELS:
+        path = find_config(name)
+        assert path == default_config(name)
+        values, whole = tomllib.loads(path.read_text()), load_config(path).model_dump()
+        transformer = values["architecture"].setdefault("transformer", None)
+        assert values == whole, "a shipped configuration states every field"
+        assert (transformer is not None) == (name == "lewm")
+    mine = tmp_path / "mine.toml"
+    mine.touch()
+    assert find_config(mine) == mine
+    with pytest.raises(ConfigError, match=r"lewn: neither a file nor a shipped configuration \(two_rooms, lewm\)"):
+        find_config("lewn")
 
 
 @pytest.mark.parametrize(
@@ -85,6 +119,14 @@ def test_the_shipped_configuration_states_every_field_and_is_the_default():
         ("[data]\nwindow = 20", r"data\.window 20 is longer than data\.steps 12"),
         ("[objective]\nregularised_steps = [0, 9]", "the last step of a clip is 6"),
         ("[planning]\nhorizon = 63", r"planning\.horizon"),
+        ("[objective]\nsigreg = -1.0", r"objective\.sigreg: Input should be greater than or equal to 0"),
+        ("[architecture.transformer]\nlayers = 2", r"architecture\.transformer\.layers: unknown key"),
+        ("[architecture.transformer]\nheads = 0", r"architecture\.transformer\.heads: Input should be greater than 0"),
+        (
+            "[architecture.transformer]\nwindow = 7",
+            r"architecture\.transformer\.window 7 is longer than data\.window 6",
+        ),
+        ("[architecture]\npredictors = 2\n[architecture.transformer]", "predictors: 2 transformers"),
         ("[log", "no valid TOML"),
         ("[x]\n[optimiser]\nbatch = 1", r"optimiser\.batch: .*; .*: x: unknown key"),
     ],
@@ -136,6 +178,21 @@ def test_the_loss_is_the_weighted_sum_of_its_terms():
     assert torch.allclose(terms["prediction"], ((rolled - states[:, 1:]) ** 2).mean())
 
 
+def test_sigreg_looks_at_the_encoded_states_and_keeps_them_normal():
+    config = tiny_lewm()
+    model, inverse = WorldModel(build_spec(config)), InverseDynamics(8, 2)
+    states, actions = torch.randn(64, 4, 8), torch.rand(64, 3, 2) * 3
+    sigreg = SIGReg(directions=16)
+
+    def losses(states):
+        return clip_losses(model, inverse, VICReg(), config.objective, states, actions, sigreg.eval())
+
+    loss, terms = losses(states)
+    assert torch.allclose(loss, sum(getattr(config.objective, name) * value for name, value in terms.items()))
+    assert torch.allclose(terms["sigreg"], torch.stack([sigreg(states[:, 0]), sigreg(states[:, 3])]).mean())
+    assert losses(0.1 * states)[1]["sigreg"] > 5 * terms["sigreg"], "collapsing costs"
+
+
 def test_every_predictor_of_an_ensemble_learns():
     config = tiny(architecture={**TINY["architecture"], "predictors": 3})
     torch.manual_seed(0)
@@ -157,9 +214,8 @@ def test_every_predictor_of_an_ensemble_learns():
         assert (parameter.grad.flatten(1).abs().sum(dim=1) > 0).all()
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_an_interrupted_and_resumed_run_ends_with_the_same_bits(data, tmp_path, precision):
-    config = tiny(precision=precision)
+@pytest.mark.parametrize("config", [tiny(precision="float32"), tiny(precision="bfloat16"), tiny_lewm()])
+def test_an_interrupted_and_resumed_run_ends_with_the_same_bits(data, tmp_path, config):
     with EpisodeReader(data) as episodes:
         straight = Trainer(build_spec(config), config, episodes)
         start = {name: value.clone() for name, value in weights(straight).items()}
@@ -185,6 +241,28 @@ def test_an_interrupted_and_resumed_run_ends_with_the_same_bits(data, tmp_path, 
     assert metrics["history"] == second.history
     assert metrics["config"] == config.model_dump()
     assert metrics["machine"]["torch"] == torch.__version__
+
+
+def test_a_transformer_learns_and_the_engine_predicts_as_torch_does(data, tmp_path):
+    config = tiny_lewm()
+    untrained = WorldModel(build_spec(config)).get_submodule("predictor").state_dict()
+    trainer = train_two_rooms(config, tmp_path / "agent.safetensors", run_directory=tmp_path / "run", data=data)
+    learned = trainer.model.get_submodule("predictor").state_dict()
+    for layer in range(2):  # zero at first: a layer whose gates stay shut learns nothing
+        assert not untrained[f"0.layer{layer}.modulation.weight"].any()
+        assert learned[f"0.layer{layer}.modulation.weight"].any()
+    agent = pyjepa.load(tmp_path / "agent.safetensors")
+    with EpisodeReader(data) as episodes:
+        observation = np.stack([episodes.read(0, "observation")[0], episodes.read(1, "observation")[-1]])
+    agent.configure(goal=observation[1])
+    plan = agent.plan(observation[0])
+    with torch.no_grad():
+        state, goal = trainer.model.eval().encode(torch.from_numpy(observation))
+        actions = torch.from_numpy(plan.actions[:: config.data.action_block])[None]
+        states = trainer.model.rollout(state[None], actions)[0]
+    np.testing.assert_allclose(plan.states[1:], states, atol=1e-5)
+    np.testing.assert_allclose(plan.states[0], state, atol=1e-5)
+    assert plan.cost == pytest.approx(float((states - goal).norm(dim=1).sum()), rel=1e-5)
 
 
 def test_runs_are_logged_to_tensorboard(data, tmp_path):
