@@ -15,6 +15,11 @@ does.
 `measure_practice` asks the same of practice: the shipped agent, whose planner starts from the policy's rollout, against
 the agent without. Its cost is that of the shipped agent for both: goal distance over the horizon, and the critic's
 estimate of what comes after.
+
+`measure_replans` asks it of replanning, of any agent for Two Rooms: the other planner is the engine's own CEM from
+scratch, `COLD_CEM`. The states are those that playing so leads to; warm is one executed block later, in the world.
+Every budget of `REPLANS` is tried, which gives a curve of cost over time, and each planner that was as good while warm
+then plays episodes of its own with the budget that took, each of its replans beside a cold one from the same picture.
 """
 
 from __future__ import annotations
@@ -24,18 +29,21 @@ import gc
 import math
 import statistics
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pyjepa import agent_file, agents
-from pyjepa.agent import Agent, Model
+from pyjepa.agent import Agent, Model, Plan
 from pyjepa.bench.peers import FloatArray
 from pyjepa.bench.workloads import WORKLOADS, Problem, Workload
+from pyjepa.errors import UnsupportedError
 from pyjepa.spec import Observation, Planner, Spec
 
 PEER = Planner(algorithm="cem", candidates=300, iterations=30, elites=30, std=1.0)
@@ -43,6 +51,11 @@ PEER = Planner(algorithm="cem", candidates=300, iterations=30, elites=30, std=1.
 DISTURBANCE = 0.3
 TOLERANCE = 1e-3
 BUDGETS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 50, 64)
+COLD_CEM: dict[str, Any] = {
+    "planner": "cem", "candidates": 300, "iterations": 10, "elites": 30, "std": 1.0, "min_std": 0.0,
+}  # fmt: skip
+"""What LeWM plans by, with the fewer of its iterations."""
+REPLANS = (1, 2, 3, 4, 6, 8, 12, 16)
 REPEATS = 3
 """Of every timed plan here; the fastest counts. The peer's, which take a hundred times as long, run once."""
 
@@ -134,7 +147,43 @@ class _Clock:
         return Found(cost(), cpu, wall)
 
 
-class World:
+class Planning(ABC):
+    """An agent that is given cases to plan for."""
+
+    agent: Agent
+    block: int
+    budgets: Sequence[int] = BUDGETS
+
+    @abstractmethod
+    def cost(self, case: Case, plan: FloatArray) -> float:
+        """What a plan (S, A) costs, by the engine's fp32 model."""
+
+    def actions(self, entrant: Entrant, budget: int, case: Case) -> tuple[FloatArray, _Clock]:
+        """A plan (S, A), and a clock that was started with it. Warm: after plans one step earlier that make up the
+        largest budget.
+        """
+        agent = self.agent
+        agent.configure(goal=case.goal, **entrant.settings(budget))
+        if case.before is not None:
+            self._settle(case.before, budget)
+        agent.observe(case.start)
+        clock = _Clock.start()
+        return agent.plan().actions[:: self.block], clock
+
+    def plan(self, entrant: Entrant, budget: int, case: Case) -> Found:
+        """One plan; see `actions`."""
+        plan, clock = self.actions(entrant, budget, case)
+        return clock.stop(lambda: self.cost(case, plan))
+
+    def _settle(self, observation: npt.NDArray[Any], budget: int) -> Plan:
+        """Plans from one observation until they make up the largest budget; the last one."""
+        for _ in range(-(-self.budgets[-1] // budget)):
+            self.agent.observe(observation, steps=0)
+            plan = self.agent.plan()
+        return plan
+
+
+class World(Planning):
     """A workload's predictor and cost, with the latent state as the observation."""
 
     def __init__(self, workload: Workload) -> None:
@@ -153,27 +202,8 @@ class World:
         self.block = spec.levels[0].action_block
 
     def cost(self, case: Case, plan: FloatArray) -> float:
-        """What a plan (S, A) costs, by the engine's fp32 model."""
+        """See `Planning`."""
         return float(dataclasses.replace(self.problem, start=case.start, goal=case.goal).costs(plan[None])[0])
-
-    def actions(self, entrant: Entrant, budget: int, case: Case) -> tuple[FloatArray, _Clock]:
-        """A plan (S, A), and a clock that was started with it. Warm: after plans one step earlier that make up the
-        largest budget.
-        """
-        agent = self.agent
-        agent.configure(goal=case.goal, **entrant.settings(budget))
-        if case.before is not None:
-            for _ in range(-(-BUDGETS[-1] // budget)):
-                agent.observe(case.before, steps=0)
-                agent.plan()
-        agent.observe(case.start)
-        clock = _Clock.start()
-        return agent.plan().actions[:: self.block], clock
-
-    def plan(self, entrant: Entrant, budget: int, case: Case) -> Found:
-        """One plan; see `actions`."""
-        plan, clock = self.actions(entrant, budget, case)
-        return clock.stop(lambda: self.cost(case, plan))
 
     def peer(self, case: Case) -> Found:
         """The other planner's plan. Raises ImportError where it is not installed."""
@@ -281,13 +311,151 @@ def measure_practice(
     return rows
 
 
+class Replanning(Planning):
+    """An agent for Two Rooms, which sees pictures and goals as pictures; `block` environment steps a predictor step."""
+
+    budgets = REPLANS
+
+    def __init__(self, model: Model) -> None:
+        """``model``: whose plans cost what it says itself. Raises ValueError where it does not hold its actions."""
+        if not model.spec.levels[0].hold:
+            raise ValueError("replans are measured of agents that hold an action for a block of steps")
+        self.agent, self._judge = Agent(model), Agent(model)
+        self.block = model.action_block
+
+    def cost(self, case: Case, plan: FloatArray) -> float:
+        """See `Planning`."""
+        self._judge.configure(goal=case.goal)
+        self._judge.observe(case.start)
+        return float(self._judge.evaluate(plan[None])[0])
+
+    def cold(self, case: Case) -> Found:
+        """`COLD_CEM`'s plan from where the case starts."""
+        return self.plan(Entrant("cold", COLD_CEM), COLD_CEM["iterations"], Case(case.start, case.goal))
+
+    def refuses(self, entrant: Entrant, case: Case) -> str | None:
+        """Why this agent cannot plan so, if it cannot."""
+        try:
+            self.agent.configure(goal=case.goal, **entrant.settings(1))
+        except UnsupportedError as error:
+            return str(error)
+        return None
+
+    def cases(self, count: int) -> list[Case]:
+        """Where playing held-out episodes with cold plans leads, after one to four blocks; before the goal."""
+        from pyjepa.bench.episodes import execute
+        from pyjepa.envs.two_rooms import TwoRooms, evaluation_episodes
+
+        entrant, budget = Entrant("cold", COLD_CEM), COLD_CEM["iterations"]
+        episodes = evaluation_episodes(2 * count)
+        found: list[Case] = []
+        for i in range(len(episodes)):
+            if len(found) == count:
+                break
+            world = TwoRooms(1)
+            world.begin(episodes[i : i + 1])
+            case = Case(world.observation[0], world.goal_observation[0])
+            for _ in range(1 + i // 2 % 4):  # episodes are across the wall and not, in turn
+                plan, _ = self.actions(entrant, budget, Case(case.start, case.goal))
+                execute(world, np.repeat(plan[:1], self.block, axis=0))
+                if world.success[0]:
+                    break
+                case = Case(world.observation[0], case.goal, case.start)
+            if case.before is not None:
+                found.append(case)
+        return found
+
+    def play(self, entrant: Entrant, budget: int, episodes: int) -> dict[str, Any]:
+        """Held-out episodes in closed loop: at first plans that make up the largest budget, then one a block.
+
+        What counts are the replans: how many of them cost no more than a cold plan, how much more at the median, how
+        long they take; and how many episodes reach their goal.
+        """
+        from pyjepa.bench.episodes import execute
+        from pyjepa.envs.two_rooms import TwoRooms, evaluation_episodes
+
+        drawn = evaluation_episodes(episodes)
+        replans: list[Found] = []
+        colds: list[Found] = []
+        reached = 0
+        for i in range(episodes):
+            world = TwoRooms(1)
+            world.begin(drawn[i : i + 1])
+            goal = world.goal_observation[0]
+            self.agent.configure(goal=goal, **entrant.settings(budget))
+            plan = self._settle(world.observation[0], budget)
+            cases: list[Case] = []
+            execute(world, plan.actions[: self.block])
+            while not (world.success[0] or world.truncated[0]):
+                cases.append(Case(world.observation[0], goal))
+                self.agent.observe(cases[-1].start)
+                clock = _Clock.start()
+                plan = self.agent.plan()
+                replans.append(clock.stop(partial(self.cost, cases[-1], plan.actions[:: self.block])))
+                execute(world, plan.actions[: self.block])
+            reached += int(world.success[0])
+            colds += [self.cold(case) for case in cases]
+        pairs = list(zip(replans, colds, strict=True))
+        return {
+            "episodes": episodes,
+            "success": round(reached / episodes, 6),
+            "replans": len(replans),
+            "reached": round(sum(own.cost <= cold.cost for own, cold in pairs) / len(replans), 6),
+            "cost": round(statistics.median(own.cost / cold.cost for own, cold in pairs), 6),
+            "ms": round(1e3 * statistics.median(own.cpu for own in replans), 4),
+            "ms_p99": round(1e3 * float(np.quantile([own.cpu for own in replans], 0.99)), 4),
+            "cold_ms": round(1e3 * statistics.median(cold.cpu for cold in colds), 4),
+        }
+
+
+def measure_replans(
+    model: Model,
+    states: int = 50,
+    planners: Sequence[str] = PLANNERS,
+    *,
+    report: Callable[[dict[str, Any]], None] = lambda row: None,
+) -> list[dict[str, Any]]:
+    """One row for each planner, cold and warm, with its curve; warm ones that were good enough play, too.
+
+    A planner that the agent cannot plan by has a row that says why: ``refused``.
+    """
+    world = Replanning(model)
+    rows: list[dict[str, Any]] = []
+    with _without_collection():
+        warm = world.cases(states)
+        cold = [Case(case.start, case.goal) for case in warm]
+        others = [world.cold(case) for case in cold]
+        for start, entrants, cases in (("cold", COLD, cold), ("warm", WARM, warm)):
+            for entrant in (e for e in entrants if e.name in planners):
+                row: dict[str, Any] = {"workload": "replan", "start": start, "planner": entrant.name}
+                row["settings"] = entrant.task
+                refused = world.refuses(entrant, cases[0])
+                if refused is not None:
+                    row["refused"] = refused
+                else:
+                    row |= race(partial(world.plan, entrant), cases, others, budgets=REPLANS, whole=True)
+                    if start == "warm" and row["strict"]["ms"] is not None:
+                        row["closed_loop"] = world.play(entrant, row["strict"]["iterations"], states)
+                rows.append(row)
+                report(row)
+    return rows
+
+
 _TIMES = ("ms", "ratio", "wall_ratio")
 
 
-def race(plan: Callable[[int, Case], Found], cases: list[Case], others: list[Found]) -> dict[str, Any]:
+def race(
+    plan: Callable[[int, Case], Found],
+    cases: list[Case],
+    others: list[Found],
+    *,
+    budgets: Sequence[int] = BUDGETS,
+    whole: bool = False,
+) -> dict[str, Any]:
     """The least budget with which ``plan`` reaches what the ``others`` cost in more than half of the cases.
 
-    And how long it takes: medians over the cases, in which one that was not reached counts as infinitely long.
+    And how long it takes: medians over the cases, in which one that was not reached counts as infinitely long. With
+    ``whole`` all budgets are tried, and ``curve`` tells of each how much its plans cost, over the others' (median).
     """
     row: dict[str, Any] = {
         "states": len(cases),
@@ -296,8 +464,19 @@ def race(plan: Callable[[int, Case], Found], cases: list[Case], others: list[Fou
         "peer_cost": statistics.median(other.cost for other in others),
     }
     tolerances = {"equal": TOLERANCE, "strict": 0.0}
-    for budget in BUDGETS:
+    if whole:
+        row["curve"] = []
+    for budget in budgets:
         runs = [plan(budget, case) for case in cases]
+        if whole:
+            row["curve"].append(
+                {
+                    "iterations": budget,
+                    "ms": round(1e3 * statistics.median(run.cpu for run in runs), 4),
+                    "cost": round(statistics.median(r.cost / o.cost for r, o in zip(runs, others, strict=True)), 6),
+                    "reached": round(sum(r.cost <= o.cost for r, o in zip(runs, others, strict=True)) / len(runs), 6),
+                }
+            )
         timed: list[Found] = []
         for quality in [name for name in tolerances if row.get(name, {}).get("ms") is None]:
             reached = [
@@ -320,7 +499,7 @@ def race(plan: Callable[[int, Case], Found], cases: list[Case], others: list[Fou
                 "ratio": round(statistics.median(o.cpu / s for o, s in zip(others, seconds, strict=True)), 3),
                 "wall_ratio": round(statistics.median(o.wall / s for o, s in zip(others, on_wall, strict=True)), 3),
             }
-        if row["strict"]["ms"] is not None:
+        if row["strict"]["ms"] is not None and not whole:
             break
     return row
 
