@@ -2,8 +2,7 @@
 
 `calibrate` plans in fp32 from stored observations, follows every candidate that the planner tries and picks for each
 layer the scale with the least squared error over the inputs seen there. `compare` says what planning in bf16 or int8
-changes: the order of the candidates, and the cost of the plan found as fp32 judges it. The engine predicts throughout;
-only costs are added up here.
+changes: the order of the candidates, and the cost of the plan found as fp32 judges it. The engine predicts throughout.
 
 Symbols: ``N`` candidates, ``S`` predictor steps, ``L`` latent dimension, ``D`` what the predictor reads as an action.
 """
@@ -24,7 +23,6 @@ from pyjepa.errors import UnsupportedError
 from pyjepa.spec import (
     Actions,
     ActivationScale,
-    CostTerm,
     Gru,
     Level,
     Mlp,
@@ -58,30 +56,31 @@ class Situation:
 
 
 class Predictor:
-    """A model's predictions and their costs for given candidates, as planning has them."""
+    """What a model's predictor reads of plans, and what it says state by state."""
 
     def __init__(self, model: Model) -> None:
-        """Raises `UnsupportedError` for a cost that depends on more than states, goals and actions."""
-        spec, level = model.spec, model.spec.levels[0]
-        if level.predictor is None:
+        """Raises `UnsupportedError` where there is none."""
+        spec = model.spec
+        name = spec.levels[0].predictor
+        if name is None:
             raise UnsupportedError("this agent file has no predictor to quantise")
-        for term in spec.cost:
-            critic = spec.modules[spec.critic] if term.kind == "critic" and spec.critic is not None else None
-            plain = term.module is None and term.metric in ("l2", "squared_l2")
-            known = term.kind in ("action_size", "action_change") or (term.kind == "goal_distance" and plain)
-            if not known and (critic is None or critic.inputs != ("state", "goal") or critic.ensemble > 1):
-                raise UnsupportedError(f"the cost term {term.label!r} cannot be compared across precisions")
-        self.model, self.name = model, level.predictor
-        self.action_first = spec.modules[self.name].inputs == ("action", "state")
+        self.model, self.name = model, name
+        self.action_first = spec.modules[name].inputs == ("action", "state")
+        self.looks_back = spec.modules[name].combine == "adaln"
+        """Its outputs depend on more than one state."""
+
+    def blocks(self, plans: npt.ArrayLike) -> FloatArray:
+        """(N, S, D): plans (N, H, A), one row per predictor step, as `Agent.evaluate` takes them."""
+        level = self.model.spec.levels[0]
+        array = np.asarray(plans, np.float32)
+        count, horizon, size = array.shape
+        array = array.reshape(count, horizon // level.action_block, level.action_block, size)
+        return array[:, :, 0] if level.hold else array.reshape(count, horizon // level.action_block, -1)
 
     def actions(self, plans: npt.ArrayLike) -> FloatArray:
         """(N, S, D): what the predictor reads of plans (N, H, A) in the environment's units."""
-        spec, level = self.model.spec, self.model.spec.levels[0]
-        array = np.asarray(plans, np.float32)
-        count, horizon, size = array.shape
-        center, scale = (np.asarray(x, np.float32) for x in (spec.actions.center, spec.actions.scale))
-        array = ((array - center) / scale).reshape(count, horizon // level.action_block, level.action_block, size)
-        return array[:, :, 0] if level.hold else array.reshape(count, horizon // level.action_block, -1)
+        center, scale = (np.asarray(getattr(self.model.spec.actions, x), np.float32) for x in ("center", "scale"))
+        return self.blocks((np.asarray(plans, np.float32) - center) / scale)
 
     def inputs(self, states: FloatArray, actions: FloatArray) -> FloatArray:
         """States (N, L) and actions (N, D) as the network takes them."""
@@ -99,40 +98,6 @@ class Predictor:
                 watch(inputs)
             states[:, step + 1] = self.model.forward(self.name, inputs)
         return states
-
-    def cost(self, states: FloatArray, actions: FloatArray, goal: FloatArray) -> npt.NDArray[np.float64]:
-        """(N,): the file's cost of states (N, S + 1, L) under actions (N, S, D)."""
-        total = np.zeros(len(states))
-        steps = actions.shape[1]
-        for term in self.model.spec.cost:
-            weights = np.full(steps, term.stage)
-            if term.kind in ("goal_distance", "critic"):
-                weights[-1] = term.terminal
-            later = 1 if term.kind == "critic" else 0
-            weights *= self.model.spec.discount ** np.arange(later, steps + later)
-            used = np.flatnonzero(weights)
-            total += self._term(term, states[:, 1:], actions, goal)[:, used] @ weights[used]
-        return np.where(np.isfinite(total), total, np.inf)
-
-    def _term(
-        self, term: CostTerm, states: FloatArray, actions: FloatArray, goal: FloatArray
-    ) -> npt.NDArray[np.float64]:
-        """(N, S), before weights. At a plan's first step there is no change of action."""
-        if term.kind == "critic":
-            pairs = np.concatenate([states, np.broadcast_to(goal, states.shape)], axis=2)
-            values = self.model.forward(self.model.spec.critic or "", pairs.reshape(-1, pairs.shape[2]))
-            signed = -values if term.estimates == "reward" else values
-            return signed.reshape(states.shape[:2]).astype(np.float64)
-        if term.kind == "action_size":
-            difference = actions.astype(np.float64)
-        elif term.kind == "action_change":
-            difference = np.diff(actions.astype(np.float64), axis=1, prepend=actions[:, :1])
-        else:
-            difference = states.astype(np.float64) - goal
-        total: npt.NDArray[np.float64] = np.square(difference).sum(axis=2)
-        if term.kind == "goal_distance" and term.metric == "l2":
-            total = np.sqrt(total)
-        return np.minimum(total / term.reach, 1.0) if term.reach > 0 else total
 
 
 def layer_inputs(spec: Spec, tensors: Tensors) -> list[Callable[[FloatArray], FloatArray]]:
@@ -281,7 +246,7 @@ def calibrate(
 
     From each situation the file's planner plans once; every candidate of every iteration counts.
 
-    Raises `UnsupportedError` where the predictor or the cost is of a kind that this cannot follow.
+    Raises `UnsupportedError` where the predictor is of a kind that this cannot follow.
     """
     spec = model.spec
     predictor, taps = Predictor(model), layer_inputs(spec, tensors)
@@ -316,32 +281,36 @@ def compare(
 
     - ``spearman``, ``spearman_least``: rank correlation of the costs of the same candidates, mean and least over the
       situations. The candidates are those of the reference's first and last iterations.
-    - ``state_error``: root mean square difference of predicted states, over theirs from the present state.
+    - ``state_error``: root mean square difference of predicted states, over theirs from the present state; not of a
+      predictor that looks back.
     - ``final_cost``: mean cost of the plans found, judged by the reference; ``reference_cost``: of its own plans.
     - ``final_cost_change``: how much more that is, as a fraction.
     """
-    judge = Predictor(reference)
-    predictors = {name: Predictor(model) for name, model in others.items()}
+    judge, agents = Agent(reference), {name: Agent(model) for name, model in others.items()}
+    predictor, predictors = Predictor(reference), {name: Predictor(model) for name, model in others.items()}
     spearmans: dict[str, list[float]] = {name: [] for name in others}
     errors: dict[str, list[float]] = {name: [] for name in others}
     finals: dict[str, list[float]] = {name: [] for name in ["", *others]}
     for i, situation in enumerate(situations):
-        state, goal = reference.encode(np.stack([situation.observation, situation.goal]))
-        tried = _tried(judge, situation, seed + i)
-        for plans in (tried[0], tried[-1]):
-            actions = judge.actions(plans)
-            states = judge.roll_out(state, actions)
-            costs = judge.cost(states, actions, goal)
-            moved = np.square(states[:, 1:] - state).mean()
-            for name, predictor in predictors.items():
-                rolled = predictor.roll_out(state, actions)
-                spearmans[name].append(spearman(costs, predictor.cost(rolled, actions, goal)))
-                errors[name].append(float(np.sqrt(np.square(rolled - states).mean() / max(moved, 1e-30))))
-        for name, model in [("", reference), *others.items()]:
-            agent = Agent(model)
+        tried = _tried(predictor, situation, seed + i)
+        for agent in (judge, *agents.values()):
             agent.configure(goal=situation.goal, seed=seed + i)
-            actions = judge.actions(agent.plan(situation.observation).actions[None])
-            finals[name].append(float(judge.cost(judge.roll_out(state, actions), actions, goal)[0]))
+            agent.observe(situation.observation)
+        for plans in (tried[0], tried[-1]):
+            costs = judge.evaluate(predictor.blocks(plans))
+            for name, agent in agents.items():
+                spearmans[name].append(spearman(costs, agent.evaluate(predictor.blocks(plans))))
+            if predictor.looks_back:
+                continue
+            state, actions = judge.state, predictor.actions(plans)
+            states = predictor.roll_out(state, actions)
+            moved = np.square(states[:, 1:] - state).mean()
+            for name, other in predictors.items():
+                rolled = other.roll_out(state, actions)
+                errors[name].append(float(np.sqrt(np.square(rolled - states).mean() / max(moved, 1e-30))))
+        for name, agent in [("", judge), *agents.items()]:
+            found = agent.plan().actions[None]
+            finals[name].append(float(judge.evaluate(predictor.blocks(found))[0]))
         if progress is not None:
             progress()
     if not finals[""]:
@@ -351,7 +320,7 @@ def compare(
         name: {
             "spearman": float(np.mean(spearmans[name])),
             "spearman_least": float(np.min(spearmans[name])),
-            "state_error": float(np.mean(errors[name])),
+            **({"state_error": float(np.mean(errors[name]))} if errors[name] else {}),
             "reference_cost": own,
             "final_cost": float(np.mean(finals[name])),
             "final_cost_change": float(np.mean(finals[name])) / own - 1.0,
@@ -365,14 +334,16 @@ def _tried(
 ) -> list[FloatArray]:
     """The candidates (N, H, A) of every iteration of one plan. ``watch`` sees what the predictor reads along them."""
     tried: list[FloatArray] = []
+    judge = Agent(predictor.model)
+    judge.configure(goal=situation.goal)
+    judge.observe(situation.observation)
 
     def rollout(states: FloatArray, goals: FloatArray | None, plans: FloatArray) -> FloatArray:
         if len(plans[0]) > 1:  # not the one plan that is evaluated alone
             tried.append(plans[0].copy())
-        actions = predictor.actions(plans[0])
-        goal = np.zeros_like(states[0]) if goals is None else goals[0]
-        cost = predictor.cost(predictor.roll_out(states[0], actions, watch), actions, goal)
-        return cost[None].astype(np.float32)
+        if watch is not None:
+            predictor.roll_out(states[0], predictor.actions(plans[0]), watch)
+        return judge.evaluate(predictor.blocks(plans[0]))[None]
 
     agent = Agent(predictor.model)
     agent.configure(goal=situation.goal, rollout=rollout, seed=seed)

@@ -107,7 +107,11 @@ def command(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("calibrating", total=calibrate)
-        spec = find_scales(model, tensors, situations[:calibrate], seed=seed, progress=lambda: bar.advance(task))
+        try:
+            spec = find_scales(model, tensors, situations[:calibrate], seed=seed, progress=lambda: bar.advance(task))
+        except UnsupportedError as error:
+            console.print(f"no activation scales: {error}", style="yellow")
+            spec = model.spec
         models = _precisions(unlimited, agent_file.to_bytes(spec, tensors))
         tasks: dict[str, Any] = {}
 
@@ -225,8 +229,9 @@ def _precisions(file: bytes, calibrated: bytes) -> dict[str, Model]:
         models = {
             "bf16": Model.from_bytes(file, precision="bf16"),
             "int8 dynamic": Model.from_bytes(dynamic, precision="int8"),
-            "int8 static": Model.from_bytes(calibrated, precision="int8"),
         }
+        if any(module.quantisation is not None for module in spec.modules.values()):
+            models["int8 static"] = Model.from_bytes(calibrated, precision="int8")
     return {name: model for name, model in models.items() if model.precision == name.split()[0]}
 
 
@@ -285,6 +290,6 @@ def _table(result: dict[str, Any]) -> Table:
             low, high = row["success_change_95"]
             cells += [f"{row['success']:.1%}", f"{row['success_change']:+.1%} ({low:+.1%} to {high:+.1%})"]
         else:
-            cells.append(f"{row['state_error']:.1%}")
+            cells.append(f"{row['state_error']:.1%}" if "state_error" in row else "-")
         table.add_row(*cells)
     return table

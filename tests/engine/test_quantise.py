@@ -15,7 +15,7 @@ from pyjepa.bench.workloads import WORKLOADS
 from pyjepa.envs.two_rooms import TwoRooms, evaluation_episodes
 from pyjepa.errors import AgentFileError, UnsupportedError
 from pyjepa.quantise import Predictor, Situation, best_scale, calibrate, compare, layer_inputs, spearman
-from pyjepa.spec import ActivationScale, CostTerm, Layer, Mlp, Module, Planner, Quantisation
+from pyjepa.spec import ActivationScale, Layer, Mlp, Module, Planner, Quantisation
 
 PATH = agents.path("two_rooms")
 
@@ -129,27 +129,14 @@ def test_a_calibrated_cell_plans_in_int8():
     assert all(each["spearman"] > 0.97 for each in report.values())
 
 
-def test_costs_are_the_engines(model):
+def test_states_and_costs_are_those_of_a_plan(model):
     (situation,) = situations(1)
-    spec = dataclasses.replace(
-        model.spec,
-        cost=(
-            CostTerm(kind="goal_distance", stage=0.5, terminal=2.0, metric="squared_l2"),
-            CostTerm(kind="action_size", stage=0.1),
-            CostTerm(kind="action_change", stage=0.3, terminal=7.0),
-        ),
-    )
-    other = Model.from_bytes(agent_file.to_bytes(spec, safetensors.numpy.load_file(PATH)))
-    for each in (model, other):
-        predictor = Predictor(each)
-        agent = Agent(each)
-        agent.configure(goal=situation.goal)
-        plan = agent.plan(situation.observation)
-        state, goal = each.encode(np.stack([situation.observation, situation.goal]))
-        actions = predictor.actions(plan.actions[None])
-        states = predictor.roll_out(state, actions)
-        np.testing.assert_allclose(states[0], plan.states, rtol=1e-4, atol=1e-4)
-        assert predictor.cost(states, actions, goal)[0] == pytest.approx(plan.cost, rel=1e-5)
+    predictor, agent = Predictor(model), Agent(model)
+    agent.configure(goal=situation.goal)
+    plan = agent.plan(situation.observation)
+    states = predictor.roll_out(agent.state, predictor.actions(plan.actions[None]))
+    np.testing.assert_allclose(states[0], plan.states, rtol=1e-4, atol=1e-4)
+    assert agent.evaluate(predictor.blocks(plan.actions[None]))[0] == pytest.approx(plan.cost, rel=1e-5)
 
 
 @pytest.mark.parametrize("low", [0.0, -1.0, -5.0])
