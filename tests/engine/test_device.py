@@ -29,6 +29,8 @@ CASES = {
     "version-1-image": ("fused", {"horizon": 9, "elites": 4}),
     "version-1-discrete": ("fused", {"planner": "categorical-cem", "horizon": 6, "elites": 4}),
     "version-1-heads": ("eager", {"horizon": 3, "policy_candidates": 3}),
+    "version-1-adaln": ("eager", {"planner": "cem", "elites": 4}),
+    "version-1-mixed": ("fused", {"planner": "cem", "elites": 4}),
     "version-1-recurrent": ("fused", {"planner": "cem", "horizon": 8, "elites": 4, "weights": {"disagreement": 0.0}}),
 }
 GOAL = CostTerm(kind="goal_distance")
