@@ -225,6 +225,12 @@ void check_scales(const ModuleSpec& module, const BlockSpec& block, std::int64_t
         ++next;
     };
     if (const auto* gru = std::get_if<GruSpec>(&block)) check(gru->hidden);
+    if (const auto* t = std::get_if<AdalnTransformerSpec>(&block)) {
+        check(t->embedding);
+        check(t->width);
+        for (int d = 0; d < t->depth; ++d)
+            for (const int inputs : {t->width, t->heads * t->head_dim, t->width, t->hidden}) check(inputs);
+    }
     if (const auto* mlp = std::get_if<MlpSpec>(&block)) {
         for (const LayerSpec& layer : mlp->layers) {
             check(in);

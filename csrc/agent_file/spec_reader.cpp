@@ -342,8 +342,7 @@ void check_quantised_layers(const ModuleSpec& module, const std::string& where) 
     for (const BlockSpec& block : module.blocks) layers += quantised_layers(block);
     const auto check = [&](std::size_t given, const char* key) {
         if (given != 0 && given != layers) {
-            invalid(where + key, "has " + std::to_string(given) +
-                                     " items, but the module's mlp and gru blocks have " +
+            invalid(where + key, "has " + std::to_string(given) + " items, but the module's blocks have " +
                                      std::to_string(layers) + " layers");
         }
     };

@@ -12,10 +12,12 @@
 #include <vector>
 
 #include "model/block.hpp"
-#include "model/dense.hpp"
+#include "model/linear.hpp"
 
 namespace pyjepa {
 namespace {
+
+using simd::Precision;
 
 // Tokens that go through a layer together: enough of them that its weights are read seldom, few enough that
 // what lies between its parts stays in L2.
@@ -35,20 +37,21 @@ struct Norm2 {
 
 struct AdalnLayer {
     Norm2 norm0, norm1;
-    PackedDense query, key_value, out, linear0, linear1;
+    Linear modulation, query, key_value, out, linear0, linear1;
 };
 
 class AdalnTransformer final : public Block {
   public:
-    AdalnTransformer(const AdalnTransformerSpec& spec, int latent, int in, const Weights& weights)
+    AdalnTransformer(const AdalnTransformerSpec& spec, int latent, int in, const Weights& weights,
+                     std::span<const Precision> precisions, std::span<const ActivationScale> activations)
         : spec_(spec),
           latent_(latent),
           in_(in),
           inner_(spec.heads * spec.head_dim),
           position_(static_cast<size_t>(spec.window) * static_cast<size_t>(simd::padded(spec.width))),
           action0_(weights("action0.weight"), weights("action0.bias"), in, spec.embedding),
-          action1_(weights("action1.weight"), weights("action1.bias"), spec.embedding, spec.width),
-          modulation_(all_modulations(weights)),
+          action1_(weights("action1.weight"), weights("action1.bias"), spec.embedding, spec.width,
+                   precisions[0], scale_of(activations, 0)),
           norm_{copy_of(weights("norm.weight")), copy_of(weights("norm.bias"))} {
         const std::span<const float> position = weights("position");
         for (int t = 0; t < spec.window; ++t)
@@ -62,36 +65,39 @@ class AdalnTransformer final : public Block {
             const size_t queries = static_cast<size_t>(inner_) * static_cast<size_t>(spec.width);
             const std::vector<float> none(static_cast<size_t>(2 * inner_));
             const std::span<const float> no_bias(none);
-            const auto dense = [&](const char* name, int inputs, int outputs) {
-                return PackedDense(weights(layer + name + ".weight"), weights(layer + name + ".bias"), inputs,
-                                   outputs);
+            const auto first = static_cast<size_t>(2 + 4 * d);
+            const auto dense = [&](const char* name, int inputs, int outputs, size_t which) {
+                return Linear(weights(layer + name + ".weight"), weights(layer + name + ".bias"), inputs,
+                              outputs, precisions[which], scale_of(activations, which));
             };
             const auto norm = [&](const char* name) {
                 return Norm2{copy_of(weights(layer + name + ".weight")),
                              copy_of(weights(layer + name + ".bias"))};
             };
             layers_.push_back({norm("norm0"), norm("norm1"),
-                               PackedDense(qkv.first(queries), no_bias.first(static_cast<size_t>(inner_)),
-                                           spec.width, inner_),
-                               PackedDense(qkv.subspan(queries), no_bias, spec.width, 2 * inner_),
-                               dense("out", inner_, spec.width), dense("linear0", spec.width, spec.hidden),
-                               dense("linear1", spec.hidden, spec.width)});
+                               dense("modulation", spec.width, 6 * spec.width, 1),
+                               Linear(qkv.first(queries), no_bias.first(static_cast<size_t>(inner_)),
+                                      spec.width, inner_, precisions[first], scale_of(activations, first)),
+                               Linear(qkv.subspan(queries), no_bias, spec.width, 2 * inner_,
+                                      precisions[first], scale_of(activations, first)),
+                               dense("out", inner_, spec.width, first + 1),
+                               dense("linear0", spec.width, spec.hidden, first + 2),
+                               dense("linear1", spec.hidden, spec.width, first + 3)});
         }
     }
 
     size_t past_size() const noexcept override {
-        return static_cast<size_t>(spec_.window) * (state_size() + modulation_size()) + cache_size();
+        const auto window = static_cast<size_t>(spec_.window), depth = static_cast<size_t>(spec_.depth);
+        return window * (static_cast<size_t>(state_ld()) + depth * static_cast<size_t>(modulation_ld())) +
+               depth * (window - 1) * static_cast<size_t>(key_value_ld());
     }
 
     // Of a rollout, and behind it what forward keeps meanwhile.
-    size_t workspace(int rows) const noexcept override {
-        const auto alone = static_cast<size_t>(std::min(rows, kAlone));
-        return step_workspace(rows) + alone * past_size();
-    }
+    size_t workspace(int rows) const noexcept override { return step_workspace(rows) + kAlone * past_size(); }
 
     void forward(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y,
                  ptrdiff_t ldy, bool accumulate, float* work) const noexcept override {
-        const Past past{work + step_workspace(rows), static_cast<ptrdiff_t>(past_size()), 0};
+        const Past past{work + step_workspace(rows), kAlone, 0};
         for (int r = 0; r < rows; r += kAlone, x += kAlone * ldx, y += kAlone * ldy)
             advance(kernels, x, ldx, std::min(kAlone, rows - r), y, ldy, accumulate, work, past);
     }
@@ -107,8 +113,7 @@ class AdalnTransformer final : public Block {
         keep(kernels, x, ldx, rows, scratch, past);
         for (int i = 0; i < fresh; ++i) {
             const int position = length - fresh + i, slot = (step - fresh + 1 + i) % window;
-            embed(kernels, past.rows + state_at(slot), past.ld, rows, position,
-                  tokens + token_size(rows) * i);
+            embed(kernels, states(past, slot), rows, position, tokens + token_size(rows) * i);
         }
         for (int d = 0; d < spec_.depth; ++d) {
             const int count = std::max(1, kGroup / fresh);
@@ -122,6 +127,20 @@ class AdalnTransformer final : public Block {
             kernels.add(last, ld(), rows, spec_.width, y, ldy);
         else
             for (int r = 0; r < rows; ++r) std::copy_n(last + r * ld(), spec_.width, y + r * ldy);
+    }
+
+    void move(const Past& past, int from, int to) const noexcept override {
+        const auto copy = [&](float* rows, ptrdiff_t ld) {
+            std::copy_n(rows + from * ld, ld, rows + to * ld);
+        };
+        for (int slot = 0; slot < std::min(past.step, spec_.window); ++slot) {
+            copy(states(past, slot), state_ld());
+            for (int d = 0; d < spec_.depth; ++d) copy(modulations(past, d, slot), modulation_ld());
+        }
+        if (past.step < spec_.window)
+            for (int d = 0; d < spec_.depth; ++d)
+                for (int token = 0; token < past.step; ++token)
+                    copy(key_values(past, d, token), key_value_ld());
     }
 
     bool in_place() const noexcept override { return true; }
@@ -149,49 +168,48 @@ class AdalnTransformer final : public Block {
     ptrdiff_t ld() const noexcept { return simd::padded(spec_.width); }
     ptrdiff_t token_size(int rows) const noexcept { return ld() * rows; }
 
-    // ---- a row's memory: states and modulations of the last actions, each in the slot of its step, then
-    // keys and values, layer by layer, of all tokens of a growing window but its last one
-    size_t state_size() const noexcept { return static_cast<size_t>(simd::padded(latent_)); }
-    size_t modulation_size() const noexcept {
-        return static_cast<size_t>(simd::padded(6 * spec_.width * spec_.depth));
+    // ---- the past: states and modulations of the last actions, each in the slot of its step; keys and
+    // values of all tokens of a growing window but its last one. Rows lie side by side, so that reading one
+    // after the other is reading on.
+    ptrdiff_t state_ld() const noexcept { return simd::padded(latent_); }
+    ptrdiff_t modulation_ld() const noexcept { return simd::padded(6 * spec_.width); }
+    ptrdiff_t key_value_ld() const noexcept { return simd::padded(2 * inner_); }
+    float* states(const Past& past, int slot) const noexcept {
+        return past.floats + past.capacity * state_ld() * slot;
     }
-    size_t cache_size() const noexcept {
-        return static_cast<size_t>(spec_.depth) * static_cast<size_t>(spec_.window - 1) *
-               static_cast<size_t>(cached());
+    float* modulations(const Past& past, int layer, int slot) const noexcept {
+        return states(past, spec_.window) +
+               past.capacity * modulation_ld() * (static_cast<ptrdiff_t>(layer) * spec_.window + slot);
     }
-    ptrdiff_t cached() const noexcept { return simd::padded(2 * inner_); }
-    ptrdiff_t state_at(int slot) const noexcept { return slot * static_cast<ptrdiff_t>(state_size()); }
-    ptrdiff_t modulation_at(int slot) const noexcept {
-        return state_at(spec_.window) + slot * static_cast<ptrdiff_t>(modulation_size());
-    }
-    ptrdiff_t cache_at(int layer, int token) const noexcept {
-        return modulation_at(spec_.window) +
-               (static_cast<ptrdiff_t>(layer) * (spec_.window - 1) + token) * cached();
+    float* key_values(const Past& past, int layer, int token) const noexcept {
+        return modulations(past, spec_.depth, 0) +
+               past.capacity * key_value_ld() * (static_cast<ptrdiff_t>(layer) * (spec_.window - 1) + token);
     }
 
     // ---- scratch: all tokens, then what a group of them needs within a layer, or the actions' embedding
     int group_rows() const noexcept { return std::max(kGroup, spec_.window); }
+    size_t wide() const noexcept {
+        return std::max(static_cast<size_t>(simd::padded(inner_)) + static_cast<size_t>(key_value_ld()),
+                        static_cast<size_t>(simd::padded(spec_.hidden)));
+    }
     size_t scratch(int rows) const noexcept {
-        const size_t attention = static_cast<size_t>(simd::padded(inner_)) + static_cast<size_t>(cached());
-        const size_t wide = std::max(attention, static_cast<size_t>(simd::padded(spec_.hidden)));
-        const size_t group = static_cast<size_t>(group_rows()) * (static_cast<size_t>(ld()) + wide);
+        size_t narrow = 0;
+        for (const AdalnLayer& l : layers_)
+            for (const Linear* linear : {&l.key_value, &l.out, &l.linear0, &l.linear1})
+                narrow = std::max(narrow, linear->scratch(group_rows()));
+        const size_t group =
+            static_cast<size_t>(group_rows()) * (static_cast<size_t>(ld()) + wide()) + narrow;
         const size_t action = static_cast<size_t>(simd::padded(spec_.embedding)) + static_cast<size_t>(ld());
-        return std::max(group, static_cast<size_t>(rows) * action);
+        return std::max(group,
+                        static_cast<size_t>(rows) * action +
+                            std::max(action1_.scratch(rows), layers_.front().modulation.scratch(rows)));
     }
     size_t step_workspace(int rows) const noexcept {
         return static_cast<size_t>(token_size(rows)) * static_cast<size_t>(spec_.window) + scratch(rows);
     }
 
-    // The weights that make of an embedded action the modulations of all layers, one after the other.
-    PackedDense all_modulations(const Weights& weights) const {
-        std::vector<float> weight, bias;
-        for (int d = 0; d < spec_.depth; ++d) {
-            const std::string layer = "layer" + std::to_string(d) + ".modulation.";
-            const auto w = weights(layer + "weight"), b = weights(layer + "bias");
-            weight.insert(weight.end(), w.begin(), w.end());
-            bias.insert(bias.end(), b.begin(), b.end());
-        }
-        return {weight, bias, spec_.width, 6 * spec_.width * spec_.depth};
+    static std::span<const ActivationScale> scale_of(std::span<const ActivationScale> all, size_t layer) {
+        return all.empty() ? all : all.subspan(layer, 1);
     }
 
     // This step's state and what its action modulates by, to the past.
@@ -201,21 +219,27 @@ class AdalnTransformer final : public Block {
         const ptrdiff_t hidden_ld = simd::padded(spec_.embedding);
         float* const hidden = work;
         float* const condition = hidden + hidden_ld * rows;
-        for (int r = 0; r < rows; ++r)
-            std::copy_n(x + r * ldx, latent_, past.rows + r * past.ld + state_at(slot));
-        kernels.dense(action0_.view(), x + latent_, ldx, rows, hidden, hidden_ld, simd::Act::silu, false);
-        // SiLU begins every layer's modulation.
-        kernels.dense(action1_.view(), hidden, hidden_ld, rows, condition, ld(), simd::Act::silu, false);
-        kernels.dense(modulation_.view(), condition, ld(), rows, past.rows + modulation_at(slot), past.ld,
-                      simd::Act::none, false);
+        for (int r = 0; r < rows; ++r) std::copy_n(x + r * ldx, latent_, states(past, slot) + r * state_ld());
+        float* const narrow = condition + ld() * rows;
+        // SiLU ends the first layer of the action's MLP, and begins every layer's modulation.
+        constexpr auto silu = simd::Act::silu;
+        kernels.dense(action0_.view(), x + latent_, ldx, rows, hidden, hidden_ld, simd::Act::none, false);
+        action1_.multiply(kernels, action1_.read(kernels, hidden, hidden_ld, rows, silu, narrow), rows,
+                          condition, ld());
+        const Linear::Rows seen =
+            layers_.front().modulation.read(kernels, condition, ld(), rows, silu, narrow);
+        for (int d = 0; d < spec_.depth; ++d)
+            layers_[static_cast<size_t>(d)].modulation.multiply(kernels, seen, rows,
+                                                                modulations(past, d, slot), modulation_ld());
     }
 
-    void embed(const simd::Kernels& kernels, const float* states, ptrdiff_t lds, int rows, int position,
+    void embed(const simd::Kernels& kernels, const float* states, int rows, int position,
                float* tokens) const noexcept {
         if (!input_.empty())
-            kernels.dense(input_.front().view(), states, lds, rows, tokens, ld(), simd::Act::none, false);
+            kernels.dense(input_.front().view(), states, state_ld(), rows, tokens, ld(), simd::Act::none,
+                          false);
         else
-            for (int r = 0; r < rows; ++r) std::copy_n(states + r * lds, latent_, tokens + r * ld());
+            for (int r = 0; r < rows; ++r) std::copy_n(states + r * state_ld(), latent_, tokens + r * ld());
         kernels.add(position_.data() + position * ld(), 0, rows, spec_.width, tokens, ld());
     }
 
@@ -230,45 +254,50 @@ class AdalnTransformer final : public Block {
         const ptrdiff_t row = ld(), inner_ld = simd::padded(inner_), hidden_ld = simd::padded(spec_.hidden);
         float* const normed = work;  // (fresh, count, width)
         float* const wide = normed + row * group_rows();
-        float* const queries = wide;  // (fresh, count, inner)
-        float* const key_values = queries + inner_ld * group_rows();
-        float* const kept = past.rows + first * past.ld;
+        float* const queries = wide;                           // (fresh, count, inner)
+        float* const own = queries + inner_ld * group_rows();  // keys and values
+        float* const narrow = wide + static_cast<ptrdiff_t>(this->wide()) * group_rows();
         const auto token = [&](int i) { return tokens + token_size(rows) * i + first * row; };
         const auto modulation = [&](int i, int part) {
-            return kept + modulation_at((step - fresh + 1 + i) % window) + (6 * layer + part) * width;
+            return modulations(past, layer, (step - fresh + 1 + i) % window) + first * modulation_ld() +
+                   part * width;
         };
         const auto normalise = [&](int i, int part, const Norm2& norm) {
             kernels.modulated_norm(token(i), row, count, width, modulation(i, part), modulation(i, part + 1),
-                                   past.ld, norm.gamma.data(), norm.beta.data(), normed + i * count * row,
-                                   row);
+                                   modulation_ld(), norm.gamma.data(), norm.beta.data(),
+                                   normed + i * count * row, row);
         };
 
         for (int i = 0; i < fresh; ++i) normalise(i, 0, l.norm0);
         // Kept where a later step of a growing window will read them.
-        const bool keeps = step + 1 < window;
-        float* const to = keeps ? kept + cache_at(layer, step) : key_values;
-        const ptrdiff_t to_ld = keeps ? past.ld : cached();
-        kernels.dense(l.key_value.view(), normed, row, all, to, to_ld, simd::Act::none, false);
-        kernels.dense(l.query.view(), normed + from * count * row, row, read,
-                      queries + from * count * inner_ld, inner_ld, simd::Act::none, false);
+        const ptrdiff_t kept_ld = key_value_ld();
+        const auto kept = [&](int i) { return key_values(past, layer, i) + first * kept_ld; };
+        float* const to = step + 1 < window ? kept(step) : own;
+        constexpr auto none = simd::Act::none;
+        const Linear::Rows seen = l.key_value.read(kernels, normed, row, all, none, narrow);
+        l.key_value.multiply(kernels, seen, all, to, kept_ld);
+        l.query.multiply(kernels, seen.from(from * count), read, queries + from * count * inner_ld, inner_ld);
         simd::Token keys[simd::kMaxWindow];
-        for (int i = 0; i < length - fresh; ++i) keys[i] = {kept + cache_at(layer, i), past.ld};
-        for (int i = 0; i < fresh; ++i) keys[length - fresh + i] = {to + i * count * to_ld, to_ld};
+        for (int i = 0; i < length - fresh; ++i) keys[i] = {kept(i), kept_ld};
+        for (int i = 0; i < fresh; ++i) keys[length - fresh + i] = {to + i * count * kept_ld, kept_ld};
         for (int i = from; i < fresh; ++i)
             kernels.attend(queries + i * count * inner_ld, inner_ld, keys, length - fresh + i + 1, count,
                            spec_.heads, spec_.head_dim);
         float* const result = normed + from * count * row;
-        kernels.dense(l.out.view(), queries + from * count * inner_ld, inner_ld, read, result, row,
-                      simd::Act::none, false);
+        l.out.multiply(kernels,
+                       l.out.read(kernels, queries + from * count * inner_ld, inner_ld, read, none, narrow),
+                       read, result, row);
         for (int i = from; i < fresh; ++i) {
-            kernels.add_gated(normed + i * count * row, row, modulation(i, 2), past.ld, count, width,
+            kernels.add_gated(normed + i * count * row, row, modulation(i, 2), modulation_ld(), count, width,
                               token(i), row);
             normalise(i, 3, l.norm1);
         }
-        kernels.dense(l.linear0.view(), result, row, read, wide, hidden_ld, simd::Act::gelu, false);
-        kernels.dense(l.linear1.view(), wide, hidden_ld, read, result, row, simd::Act::none, false);
+        l.linear0.multiply(kernels, l.linear0.read(kernels, result, row, read, none, narrow), read, wide,
+                           hidden_ld);
+        l.linear1.multiply(kernels, l.linear1.read(kernels, wide, hidden_ld, read, simd::Act::gelu, narrow),
+                           read, result, row);
         for (int i = from; i < fresh; ++i)
-            kernels.add_gated(normed + i * count * row, row, modulation(i, 5), past.ld, count, width,
+            kernels.add_gated(normed + i * count * row, row, modulation(i, 5), modulation_ld(), count, width,
                               token(i), row);
     }
 
@@ -276,7 +305,8 @@ class AdalnTransformer final : public Block {
     int latent_, in_, inner_;
     AlignedFloats position_;          // (window, ld)
     std::vector<PackedDense> input_;  // one where the state is not as wide as the tokens
-    PackedDense action0_, action1_, modulation_;
+    PackedDense action0_;
+    Linear action1_;
     Norm2 norm_;
     std::vector<AdalnLayer> layers_;
 };
@@ -284,8 +314,9 @@ class AdalnTransformer final : public Block {
 }  // namespace
 
 std::unique_ptr<Block> make_adaln_transformer(const AdalnTransformerSpec& spec, int latent, int in,
-                                              const Weights& weights) {
-    return std::make_unique<AdalnTransformer>(spec, latent, in, weights);
+                                              const Weights& weights, std::span<const Precision> precisions,
+                                              std::span<const ActivationScale> activations) {
+    return std::make_unique<AdalnTransformer>(spec, latent, in, weights, precisions, activations);
 }
 
 }  // namespace pyjepa

@@ -33,11 +33,11 @@ class BlockGradient {
                           int rows, float* dx, ptrdiff_t lddx, float* work) const noexcept = 0;
 };
 
-// What a block that looks back keeps of a rollout: past_size() floats for each row, `ld` apart, and which
-// step this is, from 0. Only the block writes them; they need no preparation, and rows may be moved.
+// What a block that looks back keeps of a rollout of at most `capacity` rows: past_size() floats for each,
+// laid out as the block likes and in need of no preparation; and which step this is, from 0.
 struct Past {
-    float* rows = nullptr;
-    ptrdiff_t ld = 0;
+    float* floats = nullptr;
+    int capacity = 0;
     int step = 0;
 };
 
@@ -58,6 +58,8 @@ class Block {
                          ptrdiff_t ldy, bool accumulate, float* work, const Past&) const noexcept {
         forward(kernels, x, ldx, rows, y, ldy, accumulate, work);
     }
+    // Row `to` becomes what row `from` was, as of the steps before past.step.
+    virtual void move(const Past&, int /*from*/, int /*to*/) const noexcept {}
     // Multiply-adds * 2 for one input, and for a rollout of so many steps.
     virtual double flops() const noexcept = 0;
     virtual double flops(int steps) const noexcept { return flops() * steps; }
@@ -89,9 +91,12 @@ std::unique_ptr<Block> make_two_hot(const TwoHotSpec& spec);
 std::unique_ptr<Block> make_gru(const GruSpec& spec, int in, const Weights& weights,
                                 simd::Precision precision, std::span<const ActivationScale> activations);
 
-// Reads the state, `latent` numbers, then `in` numbers.
+// Reads the state, `latent` numbers, then `in` numbers. precisions and activations as for an mlp, for its
+// quantised_layers.
 std::unique_ptr<Block> make_adaln_transformer(const AdalnTransformerSpec& spec, int latent, int in,
-                                              const Weights& weights);
+                                              const Weights& weights,
+                                              std::span<const simd::Precision> precisions,
+                                              std::span<const ActivationScale> activations);
 
 inline simd::Act to_act(Activation a) {
     switch (a) {

@@ -69,7 +69,8 @@ Network::Network(const AgentFile& file, const std::string& name, std::vector<int
                 make_gru(*gru, in_ - gru->hidden, weights, precisions.front(), activations.first(scales)));
         } else if (const auto* transformer = std::get_if<AdalnTransformerSpec>(&block)) {
             blocks_.push_back(make_adaln_transformer(*transformer, file.spec.latent_dim,
-                                                     in_ - file.spec.latent_dim, weights));
+                                                     in_ - file.spec.latent_dim, weights, precisions,
+                                                     activations.first(scales)));
         } else if (const auto* vit = std::get_if<VitSpec>(&block)) {
             blocks_.push_back(make_vit(*vit, shape, layout, weights));
             layout = Layout::torch;
@@ -115,6 +116,10 @@ void Network::advance(const simd::Kernels& kernels, const float* x, ptrdiff_t ld
 // Of all blocks only the first can look back.
 size_t Network::past_size() const noexcept {
     return blocks_.front()->past_size();
+}
+
+void Network::move(const Past& past, int from, int to) const noexcept {
+    blocks_.front()->move(past, from, to);
 }
 
 void Network::run(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y,

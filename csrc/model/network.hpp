@@ -48,6 +48,7 @@ class Network {
     size_t past_size() const noexcept;
     void advance(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y,
                  ptrdiff_t ldy, bool accumulate, float* work, const Past& past) const noexcept;
+    void move(const Past& past, int from, int to) const noexcept;
     double flops() const noexcept;
     double flops(int steps) const noexcept;
     // Its derivative; nullptr if one of its blocks has none. The network outlives it.

@@ -4,6 +4,8 @@ namespace pyjepa {
 
 size_t quantised_layers(const BlockSpec& block) {
     if (const auto* mlp = std::get_if<MlpSpec>(&block)) return mlp->layers.size();
+    if (const auto* transformer = std::get_if<AdalnTransformerSpec>(&block))
+        return 2 + 4 * static_cast<size_t>(transformer->depth);
     return std::holds_alternative<GruSpec>(block) ? 1 : 0;
 }
 

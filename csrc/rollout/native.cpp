@@ -143,7 +143,7 @@ NativeRollout::NativeRollout(const Model& model, Cost& cost, const Policy* polic
       state_ld_(simd::padded(latent_ + plan_dim_)),
       block_(std::min(choose_block(limits, pool.threads(), 0.5 * predictor_.flops(), predictor_.past_size()),
                       std::max(1, limits.candidates))),
-      past_ld_(round_up(predictor_.past_size())),
+      past_size_(round_up(predictor_.past_size() * static_cast<size_t>(block_))),
       prunes_(limits.prune && cost.only_rises()) {
     const ActionSpec& box = model.spec().actions;
     const auto sequence = static_cast<size_t>(steps_) * static_cast<size_t>(plan_dim_);
@@ -159,7 +159,7 @@ NativeRollout::NativeRollout(const Model& model, Cost& cost, const Policy* polic
     head_work_ = round_up(head_work_);
     lane_size_ = round_up(rows * static_cast<size_t>(steps_) * static_cast<size_t>(plan_dim_)) +
                  round_up(rows * static_cast<size_t>(state_ld_)) + 3 * round_up(rows) + proposal_scratch_ +
-                 network_work_ + head_work_ + rows * past_ld_;
+                 network_work_ + head_work_ + past_size_;
     memory_ = AlignedFloats(lane_size_ * static_cast<size_t>(pool.threads()));
     for (int i = 0; i < pool.threads(); ++i)
         evaluations_.push_back(std::make_unique<Evaluation>(*this, limits));
@@ -188,7 +188,7 @@ NativeRollout::Lane NativeRollout::lane(int thread) noexcept {
     l.proposal = take(proposal_scratch_);
     l.network = take(network_work_);
     l.heads = take(head_work_);
-    l.past = take(rows * past_ld_);
+    l.past = take(past_size_);
     return l;
 }
 
@@ -280,8 +280,7 @@ int NativeRollout::give_up(int rows, float bound, const Lane& l, int done) const
             std::copy_n(l.actions + r * sequence + from, sequence - from, l.actions + to * sequence + from);
             l.cost[to] = l.cost[r];
             l.row[to] = l.row[r];
-            const auto ld = static_cast<ptrdiff_t>(past_ld_);
-            std::copy_n(l.past + r * ld, predictor_.past_size(), l.past + to * ld);
+            predictor_.move(past(l, done), r, to);
         }
         ++to;
     }

@@ -57,9 +57,7 @@ class NativeRollout final : public Rollout {
     Lane lane(int thread) noexcept;
     Evaluation& free_evaluation() noexcept;
     // What the predictor keeps of a lane's rows, at step t.
-    Past past(const Lane& lane, int t) const noexcept {
-        return {lane.past, static_cast<ptrdiff_t>(past_ld_), t};
-    }
+    Past past(const Lane& lane, int t) const noexcept { return {lane.past, block_, t}; }
     // Rolls `rows` sequences of lane.actions (rows, S, D), in action units, out from environment e's state.
     void normalise(float* actions, ptrdiff_t count) const noexcept;  // (count, A), in place
     // Candidates are given up once they cost more than `bound`. Returns how many are left, at lane.row with
@@ -75,7 +73,7 @@ class NativeRollout final : public Rollout {
     const Policy* policy_;
     Pool& pool_;
     int steps_, latent_, plan_dim_, state_ld_, block_;
-    size_t past_ld_;  // floats from what one row keeps to the next one's
+    size_t past_size_;  // floats that a lane keeps from step to step
     bool prunes_;
     size_t lane_size_, proposal_scratch_, network_work_, head_work_;
     std::vector<float> center_, scale_;  // (S, D): the actions' normalisation, repeated

@@ -415,7 +415,7 @@ TEST(AgentFile, NamesCellsThatDoNotFit) {
            replaced(cell_spec(), R"("ensemble": 1)", R"("ensemble": 2)"));
     expect("spec.modules.predictor.blocks[0].norm: there is nothing to be tied to",
            replaced(cell_spec(), R"({"out": 4, "norm": "layer"})", R"({"out": 4, "norm": "none"})"));
-    expect("activations: has 1 items, but the module's mlp and gru blocks have 2 layers",
+    expect("activations: has 1 items, but the module's blocks have 2 layers",
            replaced(cell_spec(R"({"kind": "gru", "hidden": 4}, {"kind": "mlp", "layers": [{"out": 4}]})"),
                     R"("quantisation": null)",
                     R"("quantisation": {"weights": "int8", "activations": [{"scale": [1]}]})"));

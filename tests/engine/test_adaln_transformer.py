@@ -22,6 +22,7 @@ from pyjepa.spec import (
     Module,
     Observation,
     Planner,
+    Quantisation,
     Spec,
 )
 from pyjepa.world_model import WorldModel
@@ -188,6 +189,42 @@ def test_candidates_given_up_change_nothing():
         plans.append(agent.plan(seen))
     np.testing.assert_array_equal(plans[0].actions, plans[1].actions)
     np.testing.assert_array_equal(plans[0].states, plans[1].states)
+
+
+@pytest.mark.parametrize(("precision", "error"), [("bf16", 0.01), ("int8", 0.03)])
+@pytest.mark.parametrize("case", [case for case in CASES if case != "no-past"])
+def test_lower_precisions_are_near(case, precision, error):
+    """States along a plan, against double precision."""
+    spec = CASES[case]
+    modules = networks(spec)
+    model = pyjepa.Model.from_bytes(agent_file.to_bytes(spec, weights(modules)), precision=precision)
+    if model.precision != precision:
+        pytest.skip(f"this machine has no {precision}")
+    seen, goal, _ = drawn(spec, 1)
+    agent = pyjepa.Agent(model)
+    agent.configure(goal=goal)
+    plan = agent.plan(seen)
+    expected, cost = naive(spec, modules, seen, goal, plan.actions.reshape(1, -1, 4))
+    assert 0 < np.linalg.norm(plan.states[1:] - expected[0]) < error * np.linalg.norm(expected)
+    np.testing.assert_allclose(plan.cost, cost[0], rtol=3 * error)
+
+
+def test_a_layer_keeps_the_precision_that_the_file_gives_it():
+    spec = CASES["small"]
+    modules = networks(spec)
+    quantised = dataclasses.replace(
+        spec.modules["predictor"], quantisation=Quantisation(weights="int8", precisions=("fp32",) * 12)
+    )
+    kept = dataclasses.replace(spec, modules={"predictor": quantised})
+    fp32, int8 = (
+        pyjepa.Model.from_bytes(agent_file.to_bytes(s, weights(modules)), precision=p)
+        for s, p in ((spec, "fp32"), (kept, "int8"))
+    )
+    inputs = np.random.default_rng(0).standard_normal((9, 28)).astype(np.float32)
+    np.testing.assert_array_equal(fp32.forward("predictor", inputs), int8.forward("predictor", inputs))
+    with pytest.raises(pyjepa.AgentFileError, match="has 3 items, but the module's blocks have 12 layers"):
+        short = dataclasses.replace(quantised, quantisation=Quantisation(weights="int8", precisions=("fp32",) * 3))
+        agent_file.to_bytes(dataclasses.replace(spec, modules={"predictor": short}), weights(modules))
 
 
 def test_flops_count_what_is_computed():

@@ -247,7 +247,7 @@ def test_what_cannot_be_quantised_is_named(model, tensors):
         quantisation=Quantisation(weights="int8", activations=(ActivationScale(scale=(1.0,)),)),
     )
     spec = dataclasses.replace(model.spec, modules={**model.spec.modules, "predictor": wrong})
-    with pytest.raises(AgentFileError, match="has 1 items, but the module's mlp and gru blocks have 3 layers"):
+    with pytest.raises(AgentFileError, match="has 1 items, but the module's blocks have 3 layers"):
         agent_file.to_bytes(spec, tensors)
 
 

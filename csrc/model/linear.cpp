@@ -1,0 +1,88 @@
+#include "model/linear.hpp"
+
+#include <algorithm>
+
+namespace pyjepa {
+namespace {
+
+using simd::Precision;
+
+// Rows that are activated and narrowed together: they stay in L1 between the two.
+constexpr int kNarrowed = 4;
+
+decltype(auto) pack(std::span<const float> weight, std::span<const float> bias, int in, int out,
+                    Precision precision, std::span<const ActivationScale> activation) {
+    using Packed = std::variant<PackedDense, PackedDenseBf16, PackedDenseInt8, PackedDenseInt8Static>;
+    if (precision == Precision::bf16) return Packed(PackedDenseBf16(weight, bias, in, out));
+    if (precision == Precision::int8 && !activation.empty())
+        return Packed(
+            PackedDenseInt8Static(weight, bias, in, out, {}, activation.front(), ActivationScale{}));
+    if (precision == Precision::int8) return Packed(PackedDenseInt8(weight, bias, in, out));
+    return Packed(PackedDense(weight, bias, in, out));
+}
+
+}  // namespace
+
+Linear::Linear(std::span<const float> weight, std::span<const float> bias, int in, int out,
+               Precision precision, std::span<const ActivationScale> activation)
+    : in_(in),
+      precision_(precision == Precision::int8 && in > simd::kMaxInt8Inputs ? Precision::fp32 : precision),
+      dense_(pack(weight, bias, in, out, precision_, activation)) {}
+
+size_t Linear::scratch(int rows) const noexcept {
+    const auto count = static_cast<size_t>(simd::padded(rows)), row = static_cast<size_t>(ld());
+    switch (precision_) {
+        case Precision::fp32:
+            return 0;
+        case Precision::bf16:
+            return count * row / 2;
+        case Precision::int8:
+            return count * (row / 4 + 2);
+    }
+    return 0;
+}
+
+Linear::Rows Linear::read(const simd::Kernels& kernels, float* x, ptrdiff_t ldx, int rows, simd::Act act,
+                          float* scratch) const noexcept {
+    const bool bf16 = precision_ == Precision::bf16, int8 = precision_ == Precision::int8;
+    float* const scale = scratch + simd::padded(rows) * ld() / 4;
+    Rows to{x,
+            ldx,
+            reinterpret_cast<unsigned char*>(scratch),
+            bf16 ? 2 * ld() : ld(),
+            scale,
+            reinterpret_cast<int32_t*>(scale + simd::padded(rows))};
+    const auto* known = std::get_if<PackedDenseInt8Static>(&dense_);
+    for (int r = 0; r < rows; r += kNarrowed) {
+        const int count = std::min(kNarrowed, rows - r);
+        float* const from = x + r * ldx;
+        unsigned char* const bytes = to.narrow + r * to.ld;
+        if (act != simd::Act::none) kernels.activate(from, ldx, count, in_, act);
+        if (bf16)
+            simd::bf16_kernels()->convert(from, ldx, count, in_, reinterpret_cast<uint16_t*>(bytes), ld());
+        else if (known != nullptr)
+            simd::int8_kernels()->quantise_static(from, ldx, count, in_, known->inverse(), known->zero(),
+                                                  bytes, to.ld);
+        else if (int8)
+            simd::int8_kernels()->quantise(from, ldx, count, in_, bytes, to.ld, to.scale + r, to.zero + r);
+    }
+    return to;
+}
+
+void Linear::multiply(const simd::Kernels& kernels, const Rows& x, int rows, float* y,
+                      ptrdiff_t ldy) const noexcept {
+    constexpr auto act = simd::Act::none;
+    if (const auto* fp32 = std::get_if<PackedDense>(&dense_))
+        kernels.dense(fp32->view(), x.x, x.ldx, rows, y, ldy, act, false);
+    else if (const auto* bf16 = std::get_if<PackedDenseBf16>(&dense_))
+        simd::bf16_kernels()->dense(bf16->view(), reinterpret_cast<const uint16_t*>(x.narrow), ld(), rows, y,
+                                    ldy, nullptr, 0, act, false);
+    else if (const auto* known = std::get_if<PackedDenseInt8Static>(&dense_))
+        simd::int8_kernels()->dense_static(known->view(), x.narrow, x.ld, rows, y, ldy, nullptr, 0, act,
+                                           false);
+    else
+        simd::int8_kernels()->dense(std::get<PackedDenseInt8>(dense_).view(), x.narrow, x.ld, x.scale, x.zero,
+                                    rows, y, ldy, act, false, nullptr);
+}
+
+}  // namespace pyjepa
