@@ -130,15 +130,22 @@ def test_a_window_sees_what_the_last_state_does_not_tell():
         assert (world.step(states, actions)[:, -1] - world.step(states[:, -1], actions[:, -1])).abs().mean() > 0.01
 
 
-@pytest.mark.parametrize("isa", ISAS)
-def test_rollouts_equal_the_naive_form_on_every_isa(isa, tmp_path):
-    expected = {}
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """A folder with an agent file and plans for every case, and what the naive form says that the plans cost."""
+    folder, expected = tmp_path_factory.mktemp("cases"), {}
     for case, spec in CASES.items():
         modules = networks(spec)
-        agent_file.save(tmp_path / f"{case}.safetensors", spec, weights(modules))
+        agent_file.save(folder / f"{case}.safetensors", spec, weights(modules))
         seen, goal, plans = drawn(spec, 29)
-        np.savez(tmp_path / f"{case}.npz", seen=seen, goal=goal, plans=plans)
+        np.savez(folder / f"{case}.npz", seen=seen, goal=goal, plans=plans)
         expected[case] = naive(spec, modules, seen, goal, plans)[1]
+    return folder, expected
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_rollouts_equal_the_naive_form_on_every_isa(isa, told):
+    folder, expected = told
     code = """
 import pathlib, sys, numpy as np, pyjepa
 for file in sorted(pathlib.Path(sys.argv[1]).glob("*.safetensors")):
@@ -148,10 +155,10 @@ for file in sorted(pathlib.Path(sys.argv[1]).glob("*.safetensors")):
     agent.observe(given["seen"])
     np.save(str(file) + ".out.npy", agent.evaluate(given["plans"]))
 """
-    if run_on(isa, code, str(tmp_path)) is None:
+    if run_on(isa, code, str(folder)) is None:
         pytest.skip(f"this machine has no {isa}")
     for case, costs in expected.items():
-        np.testing.assert_allclose(np.load(tmp_path / f"{case}.safetensors.out.npy"), costs, rtol=1e-5, err_msg=case)
+        np.testing.assert_allclose(np.load(folder / f"{case}.safetensors.out.npy"), costs, rtol=1e-5, err_msg=case)
 
 
 def test_a_batch_equals_single_plans_whatever_the_threads():
