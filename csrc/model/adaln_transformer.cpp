@@ -164,7 +164,11 @@ class AdalnTransformer final : public Block {
         return 2.0 * total;
     }
 
+    std::unique_ptr<BlockGradient> differentiate() const override;
+
   private:
+    friend class AdalnGradient;
+
     ptrdiff_t ld() const noexcept { return simd::padded(spec_.width); }
     ptrdiff_t token_size(int rows) const noexcept { return ld() * rows; }
 
@@ -310,6 +314,250 @@ class AdalnTransformer final : public Block {
     Norm2 norm_;
     std::vector<AdalnLayer> layers_;
 };
+
+// The whole window at every step, forward with a tape and back. On the tape, in this order: the actions' MLP
+// (before its activations), then for every layer what entered it, its modulations, queries, keys and values,
+// what attention found and the MLP's hidden units before GELU, and where the two branches joined; at the end
+// what entered the last norm. Rows lie token by token: (tokens, rows).
+class AdalnGradient final : public BlockGradient {
+  public:
+    explicit AdalnGradient(const AdalnTransformer& block) : b_(block) {
+        for (const PackedDense& input : b_.input_) input_.push_back(input.transposed());
+        embedding_.push_back(b_.action0_.transposed());
+        embedding_.push_back(b_.action1_.fp32().transposed());
+        for (const AdalnLayer& l : b_.layers_)
+            layers_.push_back({l.modulation.fp32().transposed(), l.query.fp32().transposed(),
+                               l.key_value.fp32().transposed(), l.out.fp32().transposed(),
+                               l.linear0.fp32().transposed(), l.linear1.fp32().transposed()});
+    }
+
+    int window() const noexcept override { return b_.spec_.window; }
+    size_t tape(int rows) const noexcept override {
+        float* const nothing = nullptr;
+        Tape t{};
+        return static_cast<size_t>(lay_out(nothing, rows, t) - nothing) +
+               layer_size(rows) * static_cast<size_t>(b_.spec_.depth) +
+               static_cast<size_t>(rows * b_.spec_.window) * static_cast<size_t>(b_.ld());
+    }
+    // Four rows as wide as a token, two as wide as anything, and one of modulations, for every token.
+    size_t workspace(int rows) const noexcept override {
+        return static_cast<size_t>(rows * b_.spec_.window) *
+               static_cast<size_t>(4 * b_.ld() + 2 * widest() + b_.modulation_ld());
+    }
+
+    void forward(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y,
+                 ptrdiff_t ldy, bool accumulate, float* tape, float* work) const noexcept override {
+        forward_steps(kernels, x, ldx, Steps{}, rows, y, ldy, accumulate, tape, work);
+    }
+    void backward(const simd::Kernels& kernels, const float* tape, float* dy, ptrdiff_t lddy, int rows,
+                  float* dx, ptrdiff_t lddx, float* work) const noexcept override {
+        backward_steps(kernels, tape, dy, lddy, Steps{}, rows, dx, lddx, work);
+    }
+
+    void forward_steps(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, const Steps& steps,
+                       int rows, float* y, ptrdiff_t ldy, bool accumulate, float* tape,
+                       float* work) const noexcept override {
+        const int width = b_.spec_.width, hidden = b_.spec_.hidden, all = steps.count * rows;
+        const ptrdiff_t ld = b_.ld(), hidden_ld = simd::padded(hidden);
+        constexpr auto none = simd::Act::none, silu = simd::Act::silu;
+        Tape t{};
+        float* at = lay_out(tape, rows, t);
+        float* const normed = work;
+        float* const condition = normed + ld * all;
+        float* const wide = condition + ld * all;
+        Layer first{};
+        lay_out(at, rows, first);
+        for (int i = 0; i < steps.count; ++i) {
+            const float* const from = x - (steps.count - 1 - i) * steps.apart;
+            kernels.dense(b_.action0_.view(), from + b_.latent_, ldx, rows,
+                          t.embedded + i * rows * embedding_ld(), embedding_ld(), none, false);
+            float* const tokens = first.x + i * rows * ld;
+            if (!b_.input_.empty())
+                kernels.dense(b_.input_.front().view(), from, ldx, rows, tokens, ld, none, false);
+            else
+                for (int r = 0; r < rows; ++r) std::copy_n(from + r * ldx, width, tokens + r * ld);
+            kernels.add(b_.position_.data() + i * ld, 0, rows, width, tokens, ld);
+        }
+        copy(t.embedded, all * embedding_ld(), wide);
+        kernels.activate(wide, embedding_ld(), all, b_.spec_.embedding, silu);
+        kernels.dense(b_.action1_.fp32().view(), wide, embedding_ld(), all, t.condition, ld, none, false);
+        copy(t.condition, all * ld, condition);
+        kernels.activate(condition, ld, all, width, silu);
+        for (const AdalnLayer& l : b_.layers_) {
+            Layer tl{};
+            at = lay_out(at, rows, tl);
+            const ptrdiff_t mod = b_.modulation_ld();
+            const auto part = [&](int which) { return tl.modulation + which * width; };
+            kernels.dense(l.modulation.fp32().view(), condition, ld, all, tl.modulation, mod, none, false);
+            kernels.modulated_norm(tl.x, ld, all, width, part(0), part(1), mod, l.norm0.gamma.data(),
+                                   l.norm0.beta.data(), normed, ld);
+            kernels.dense(l.query.fp32().view(), normed, ld, all, tl.queries, inner_ld(), none, false);
+            kernels.dense(l.key_value.fp32().view(), normed, ld, all, tl.key_values, b_.key_value_ld(), none,
+                          false);
+            copy(tl.queries, all * inner_ld(), wide);
+            simd::Token keys[simd::kMaxWindow];
+            for (int i = 0; i < steps.count; ++i) {
+                keys[i] = {tl.key_values + i * rows * b_.key_value_ld(), b_.key_value_ld()};
+                kernels.attend(wide + i * rows * inner_ld(), inner_ld(), keys, i + 1, rows, b_.spec_.heads,
+                               b_.spec_.head_dim);
+            }
+            kernels.dense(l.out.fp32().view(), wide, inner_ld(), all, tl.found, ld, none, false);
+            copy(tl.x, all * ld, tl.joined);
+            kernels.add_gated(tl.found, ld, part(2), mod, all, width, tl.joined, ld);
+            kernels.modulated_norm(tl.joined, ld, all, width, part(3), part(4), mod, l.norm1.gamma.data(),
+                                   l.norm1.beta.data(), normed, ld);
+            kernels.dense(l.linear0.fp32().view(), normed, ld, all, tl.hidden, hidden_ld, none, false);
+            copy(tl.hidden, all * hidden_ld, wide);
+            kernels.activate(wide, hidden_ld, all, hidden, simd::Act::gelu);
+            kernels.dense(l.linear1.fp32().view(), wide, hidden_ld, all, tl.mixed, ld, none, false);
+            float* const next = at;  // where the next layer, or the last norm, begins
+            copy(tl.joined, all * ld, next);
+            kernels.add_gated(tl.mixed, ld, part(5), mod, all, width, next, ld);
+        }
+        copy(at + (all - rows) * ld, rows * ld, normed);
+        kernels.layer_norm(normed, ld, rows, width, b_.norm_.gamma.data(), b_.norm_.beta.data(), none);
+        if (accumulate)
+            kernels.add(normed, ld, rows, width, y, ldy);
+        else
+            for (int r = 0; r < rows; ++r) std::copy_n(normed + r * ld, width, y + r * ldy);
+    }
+
+    void backward_steps(const simd::Kernels& kernels, const float* tape, float* dy, ptrdiff_t lddy,
+                        const Steps& steps, int rows, float* dx, ptrdiff_t lddx,
+                        float* work) const noexcept override {
+        const int width = b_.spec_.width, hidden = b_.spec_.hidden, all = steps.count * rows;
+        const ptrdiff_t ld = b_.ld(), mod = b_.modulation_ld(), hidden_ld = simd::padded(hidden);
+        constexpr auto none = simd::Act::none, silu = simd::Act::silu;
+        float* const g = work;  // dL/d tokens
+        float* const conditions = g + ld * all;
+        float* const branch = conditions + ld * all;
+        float* const normed = branch + ld * all;
+        float* const wide = normed + ld * all;
+        float* const other = wide + widest() * all;
+        float* const modulation = other + widest() * all;
+        Tape t{};
+        float* const read = const_cast<float*>(tape);  // laid out as it was written; only read
+        float* const layers = lay_out(read, rows, t);
+        const auto layer_at = [&](int d) { return layers + static_cast<ptrdiff_t>(layer_size(rows)) * d; };
+        std::fill_n(g, all * ld, 0.0f);
+        std::fill_n(conditions, all * ld, 0.0f);
+        float* const newest = g + (all - rows) * ld;
+        for (int r = 0; r < rows; ++r) std::copy_n(dy + r * lddy, width, newest + r * ld);
+        kernels.layer_norm_backward(layer_at(b_.spec_.depth) + (all - rows) * ld, ld, rows, width,
+                                    b_.norm_.gamma.data(), newest, ld);
+        for (int d = b_.spec_.depth; d-- > 0;) {
+            const AdalnLayer& l = b_.layers_[static_cast<size_t>(d)];
+            const Transposed& back = layers_[static_cast<size_t>(d)];
+            Layer tl{};
+            lay_out(layer_at(d), rows, tl);
+            const auto part = [&](int which) { return tl.modulation + which * width; };
+            const auto to = [&](int which) { return modulation + which * width; };
+            kernels.gate_backward(tl.mixed, ld, part(5), mod, all, width, g, ld, branch, ld, to(5), mod);
+            kernels.dense(back.linear1.view(), branch, ld, all, wide, hidden_ld, none, false);
+            kernels.activate_backward(tl.hidden, hidden_ld, all, hidden, simd::Act::gelu, wide, hidden_ld);
+            kernels.dense(back.linear0.view(), wide, hidden_ld, all, normed, ld, none, false);
+            kernels.modulated_norm_backward(tl.joined, ld, all, width, part(3), part(4), mod,
+                                            l.norm1.gamma.data(), normed, ld, to(3), to(4), mod);
+            kernels.add(normed, ld, all, width, g, ld);
+            kernels.gate_backward(tl.found, ld, part(2), mod, all, width, g, ld, branch, ld, to(2), mod);
+            kernels.dense(back.out.view(), branch, ld, all, wide, inner_ld(), none, false);
+            simd::Token keys[simd::kMaxWindow];
+            float* slopes[simd::kMaxWindow];
+            std::fill_n(other, all * b_.key_value_ld(), 0.0f);
+            for (int i = 0; i < steps.count; ++i) {
+                const ptrdiff_t token = i * rows * b_.key_value_ld();
+                keys[i] = {tl.key_values + token, b_.key_value_ld()};
+                slopes[i] = other + token;
+                kernels.attend_backward(tl.queries + i * rows * inner_ld(), inner_ld(), keys, slopes, i + 1,
+                                        rows, b_.spec_.heads, b_.spec_.head_dim, wide + i * rows * inner_ld(),
+                                        inner_ld());
+            }
+            kernels.dense(back.query.view(), wide, inner_ld(), all, normed, ld, none, false);
+            kernels.dense(back.key_value.view(), other, b_.key_value_ld(), all, normed, ld, none, true);
+            kernels.modulated_norm_backward(tl.x, ld, all, width, part(0), part(1), mod, l.norm0.gamma.data(),
+                                            normed, ld, to(0), to(1), mod);
+            kernels.add(normed, ld, all, width, g, ld);
+            kernels.dense(back.modulation.view(), modulation, mod, all, conditions, ld, none, true);
+        }
+        kernels.activate_backward(t.condition, ld, all, width, silu, conditions, ld);
+        kernels.dense(embedding_[1].view(), conditions, ld, all, wide, embedding_ld(), none, false);
+        kernels.activate_backward(t.embedded, embedding_ld(), all, b_.spec_.embedding, silu, wide,
+                                  embedding_ld());
+        for (int i = 0; i < steps.count; ++i) {
+            float* const to = dx - (steps.count - 1 - i) * steps.apart;
+            const float* const tokens = g + i * rows * ld;
+            if (!input_.empty())
+                kernels.dense(input_.front().view(), tokens, ld, rows, to, lddx, none, false);
+            else
+                for (int r = 0; r < rows; ++r) std::copy_n(tokens + r * ld, width, to + r * lddx);
+            kernels.dense(embedding_[0].view(), wide + i * rows * embedding_ld(), embedding_ld(), rows,
+                          to + b_.latent_, lddx, none, false);
+        }
+    }
+
+  private:
+    struct Transposed {
+        PackedDense modulation, query, key_value, out, linear0, linear1;
+    };
+    struct Tape {
+        float *embedded, *condition;
+    };
+    struct Layer {
+        float *x, *modulation, *queries, *key_values, *found, *joined, *hidden, *mixed;
+    };
+
+    ptrdiff_t inner_ld() const noexcept { return simd::padded(b_.inner_); }
+    ptrdiff_t embedding_ld() const noexcept { return simd::padded(b_.spec_.embedding); }
+    ptrdiff_t widest() const noexcept {
+        return std::max({inner_ld(), b_.key_value_ld(), embedding_ld(),
+                         static_cast<ptrdiff_t>(simd::padded(b_.spec_.hidden))});
+    }
+    size_t layer_size(int rows) const noexcept {
+        float* const nothing = nullptr;
+        Layer l{};
+        return static_cast<size_t>(lay_out(nothing, rows, l) - nothing);
+    }
+    // Where things are on a tape from `at` on; returns where it goes on.
+    float* lay_out(float* at, int rows, Layer& l) const noexcept {
+        const ptrdiff_t tokens = static_cast<ptrdiff_t>(rows) * b_.spec_.window, ld = b_.ld();
+        const auto place = [&](float*& where, ptrdiff_t row) {
+            where = at;
+            at += tokens * row;
+        };
+        place(l.x, ld);
+        place(l.modulation, b_.modulation_ld());
+        place(l.queries, inner_ld());
+        place(l.key_values, b_.key_value_ld());
+        place(l.found, ld);
+        place(l.joined, ld);
+        place(l.hidden, simd::padded(b_.spec_.hidden));
+        place(l.mixed, ld);
+        return at;
+    }
+    float* lay_out(float* at, int rows, Tape& t) const noexcept {
+        const ptrdiff_t tokens = static_cast<ptrdiff_t>(rows) * b_.spec_.window;
+        t.embedded = at;
+        t.condition = t.embedded + tokens * embedding_ld();
+        return t.condition + tokens * b_.ld();
+    }
+
+    static void copy(const float* from, ptrdiff_t count, float* to) noexcept { std::copy_n(from, count, to); }
+
+    const AdalnTransformer& b_;
+    std::vector<PackedDense> input_, embedding_;
+    std::vector<Transposed> layers_;
+};
+
+std::unique_ptr<BlockGradient> AdalnTransformer::differentiate() const {
+    const auto fp32 = [](const Linear& l) { return l.precision() == Precision::fp32; };
+    const bool differentiable =
+        fp32(action1_) && std::all_of(layers_.begin(), layers_.end(), [&](const AdalnLayer& l) {
+            return fp32(l.modulation) && fp32(l.query) && fp32(l.key_value) && fp32(l.out) &&
+                   fp32(l.linear0) && fp32(l.linear1);
+        });
+    if (!differentiable) return nullptr;
+    return std::make_unique<AdalnGradient>(*this);
+}
 
 }  // namespace
 

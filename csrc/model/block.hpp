@@ -17,6 +17,13 @@
 
 namespace pyjepa {
 
+// The inputs of some steps of a rollout: x[r] of the newest, and `apart` floats before it that of the one
+// before.
+struct Steps {
+    int count = 1;
+    ptrdiff_t apart = 0;
+};
+
 // A block's derivative with respect to its input: made once, where a planner asks for it, and holding what
 // that takes (transposed weights). Real-time safe as Block::forward is.
 class BlockGradient {
@@ -31,6 +38,19 @@ class BlockGradient {
     // dx[r] = (dy[r] / dx[r])^T dy[r], from the tape of the forward pass with as many rows. Overwrites dy.
     virtual void backward(const simd::Kernels& kernels, const float* tape, float* dy, ptrdiff_t lddy,
                           int rows, float* dx, ptrdiff_t lddx, float* work) const noexcept = 0;
+    // Steps whose inputs it reads at most: more than one where it looks back. Then it takes those, the
+    // newest's output is y, and dx is laid out as x is.
+    virtual int window() const noexcept { return 1; }
+    virtual void forward_steps(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, const Steps&,
+                               int rows, float* y, ptrdiff_t ldy, bool accumulate, float* tape,
+                               float* work) const noexcept {
+        forward(kernels, x, ldx, rows, y, ldy, accumulate, tape, work);
+    }
+    virtual void backward_steps(const simd::Kernels& kernels, const float* tape, float* dy, ptrdiff_t lddy,
+                                const Steps&, int rows, float* dx, ptrdiff_t lddx,
+                                float* work) const noexcept {
+        backward(kernels, tape, dy, lddy, rows, dx, lddx, work);
+    }
 };
 
 // What a block that looks back keeps of a rollout of at most `capacity` rows: past_size() floats for each,

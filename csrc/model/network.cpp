@@ -183,15 +183,17 @@ size_t NetworkGradient::workspace(int rows) const noexcept {
     return block + 2 * static_cast<size_t>(widest_) * static_cast<size_t>(rows);
 }
 
-void NetworkGradient::forward(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y,
-                              ptrdiff_t ldy, bool accumulate, float* tape, float* work) const noexcept {
+void NetworkGradient::forward(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, const Steps& steps,
+                              int rows, float* y, ptrdiff_t ldy, bool accumulate, float* tape,
+                              float* work) const noexcept {
     float* const buffers[2] = {work, work + static_cast<ptrdiff_t>(widest_) * rows};
     float* const block_work = work + 2 * static_cast<ptrdiff_t>(widest_) * rows;
     for (size_t i = 0; i < blocks_.size(); ++i) {
         const bool last = i + 1 == blocks_.size();
         float* const to = last ? y : buffers[i % 2];
         const ptrdiff_t ld = last ? ldy : widest_;
-        blocks_[i]->forward(kernels, x, ldx, rows, to, ld, last && accumulate, tape, block_work);
+        blocks_[i]->forward_steps(kernels, x, ldx, i == 0 ? steps : Steps{}, rows, to, ld, last && accumulate,
+                                  tape, block_work);
         tape += blocks_[i]->tape(rows);
         x = to;
         ldx = ld;
@@ -199,7 +201,8 @@ void NetworkGradient::forward(const simd::Kernels& kernels, const float* x, ptrd
 }
 
 void NetworkGradient::backward(const simd::Kernels& kernels, const float* tape, float* dy, ptrdiff_t lddy,
-                               int rows, float* dx, ptrdiff_t lddx, float* work) const noexcept {
+                               const Steps& steps, int rows, float* dx, ptrdiff_t lddx,
+                               float* work) const noexcept {
     float* const buffers[2] = {work, work + static_cast<ptrdiff_t>(widest_) * rows};
     float* const block_work = work + 2 * static_cast<ptrdiff_t>(widest_) * rows;
     tape += this->tape(rows);
@@ -207,7 +210,8 @@ void NetworkGradient::backward(const simd::Kernels& kernels, const float* tape, 
         tape -= blocks_[i]->tape(rows);
         float* const to = i == 0 ? dx : buffers[i % 2];
         const ptrdiff_t ld = i == 0 ? lddx : widest_;
-        blocks_[i]->backward(kernels, tape, dy, lddy, rows, to, ld, block_work);
+        blocks_[i]->backward_steps(kernels, tape, dy, lddy, i == 0 ? steps : Steps{}, rows, to, ld,
+                                   block_work);
         dy = to;
         lddy = ld;
     }

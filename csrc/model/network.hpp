@@ -17,10 +17,20 @@ class NetworkGradient {
     explicit NetworkGradient(std::vector<std::unique_ptr<BlockGradient>> blocks, std::vector<int> sizes);
     size_t tape(int rows) const noexcept;
     size_t workspace(int rows) const noexcept;
+    // Of one step, and of as many as the first block looks back on: see BlockGradient.
+    int window() const noexcept { return blocks_.front()->window(); }
     void forward(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y,
-                 ptrdiff_t ldy, bool accumulate, float* tape, float* work) const noexcept;
+                 ptrdiff_t ldy, bool accumulate, float* tape, float* work) const noexcept {
+        forward(kernels, x, ldx, Steps{}, rows, y, ldy, accumulate, tape, work);
+    }
     void backward(const simd::Kernels& kernels, const float* tape, float* dy, ptrdiff_t lddy, int rows,
-                  float* dx, ptrdiff_t lddx, float* work) const noexcept;
+                  float* dx, ptrdiff_t lddx, float* work) const noexcept {
+        backward(kernels, tape, dy, lddy, Steps{}, rows, dx, lddx, work);
+    }
+    void forward(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, const Steps& steps, int rows,
+                 float* y, ptrdiff_t ldy, bool accumulate, float* tape, float* work) const noexcept;
+    void backward(const simd::Kernels& kernels, const float* tape, float* dy, ptrdiff_t lddy,
+                  const Steps& steps, int rows, float* dx, ptrdiff_t lddx, float* work) const noexcept;
 
   private:
     std::vector<std::unique_ptr<BlockGradient>> blocks_;

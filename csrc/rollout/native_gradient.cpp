@@ -38,9 +38,9 @@ NativeGradient::NativeGradient(const Model& model, Cost& cost, Pool& pool, const
         throw Error(PYJEPA_UNSUPPORTED,
                     "planning by gradient needs fp32 weights: load the model in that precision");
     if (predictor_ == nullptr)
-        throw Error(
-            PYJEPA_UNSUPPORTED,
-            "planning by gradient: the predictor has a block without a backward pass (mlp and gru have one)");
+        throw Error(PYJEPA_UNSUPPORTED,
+                    "planning by gradient: the predictor has a block without a backward pass (mlp, gru and "
+                    "adaln_transformer have one)");
     if (const int term = cost.differentiate(); term != -1)
         throw Error(PYJEPA_UNSUPPORTED,
                     "planning by gradient: cost term " + std::to_string(term) +
@@ -65,7 +65,9 @@ float* NativeGradient::lay_out(float* memory, Lane& l) const noexcept {
     place(l.slope, plan);
     place(l.states, (steps + 1) * row);
     place(l.tape, steps * predictor_->tape(block_));
-    for (float** at : {&l.dy, &l.dx, &l.carry}) place(*at, row);
+    place(l.dy, row);
+    place(l.dx, static_cast<size_t>(predictor_->window()) * row);
+    place(l.carry, (steps + 1) * row);
     for (float** at : {&l.cost, &l.scratch}) place(*at, rows);
     place(l.proposal, proposal_scratch_);
     place(l.network, predictor_->workspace(block_));
@@ -167,7 +169,7 @@ void NativeGradient::forward(const Situation& now, int e, int rows, const Lane& 
         cost_.add(Cost::Of::action, view(Cost::Of::action, now, e, t, rows, l), last, l.cost, nullptr,
                   l.scratch);
         predictor_->forward(
-            simd::kernels(), state, ld_, rows, next, ld_, residual,
+            simd::kernels(), state, ld_, steps_at(t), rows, next, ld_, residual,
             l.tape + static_cast<ptrdiff_t>(t) * static_cast<ptrdiff_t>(predictor_->tape(block_)), l.network);
         cost_.add(Cost::Of::state, view(Cost::Of::state, now, e, t, rows, l), last, l.cost, nullptr,
                   l.scratch);
@@ -178,24 +180,33 @@ void NativeGradient::backward(const Situation& now, int e, int rows, const Lane&
     const ptrdiff_t sequence = static_cast<ptrdiff_t>(steps_) * plan_dim_;
     const bool residual = model_.predictor()->residual();
     std::fill_n(l.slope, rows * sequence, 0.0f);
-    std::fill_n(l.carry, static_cast<ptrdiff_t>(rows) * ld_, 0.0f);  // dL/d state
+    std::fill_n(l.carry, (steps_ + 1) * apart(), 0.0f);  // dL/d state, step by step
     for (int t = steps_; t-- > 0;) {
         float* slope = l.slope + static_cast<ptrdiff_t>(t) * plan_dim_;
-        const StepGradient to{l.carry, ld_, slope, t > 0 ? slope - plan_dim_ : nullptr, sequence};
+        float* const reached = l.carry + (t + 1) * apart();
+        const StepGradient to{reached, ld_, slope, t > 0 ? slope - plan_dim_ : nullptr, sequence};
         const bool last = t + 1 == steps_;
         cost_.add_gradient(Cost::Of::state, view(Cost::Of::state, now, e, t, rows, l), last, to);
-        std::copy_n(l.carry, static_cast<ptrdiff_t>(rows) * ld_, l.dy);
+        std::copy_n(reached, static_cast<ptrdiff_t>(rows) * ld_, l.dy);
+        const Steps steps = steps_at(t);
         predictor_->backward(
             simd::kernels(),
             l.tape + static_cast<ptrdiff_t>(t) * static_cast<ptrdiff_t>(predictor_->tape(block_)), l.dy, ld_,
-            rows, l.dx, ld_, l.network);
-        for (int r = 0; r < rows; ++r) {
-            const float* dx = l.dx + static_cast<ptrdiff_t>(r) * ld_;
-            float* carry = l.carry + static_cast<ptrdiff_t>(r) * ld_;
-            for (int j = 0; j < latent_; ++j) carry[j] = residual ? carry[j] + dx[j] : dx[j];
-            for (int d = 0; d < plan_dim_; ++d) slope[r * sequence + d] += dx[latent_ + d];
+            steps, rows, l.dx + (steps.count - 1) * apart(), ld_, l.network);
+        for (int i = 0; i < steps.count; ++i) {
+            const int step = t - steps.count + 1 + i;
+            for (int r = 0; r < rows; ++r) {
+                const float* dx = l.dx + i * apart() + static_cast<ptrdiff_t>(r) * ld_;
+                float* carry = l.carry + step * apart() + static_cast<ptrdiff_t>(r) * ld_;
+                float* slopes = l.slope + r * sequence + static_cast<ptrdiff_t>(step) * plan_dim_;
+                for (int j = 0; j < latent_; ++j) carry[j] += dx[j];
+                for (int d = 0; d < plan_dim_; ++d) slopes[d] += dx[latent_ + d];
+            }
         }
-        cost_.add_gradient(Cost::Of::action, view(Cost::Of::action, now, e, t, rows, l), last, to);
+        if (residual) simd::kernels().add(reached, ld_, rows, latent_, l.carry + t * apart(), ld_);
+        // The action's own terms read where the state was before.
+        const StepGradient acted{l.carry + t * apart(), ld_, slope, to.previous, sequence};
+        cost_.add_gradient(Cost::Of::action, view(Cost::Of::action, now, e, t, rows, l), last, acted);
     }
 }
 

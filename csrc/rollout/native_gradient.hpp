@@ -2,6 +2,7 @@
 // then back through time. Tiles are as in native.hpp.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <vector>
 
@@ -22,7 +23,7 @@ class NativeGradient {
                   float* gradient, const Deadline& deadline);
 
   private:
-    // One worker's scratch. Rows are `ld_` apart: a state, the action behind it.
+    // One worker's scratch. Rows are `ld_` apart: a state, the action behind it; steps `apart()`.
     struct Lane {
         float *actions, *slope, *states, *tape, *dy, *dx, *carry, *cost, *scratch, *proposal, *network,
             *heads;
@@ -30,6 +31,9 @@ class NativeGradient {
     // Laid out from `memory` on; returns where it ends.
     float* lay_out(float* memory, Lane& lane) const noexcept;
     Lane lane(int thread) noexcept;
+    ptrdiff_t apart() const noexcept { return static_cast<ptrdiff_t>(block_) * ld_; }
+    // The inputs that the predictor reads at step t.
+    Steps steps_at(int t) const noexcept { return {std::min(t + 1, predictor_->window()), apart()}; }
     void forward(const Situation& now, int e, int rows, const Lane& lane) noexcept;
     void backward(const Situation& now, int e, int rows, const Lane& lane) noexcept;
     // What terms of actions, or of states, see of step t.

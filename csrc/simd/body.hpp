@@ -520,6 +520,7 @@ void gru(const float* gates, ptrdiff_t ldg, int stride, const float* h, ptrdiff_
 
 #include "simd/backward_body.hpp"
 #include "simd/transformer_body.hpp"
+#include "simd/transformer_backward_body.hpp"
 
 }  // namespace
 
@@ -549,6 +550,9 @@ const Kernels table = {
     modulated_norm,
     add_gated,
     attend,
+    modulated_norm_backward,
+    gate_backward,
+    attend_backward,
 };
 #undef PYJEPA_STRINGIFY
 #undef PYJEPA_STRINGIFY2

@@ -101,6 +101,18 @@ struct Kernels {
     // head by softmax(query . key / sqrt(head_dim)).
     void (*attend)(float* q, ptrdiff_t ldq, const Token* tokens, int count, int rows, int heads,
                    int head_dim);
+    // x, shift, scale, gamma: what modulated_norm() was given; `dshift` and `dscale` receive theirs.
+    void (*modulated_norm_backward)(const float* x, ptrdiff_t ldx, int rows, int n, const float* shift,
+                                    const float* scale, ptrdiff_t ldm, const float* gamma, float* g,
+                                    ptrdiff_t ldg, float* dshift, float* dscale, ptrdiff_t ldd);
+    // Of add_gated: g stays what it is, also dL/dx; dy = gate * g, dgate = y * g.
+    void (*gate_backward)(const float* y, ptrdiff_t ldy, const float* gate, ptrdiff_t ldgate, int rows, int n,
+                          const float* g, ptrdiff_t ldg, float* dy, ptrdiff_t lddy, float* dgate,
+                          ptrdiff_t lddgate);
+    // q: the queries as they were; g becomes dL/dq, and to slopes[i], laid out as tokens[i] is, what the keys
+    // and values of token i are worth is added.
+    void (*attend_backward)(const float* q, ptrdiff_t ldq, const Token* tokens, float* const* slopes,
+                            int count, int rows, int heads, int head_dim, float* g, ptrdiff_t ldg);
 };
 
 // ---- lower precisions: weights in bf16 or int8, sums in fp32 or int32, everything else in fp32 ----

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from tiny import tiny, tiny_eb_jepa, tiny_tdmpc2
+from tiny import tiny, tiny_eb_jepa, tiny_lewm, tiny_tdmpc2
 
 from pyjepa.bench import comparison
 from pyjepa.bench.comparison import Settings, measure
@@ -118,6 +118,15 @@ def test_a_recurrent_workload_is_also_measured_with_its_encoding():
     alone, both = rows["pyjepa", None], rows["pyjepa", "encode and plan"]
     assert both["plan_ms_p50"] > alone["plan_ms_p50"]
     assert rows["torch", None]["final_cost"] == pytest.approx(alone["final_cost"], rel=0.1)
+
+
+def test_a_workload_that_looks_back_is_measured_beside_torch():
+    pytest.importorskip("torch")
+    result, notes = run([tiny_lewm()], peers=("torch", "torch-bf16"))
+    assert not notes
+    rows = {row["peer"]: row for row in result["rows"]}
+    assert set(rows) == {"pyjepa", "torch", "torch-bf16"}
+    assert rows["torch"]["final_cost"] == pytest.approx(rows["pyjepa"]["final_cost"], rel=0.1)
 
 
 def test_what_cannot_run_is_said_and_left_out():

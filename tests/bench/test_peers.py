@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from tiny import CEM, MPPI, tiny, tiny_eb_jepa, tiny_tdmpc2
+from tiny import CEM, MPPI, tiny, tiny_eb_jepa, tiny_lewm, tiny_tdmpc2
 
 from pyjepa.bench import peers
 from pyjepa.bench.workloads import Problem, problem_of, two_rooms
@@ -54,10 +54,11 @@ def test_costs_agree_and_plans_are_good(peer, planner):
         assert np.median(costs) < drawn[100 if planner is CEM else 500]  # of 2000 random plans
 
 
+@pytest.mark.parametrize("make", [tiny_eb_jepa, tiny_lewm])
 @pytest.mark.parametrize("peer", peers.PEERS)
-def test_a_gru_is_planned_by_those_who_state_it(peer):
-    problem = problem_of(tiny_eb_jepa())
-    if peer not in ("torch", "torch-bf16", "onnxruntime"):
+def test_a_model_with_a_past_is_planned_by_those_who_state_it(peer, make):
+    problem = problem_of(make())
+    if peer not in ("torch", "torch-bf16", *(("onnxruntime",) if make is tiny_eb_jepa else ())):
         assert peers.variants(peer, problem) == ()
         return
     need(peer)

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from tiny import tiny, tiny_eb_jepa, tiny_tdmpc2
+from tiny import tiny, tiny_eb_jepa, tiny_lewm, tiny_tdmpc2
 
 from pyjepa.agent import Agent
 from pyjepa.bench.tdmpc2 import TdMpc2Problem
@@ -95,6 +95,36 @@ def test_a_recurrent_problem_costs_plans_as_the_engine_does():
     assert problem.costs(plan.actions[None])[0] == pytest.approx(plan.cost, rel=1e-5)
     assert plan.cost < problem.costs(problem.sample(64, seed=0)).min()
     other = dataclasses.replace(workload.spec, cost=(dataclasses.replace(workload.spec.cost[0], terminal=2.0),))
+    with pytest.raises(ValueError, match="a predictor or cost that peers do not state"):
+        problem_of(dataclasses.replace(workload, spec=other))
+
+
+def test_w3_is_lewms_model_and_its_work_is_counted_as_the_engine_counts_it():
+    workload = WORKLOADS["W3"]()
+    problem = problem_of(workload)
+    assert problem.algorithm == "cem-adaln"
+    assert (problem.steps, problem.action_dim, problem.latent_dim) == (5, 10, 192)
+    assert np.all(problem.planner.std * problem.high == 1.0), "a standard deviation of 1"
+    # By hand: what each action, token and candidate takes, with the savings.
+    action = 10 * 768 + 768 * 192 + 6 * 192 * 1152
+    keys, rest = 192 * 2048, 192 * 1024 + 1024 * 192 + 2 * 192 * 2048
+    tokens, outputs = 1 + 1 + 1 + 3 + 3, 5
+    products = 5 * (action + 2 * 192 * 2048) + 6 * tokens * keys + (5 * tokens + outputs) * rest
+    pairs = 5 * (1 + 2 + 3 + 6 + 6) + (1 + 2 + 3 + 3 + 3)
+    assert problem.flops == 2 * (products + 2 * 1024 * pairs) * 300 * 10
+    agent = Agent(workload.model())
+    agent.configure(goal=workload.goal)
+    assert agent.settings["flops"] == problem.flops
+
+
+def test_a_problem_that_looks_back_costs_plans_as_the_engine_does():
+    workload = tiny_lewm()
+    problem, agent = problem_of(workload), Agent(workload.model())
+    agent.configure(goal=workload.goal)
+    plan = agent.plan(workload.observation)
+    assert problem.costs(plan.actions.reshape(1, 5, 4))[0] == pytest.approx(plan.cost, rel=1e-5)
+    assert plan.cost < problem.costs(problem.sample(64, seed=0)).min()
+    other = dataclasses.replace(workload.spec, cost=(dataclasses.replace(workload.spec.cost[0], stage=2.0),))
     with pytest.raises(ValueError, match="a predictor or cost that peers do not state"):
         problem_of(dataclasses.replace(workload, spec=other))
 

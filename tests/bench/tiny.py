@@ -1,6 +1,9 @@
 """A planning problem small enough for tests."""
 
+import dataclasses
+
 from pyjepa.bench.eb_jepa import eb_jepa
+from pyjepa.bench.lewm import TRANSFORMER, lewm
 from pyjepa.bench.tdmpc2 import tdmpc2
 from pyjepa.bench.workloads import residual_mlp
 from pyjepa.spec import Planner
@@ -41,3 +44,14 @@ def tiny_tdmpc2():
 def tiny_eb_jepa():
     """W2 in small: pictures of 9x9, 16 numbers of state."""
     return eb_jepa("tiny-eb-jepa", pixels=9, channels=(4, 6), latent=16, planner=CEM)
+
+
+def tiny_lewm():
+    """W3 in small: 24 numbers of state, two layers, blocks of two steps."""
+    return lewm(
+        "tiny-lewm",
+        transformer=dataclasses.replace(TRANSFORMER, depth=2, width=24, heads=3, head_dim=8, hidden=40, embedding=20),
+        projector=32,
+        block=2,
+        planner=dataclasses.replace(CEM, horizon=10),
+    )

@@ -105,6 +105,8 @@ const Case every_case[] = {
     {adaln_spec, 2, PYJEPA_CEM},
     {adaln_spec, 2, PYJEPA_MPPI},
     {adaln_spec, 2, PYJEPA_ICEM},
+    {adaln_spec, 2, PYJEPA_GRADIENT},
+    {adaln_spec, 2, PYJEPA_HYBRID},
     {discrete_spec, 1, PYJEPA_CATEGORICAL_CEM},
     {discrete_spec, 1, PYJEPA_TREE},
 };

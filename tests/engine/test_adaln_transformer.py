@@ -179,7 +179,7 @@ def test_a_batch_equals_single_plans_whatever_the_threads():
 
 
 def test_candidates_given_up_change_nothing():
-    """Rows move when others are given up: with them goes what they keep of the past. Actions tell early, the end tells the rest."""
+    """Rows move when others are given up: with them goes what they keep of the past."""
     terms = (
         CostTerm(kind="goal_distance", metric="squared_l2", stage=0.0, terminal=50.0),
         CostTerm(kind="action_size", stage=1.0),
@@ -229,8 +229,8 @@ def test_a_layer_keeps_the_precision_that_the_file_gives_it():
     )
     inputs = np.random.default_rng(0).standard_normal((9, 28)).astype(np.float32)
     np.testing.assert_array_equal(fp32.forward("predictor", inputs), int8.forward("predictor", inputs))
+    short = dataclasses.replace(quantised, quantisation=Quantisation(weights="int8", precisions=("fp32",) * 3))
     with pytest.raises(pyjepa.AgentFileError, match="has 3 items, but the module's blocks have 12 layers"):
-        short = dataclasses.replace(quantised, quantisation=Quantisation(weights="int8", precisions=("fp32",) * 3))
         agent_file.to_bytes(dataclasses.replace(spec, modules={"predictor": short}), weights(modules))
 
 

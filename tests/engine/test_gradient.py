@@ -11,7 +11,21 @@ import pyjepa
 from pyjepa import agent_file
 from pyjepa.blocks import Network
 from pyjepa.cost import plan_cost
-from pyjepa.spec import Actions, Conv, ConvLayer, CostTerm, Gru, Layer, Level, Mlp, Module, Observation, Planner, Spec
+from pyjepa.spec import (
+    Actions,
+    AdalnTransformer,
+    Conv,
+    ConvLayer,
+    CostTerm,
+    Gru,
+    Layer,
+    Level,
+    Mlp,
+    Module,
+    Observation,
+    Planner,
+    Spec,
+)
 from pyjepa.world_model import WorldModel
 
 LATENT, ACTIONS, STEPS = 24, 3, 5
@@ -48,6 +62,16 @@ def recurrent_spec(norm, *, latent=LATENT, residual=False, inputs=("state", "act
     return dataclasses.replace(spec, modules={"encoder": encoder, "predictor": cell})
 
 
+def looking_back_spec(window, *, latent=LATENT, width=LATENT, depth=2, residual=False, inputs=("state", "action")):
+    """A transformer as predictor, and an mlp after it; sizes that fill no vector."""
+    spec = state_spec(inputs=inputs)
+    encoder = Module(inputs=("observation",), blocks=(Mlp(layers=(Layer(out=latent, norm="layer"),)),))
+    block = AdalnTransformer(window=window, depth=depth, width=width, heads=3, head_dim=7, hidden=50, embedding=20)
+    projector = Mlp(layers=(Layer(out=33, activation="gelu"), Layer(out=latent)))
+    module = Module(inputs=inputs, combine="adaln", residual=residual, blocks=(block, projector))
+    return dataclasses.replace(spec, modules={"encoder": encoder, "predictor": module})
+
+
 def autograd(spec, modules, seen, goal, plans):
     """Costs and gradients in torch."""
     world = WorldModel(spec)
@@ -66,6 +90,8 @@ def name_of(block):
     """For ids."""
     if isinstance(block, Gru):
         return f"gru-{block.hidden}-{block.norm}"
+    if isinstance(block, AdalnTransformer):
+        return f"adaln-{block.window}-{block.depth}-{block.width}"
     return "-".join(f"{layer.norm}-{layer.activation}" for layer in block.layers)
 
 
@@ -85,6 +111,10 @@ def drawn_plans(spec, count, seed=0):
         recurrent_spec("none"),
         recurrent_spec("tied", latent=150),
         recurrent_spec("layer", latent=30, residual=True, inputs=("action", "state")),
+        looking_back_spec(3),
+        looking_back_spec(8, depth=3),
+        looking_back_spec(1, residual=True),
+        looking_back_spec(2, latent=30, width=41, residual=True, inputs=("action", "state")),
         recurrent_spec("layer", latent=64, after=(Mlp(layers=(Layer(out=64, activation="mish"),)),)),
     ],
     ids=lambda s: "-".join(
