@@ -53,5 +53,5 @@ def tiny_lewm():
         transformer=dataclasses.replace(TRANSFORMER, depth=2, width=24, heads=3, head_dim=8, hidden=40, embedding=20),
         projector=32,
         block=2,
-        planner=dataclasses.replace(CEM, horizon=10),
+        planner=dataclasses.replace(CEM, horizon=10, iterations=10),
     )
