@@ -99,9 +99,9 @@ def command(
 
     WORKLOADS: W0s, W0 and W0L (CEM on small to large state-based models; the default), W0s-mppi, W0L-mppi (one
     iteration of MPPI), W1 (TD-MPC2's model and planner), W2 (EB-JEPA's recurrent model: a plan takes seconds), W3
-    (LeWM's transformer: seconds, too),
-    two-rooms (the shipped agent) and mode1 (acting without planning). Implementations take turns in processes of their
-    own; peers run only when named, and only if the costs they compute are the engine's.
+    (LeWM's transformer: seconds, too), two-rooms (the shipped agent) and mode1 (acting without planning).
+    Implementations take turns in processes of their own; peers run only when named, and only if the costs they compute
+    are the engine's.
     """
     from pyjepa.atomic import write_text
     from pyjepa.bench.comparison import Settings, measure
