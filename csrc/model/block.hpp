@@ -61,6 +61,16 @@ struct Past {
     int step = 0;
 };
 
+// Steps of a recurrence: y = x + f(x), or f(x), where the next x is y and then `count` numbers that are known
+// already. A block may leave that input in `work` as it will want it.
+struct Recurrence {
+    const float* more = nullptr;  // (rows, count); nullptr: this step is the last
+    ptrdiff_t ld_more = 0;
+    int count = 0;
+    bool ready = false;  // whether it did so; the caller takes it back where rows move
+    int buffer = 0;      // and where
+};
+
 class Block {
   public:
     virtual ~Block() = default;
@@ -70,6 +80,11 @@ class Block {
     // exception. y may be x itself only where in_place() says so.
     virtual void forward(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y,
                          ptrdiff_t ldy, bool accumulate, float* work) const noexcept = 0;
+    // The same as a step of a recurrence, `work` being what the step before left.
+    virtual void step(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y,
+                      ptrdiff_t ldy, bool accumulate, float* work, Recurrence&) const noexcept {
+        forward(kernels, x, ldx, rows, y, ldy, accumulate, work);
+    }
     virtual bool in_place() const noexcept { return false; }
     // Floats a row that a rollout keeps from step to step; 0 for what depends on its input alone.
     virtual size_t past_size() const noexcept { return 0; }

@@ -69,8 +69,17 @@ class Mlp final : public Block {
 
     void forward(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y,
                  ptrdiff_t ldy, bool accumulate, float* work) const noexcept override {
+        Recurrence alone;
+        step(kernels, x, ldx, rows, y, ldy, accumulate, work, alone);
+    }
+
+    void step(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y, ptrdiff_t ldy,
+              bool accumulate, float* work, Recurrence& recurrence) const noexcept override {
         float* const buffers[2] = {work, work + static_cast<ptrdiff_t>(hidden_) * rows};
         Narrow narrow(narrow_element_, work + 2 * static_cast<ptrdiff_t>(hidden_) * rows, narrow_ld(), rows);
+        narrow.ready = recurrence.ready;
+        narrow.current = recurrence.buffer;
+        recurrence.ready = false;
         for (size_t j = 0; j < layers_.size(); ++j) {
             const MlpLayer& layer = layers_[j];
             const bool last = j + 1 == layers_.size();
@@ -84,6 +93,8 @@ class Mlp final : public Block {
                               direct && accumulate);
             } else if (layer.precision == Precision::bf16) {
                 dense_bf16(layer, x, ldx, rows, out, ld, act, direct && accumulate, stay_narrow, narrow);
+            } else if (last && leaves_input(recurrence)) {
+                dense_int8_next(layer, x, ldx, rows, out, ld, accumulate, narrow, recurrence);
             } else {
                 dense_int8(layer, x, ldx, rows, out, ld, act, direct && accumulate, stay_narrow, narrow);
             }
@@ -160,14 +171,28 @@ class Mlp final : public Block {
         if (stay_narrow) narrow.current = 1 - narrow.current;
     }
 
+    // The layer's input, where it is not in bytes yet.
+    static void to_bytes(const MlpLayer& layer, const float* x, ptrdiff_t ldx, int rows,
+                         Narrow& narrow) noexcept {
+        const simd::Int8Kernels& int8 = *simd::int8_kernels();
+        unsigned char* const bytes = narrow.buffers[narrow.current];
+        if (narrow.maxima)
+            int8.quantise_relu(x, ldx, rows, layer.in, narrow.most, bytes, narrow.ld, narrow.scale,
+                               narrow.zero);
+        else if (narrow.ready)
+            return;
+        else if (const auto* known = std::get_if<PackedDenseInt8Static>(&layer.dense))
+            int8.quantise_static(x, ldx, rows, layer.in, known->inverse(), known->zero(), bytes, narrow.ld);
+        else
+            int8.quantise(x, ldx, rows, layer.in, bytes, narrow.ld, narrow.scale, narrow.zero);
+    }
+
     void dense_int8(const MlpLayer& layer, const float* x, ptrdiff_t ldx, int rows, float* y, ptrdiff_t ldy,
                     simd::Act act, bool accumulate, bool stay_narrow, Narrow& narrow) const noexcept {
         const simd::Int8Kernels& int8 = *simd::int8_kernels();
-        unsigned char* const bytes = narrow.buffers[narrow.current];
+        to_bytes(layer, x, ldx, rows, narrow);
+        const unsigned char* const bytes = narrow.buffers[narrow.current];
         if (const auto* known = std::get_if<PackedDenseInt8Static>(&layer.dense)) {
-            if (!narrow.ready)
-                int8.quantise_static(x, ldx, rows, layer.in, known->inverse(), known->zero(), bytes,
-                                     narrow.ld);
             int8.dense_static(known->view(), bytes, narrow.ld, rows, y, ldy,
                               stay_narrow ? narrow.buffers[1 - narrow.current] : nullptr, narrow.ld, act,
                               accumulate);
@@ -176,11 +201,6 @@ class Mlp final : public Block {
             return;
         }
         const simd::DenseInt8 dense = std::get<PackedDenseInt8>(layer.dense).view();
-        if (narrow.maxima)
-            int8.quantise_relu(x, ldx, rows, layer.in, narrow.most, bytes, narrow.ld, narrow.scale,
-                               narrow.zero);
-        else if (!narrow.ready)
-            int8.quantise(x, ldx, rows, layer.in, bytes, narrow.ld, narrow.scale, narrow.zero);
         const bool relu = stay_narrow && act == simd::Act::relu;
         narrow.ready = relu && layer.out <= simd::kMaxInt8Row;
         narrow.maxima = relu && !narrow.ready;
@@ -191,6 +211,36 @@ class Mlp final : public Block {
         } else {
             int8.dense(dense, bytes, narrow.ld, narrow.scale, narrow.zero, rows, y, ldy, act, accumulate,
                        narrow.maxima ? narrow.most : nullptr);
+        }
+    }
+
+    // Whether the last layer can leave the next step's input in bytes.
+    bool leaves_input(const Recurrence& recurrence) const noexcept {
+        const MlpLayer& layer = layers_.back();
+        return recurrence.more != nullptr && fused(layer) && layer.act == simd::Act::none &&
+               layer.dense.index() == layers_.front().dense.index() &&
+               layer.out + recurrence.count == layers_.front().in &&
+               simd::has_next_input(layer.out, recurrence.count);
+    }
+
+    // As dense_int8 for the last layer.
+    void dense_int8_next(const MlpLayer& layer, const float* x, ptrdiff_t ldx, int rows, float* y,
+                         ptrdiff_t ldy, bool accumulate, Narrow& narrow,
+                         Recurrence& recurrence) const noexcept {
+        const simd::Int8Kernels& int8 = *simd::int8_kernels();
+        to_bytes(layer, x, ldx, rows, narrow);
+        recurrence.ready = true;
+        recurrence.buffer = 1 - narrow.current;
+        const unsigned char* const bytes = narrow.buffers[narrow.current];
+        const simd::NextInput next{narrow.buffers[recurrence.buffer], narrow.ld, recurrence.more,
+                                   recurrence.ld_more, recurrence.count};
+        if (const auto* known = std::get_if<PackedDenseInt8Static>(&layer.dense)) {
+            const auto& first = std::get<PackedDenseInt8Static>(layers_.front().dense);
+            int8.dense_static_next(known->view(), bytes, narrow.ld, rows, y, ldy, accumulate, first.inverse(),
+                                   first.zero(), next);
+        } else {
+            int8.dense_next(std::get<PackedDenseInt8>(layer.dense).view(), bytes, narrow.ld, narrow.scale,
+                            narrow.zero, rows, y, ldy, accumulate, next);
         }
     }
 

@@ -105,12 +105,13 @@ size_t Network::workspace(int rows) const noexcept {
 
 void Network::forward(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y,
                       ptrdiff_t ldy, bool accumulate, float* work) const noexcept {
-    run(kernels, x, ldx, rows, y, ldy, accumulate, work, nullptr);
+    run(kernels, x, ldx, rows, y, ldy, accumulate, work, nullptr, nullptr);
 }
 
 void Network::advance(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y,
-                      ptrdiff_t ldy, bool accumulate, float* work, const Past& past) const noexcept {
-    run(kernels, x, ldx, rows, y, ldy, accumulate, work, &past);
+                      ptrdiff_t ldy, bool accumulate, float* work, const Past& past,
+                      Recurrence* recurrence) const noexcept {
+    run(kernels, x, ldx, rows, y, ldy, accumulate, work, &past, recurrence);
 }
 
 // Of all blocks only the first can look back.
@@ -123,14 +124,17 @@ void Network::move(const Past& past, int from, int to) const noexcept {
 }
 
 void Network::run(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y,
-                  ptrdiff_t ldy, bool accumulate, float* work, const Past* past) const noexcept {
+                  ptrdiff_t ldy, bool accumulate, float* work, const Past* past,
+                  Recurrence* recurrence) const noexcept {
     float* buffers[2] = {work, work + static_cast<ptrdiff_t>(widest_) * rows};
     float* const block_work = work + 2 * static_cast<ptrdiff_t>(widest_) * rows;
     for (size_t i = 0; i < blocks_.size(); ++i) {
         const bool direct = i + 1 == blocks_.size() && !buffered_;
         float* const to = direct ? y : buffers[i % 2];
         const ptrdiff_t ld = direct ? ldy : widest_;
-        if (i == 0 && past != nullptr)
+        if (recurrence != nullptr && blocks_.size() == 1 && direct && past_size() == 0)
+            blocks_[i]->step(kernels, x, ldx, rows, to, ld, accumulate, block_work, *recurrence);
+        else if (i == 0 && past != nullptr)
             blocks_[i]->advance(kernels, x, ldx, rows, to, ld, direct && accumulate, block_work, *past);
         else
             blocks_[i]->forward(kernels, x, ldx, rows, to, ld, direct && accumulate, block_work);

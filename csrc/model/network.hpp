@@ -55,9 +55,11 @@ class Network {
     void forward(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y,
                  ptrdiff_t ldy, bool accumulate, float* work) const noexcept;
     // Floats a row that a rollout keeps from step to step, and a step of one: see Block.
+    // `recurrence`: what follows the output in the next step's input, or nullptr.
     size_t past_size() const noexcept;
     void advance(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y,
-                 ptrdiff_t ldy, bool accumulate, float* work, const Past& past) const noexcept;
+                 ptrdiff_t ldy, bool accumulate, float* work, const Past& past,
+                 Recurrence* recurrence = nullptr) const noexcept;
     void move(const Past& past, int from, int to) const noexcept;
     double flops() const noexcept;
     double flops(int steps) const noexcept;
@@ -67,7 +69,7 @@ class Network {
   private:
     // `past`: nullptr where there is none.
     void run(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y, ptrdiff_t ldy,
-             bool accumulate, float* work, const Past* past) const noexcept;
+             bool accumulate, float* work, const Past* past, Recurrence* recurrence) const noexcept;
 
     std::vector<std::unique_ptr<Block>> blocks_;
     std::vector<int> sizes_;         // outputs of each block

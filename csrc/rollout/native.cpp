@@ -303,6 +303,9 @@ int NativeRollout::roll(const Situation& now, int e, int rows, const Lane& l, fl
     const float* goal = now.goals == nullptr ? nullptr : now.goals + static_cast<ptrdiff_t>(e) * latent_;
     StepView step{kernels, e,        rows,     l.state,   state_ld_,    latent_, goal,   nullptr,
                   nullptr, sequence, sequence, plan_dim_, now.draws[e], 1.0f,    l.heads};
+    Recurrence recurrence;
+    recurrence.ld_more = sequence;
+    recurrence.count = plan_dim_;
     for (int t = 0; t < steps_; ++t, step.discount *= cost_.discount()) {
         if (t > 0 && deadline.expired()) return -1;
         step.actions = l.actions + static_cast<ptrdiff_t>(t) * plan_dim_;
@@ -321,16 +324,19 @@ int NativeRollout::roll(const Situation& now, int e, int rows, const Lane& l, fl
         float each[kMaxCostTerms];
         float* const report = terms == nullptr ? nullptr : each;
         cost_.add(Cost::Of::action, step, last, l.cost, report, l.scratch);
+        recurrence.more = last ? nullptr : step.actions + plan_dim_;
         predictor_.advance(kernels, l.state, state_ld_, rows, l.state, state_ld_, predictor_.residual(),
-                           l.network, past(l, t));
+                           l.network, past(l, t), &recurrence);
         cost_.add(Cost::Of::state, step, last, l.cost, report, l.scratch);
         if (states != nullptr)
             std::copy_n(l.state, latent_, states + static_cast<ptrdiff_t>(t + 1) * latent_);
         if (terms != nullptr)
             for (int i = 0; i < cost_.terms(); ++i) terms[static_cast<ptrdiff_t>(i) * steps_ + t] = each[i];
         if (last || bound == std::numeric_limits<float>::infinity()) continue;
-        rows = step.rows = give_up(rows, bound, l, t + 1);
-        if (rows == 0) break;
+        const int left = give_up(rows, bound, l, t + 1);
+        if (left == 0) return 0;
+        if (left != rows) recurrence.ready = false;
+        rows = step.rows = left;
     }
     return rows;
 }

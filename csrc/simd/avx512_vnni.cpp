@@ -80,83 +80,108 @@ __attribute__((always_inline)) inline __m512 largest(const __m512i (&v)[R]) {
                                    _mm512_castps_si512(_mm512_shuffle_ps(low, high, 0xdd)))));
 }
 
-// Rows together, for each has to wait for its largest number: which, as an integer, is the largest signed one
-// or, without its sign, the largest unsigned one.
-constexpr int kTogether = 4;
+// The largest number of a row and its sign: as integers, it is the largest signed one or, but for its sign,
+// the largest unsigned one.
+struct Reach {
+    __m512i positive = _mm512_setzero_si512(), negative = _mm512_setzero_si512();
+    __attribute__((always_inline)) void see(__m512i bits) {
+        positive = _mm512_max_epi32(positive, bits);
+        negative = _mm512_max_epu32(negative, bits);
+    }
+    __attribute__((always_inline)) uint32_t any_negative() const {
+        return _mm512_movepi32_mask(negative) != 0 ? 1 : 0;
+    }
+    __attribute__((always_inline)) __m512i magnitude() const {
+        return _mm512_max_epi32(positive, _mm512_and_si512(negative, _mm512_set1_epi32(0x7fffffff)));
+    }
+};
+
+// What makes bytes of numbers, y = x * inverse + offset, and what tells of it afterwards. That goes to where
+// it is kept one by one: what is read there next would have to wait for a store of some lanes of a vector.
+struct Steps {
+    alignas(64) float inverse[16], offset[16], scale[16];
+    alignas(64) int32_t zero[16];
+};
+
+// What the magnitudes of R rows, `count` of which there are, make of their scales; `signs`: a bit for each
+// that has negative numbers.
+template <int R>
+__attribute__((always_inline)) inline void scales(const __m512i (&magnitudes)[R], uint32_t signs, int count,
+                                                  float* scale, int32_t* zero, Steps& steps) {
+    const __m512 reach = largest(magnitudes), one = _mm512_set1_ps(1.0f);
+    const auto is_signed = static_cast<__mmask16>(signs);
+    const __m512 levels = _mm512_mask_blend_ps(is_signed, _mm512_set1_ps(255.0f), _mm512_set1_ps(127.0f));
+    // Too small to divide by: zeros, with a scale that is as good as any other.
+    const __mmask16 flat = _mm512_cmp_ps_mask(reach, _mm512_set1_ps(1e-30f), _CMP_LT_OQ);
+    _mm512_store_ps(steps.inverse, _mm512_mask_blend_ps(flat, _mm512_div_ps(levels, reach), one));
+    _mm512_store_ps(steps.offset, _mm512_maskz_mov_ps(is_signed, _mm512_set1_ps(128.0f)));
+    _mm512_store_ps(steps.scale, _mm512_mask_blend_ps(flat, _mm512_div_ps(reach, levels), one));
+    _mm512_store_si512(steps.zero, _mm512_maskz_mov_epi32(is_signed, _mm512_set1_epi32(128)));
+    for (int r = 0; r < count; ++r) {
+        scale[r] = steps.scale[r];
+        zero[r] = steps.zero[r];
+    }
+}
+
 void quantise(const float* x, ptrdiff_t ldx, int rows, int n, uint8_t* y, ptrdiff_t ldy, float* scale,
               int32_t* zero) {
-    constexpr int R = kTogether;
+    constexpr int R = 4;  // together, for each has to wait for its largest number
     for (int row = 0; row < rows; row += R, x += R * ldx, y += R * ldy) {
         const int count = rows - row < R ? rows - row : R;
         const float* from[R];
         for (int r = 0; r < R; ++r) from[r] = x + (r < count ? r : count - 1) * ldx;
-        __m512i positive[R], negative[R];
-        for (int r = 0; r < R; ++r) positive[r] = negative[r] = _mm512_setzero_si512();
-        const auto see = [&](int r, __m512i bits) {
-            positive[r] = _mm512_max_epi32(positive[r], bits);
-            negative[r] = _mm512_max_epu32(negative[r], bits);
-        };
+        Reach reach[R];
         int j = 0;
         for (; j + 16 <= n; j += 16)
 #pragma GCC unroll 4
-            for (int r = 0; r < R; ++r) see(r, _mm512_loadu_si512(from[r] + j));
+            for (int r = 0; r < R; ++r) reach[r].see(_mm512_loadu_si512(from[r] + j));
         if (j < n)
 #pragma GCC unroll 4
-            for (int r = 0; r < R; ++r) see(r, _mm512_maskz_loadu_epi32(mask_of(n - j), from[r] + j));
-        uint32_t is_signed = 0;
-#pragma GCC unroll 4
+            for (int r = 0; r < R; ++r) reach[r].see(_mm512_maskz_loadu_epi32(mask_of(n - j), from[r] + j));
+        __m512i magnitudes[R];
+        uint32_t signs = 0;
         for (int r = 0; r < R; ++r) {
-            is_signed |= static_cast<uint32_t>(_mm512_movepi32_mask(negative[r]) != 0) << r;
-            positive[r] =
-                _mm512_max_epi32(positive[r], _mm512_and_si512(negative[r], _mm512_set1_epi32(0x7fffffff)));
+            magnitudes[r] = reach[r].magnitude();
+            signs |= reach[r].any_negative() << r;
         }
-        const __m512 reach = largest(positive), one = _mm512_set1_ps(1.0f);
-        const auto with_sign = static_cast<__mmask16>(is_signed);
-        const __m512 steps = _mm512_mask_blend_ps(with_sign, _mm512_set1_ps(255.0f), _mm512_set1_ps(127.0f));
-        // Too small to divide by: zeros, with a scale that is as good as any other.
-        const __mmask16 flat = _mm512_cmp_ps_mask(reach, _mm512_set1_ps(1e-30f), _CMP_LT_OQ);
-        alignas(64) float inverses[16], zeros[16];
-        _mm512_store_ps(inverses, _mm512_mask_blend_ps(flat, _mm512_div_ps(steps, reach), one));
-        _mm512_store_ps(zeros, _mm512_maskz_mov_ps(with_sign, _mm512_set1_ps(128.0f)));
-        const __mmask16 there = mask_of(count);
-        _mm512_mask_storeu_ps(scale + row, there,
-                              _mm512_mask_blend_ps(flat, _mm512_div_ps(reach, steps), one));
-        _mm512_mask_storeu_epi32(zero + row, there,
-                                 _mm512_maskz_mov_epi32(with_sign, _mm512_set1_epi32(128)));
+        Steps steps;
+        scales(magnitudes, signs, count, scale + row, zero + row, steps);
         for (int r = 0; r < count; ++r) {
-            const __m512 inverse = _mm512_set1_ps(inverses[r]);
+            const __m512 inverse = _mm512_set1_ps(steps.inverse[r]);
             to_bytes<false>(
-                from[r], n, [inverse](int) { return inverse; }, _mm512_set1_ps(zeros[r]), y + r * ldy);
+                from[r], n, [inverse](int) { return inverse; }, _mm512_set1_ps(steps.offset[r]), y + r * ldy);
         }
     }
 }
 
-// What the largest numbers of R rows, or 0, make of their scales; returns their inverses.
+// What the largest numbers of R rows, or 0, make of their scales where none is negative. `scale` holds those
+// of the layer's inputs before.
 template <int R>
-__attribute__((always_inline)) inline __m512 relu_scales(const __m512i (&most)[R], float* scale) {
-    const __m512 reach = largest(most);
-    const __mmask16 rows = mask_of(R), flat = _mm512_cmp_ps_mask(reach, _mm512_set1_ps(1e-30f), _CMP_LT_OQ);
-    const __m512 one = _mm512_set1_ps(1.0f), before = _mm512_maskz_loadu_ps(rows, scale);
-    const __m512 own = _mm512_mask_blend_ps(flat, _mm512_mul_ps(reach, _mm512_set1_ps(1.0f / 255.0f)), one);
-    _mm512_mask_storeu_ps(scale, rows, _mm512_add_ps(_mm512_sub_ps(before, before), own));
-    return _mm512_mask_blend_ps(flat, _mm512_div_ps(_mm512_set1_ps(255.0f), reach), one);
+__attribute__((always_inline)) inline void relu_scales(const __m512i (&most)[R], int count, float* scale,
+                                                       int32_t* zero, Steps& steps) {
+    const __m512 reach = largest(most), one = _mm512_set1_ps(1.0f);
+    const __mmask16 flat = _mm512_cmp_ps_mask(reach, _mm512_set1_ps(1e-30f), _CMP_LT_OQ);
+    _mm512_store_ps(steps.inverse,
+                    _mm512_mask_blend_ps(flat, _mm512_div_ps(_mm512_set1_ps(255.0f), reach), one));
+    _mm512_store_ps(steps.scale,
+                    _mm512_mask_blend_ps(flat, _mm512_mul_ps(reach, _mm512_set1_ps(1.0f / 255.0f)), one));
+    for (int r = 0; r < count; ++r) {
+        scale[r] = (scale[r] - scale[r]) + steps.scale[r];  // what was not finite stays so
+        zero[r] = 0;
+    }
 }
 
 void quantise_relu(const float* x, ptrdiff_t ldx, int rows, int n, const float* most, uint8_t* y,
                    ptrdiff_t ldy, float* scale, int32_t* zero) {
-    constexpr int most_rows = 8;
-    for (int row = 0; row < rows; row += most_rows) {
-        const int count = rows - row < most_rows ? rows - row : most_rows;
-        __m512i high[most_rows];
-        for (int r = 0; r < most_rows; ++r)
-            high[r] = _mm512_loadu_si512(most + (row + (r < count ? r : 0)) * 16);
-        alignas(64) float inverses[16], scales[16];
-        _mm512_store_ps(scales, _mm512_maskz_loadu_ps(mask_of(count), scale + row));
-        _mm512_store_ps(inverses, relu_scales(high, scales));
-        _mm512_mask_storeu_ps(scale + row, mask_of(count), _mm512_load_ps(scales));
-        for (int r = row; r < row + count; ++r, x += ldx, y += ldy) {
-            const __m512 inverse = _mm512_set1_ps(inverses[r - row]);
-            zero[r] = 0;
+    constexpr int R = 8;
+    for (int row = 0; row < rows; row += R) {
+        const int count = rows - row < R ? rows - row : R;
+        __m512i high[R];
+        for (int r = 0; r < R; ++r) high[r] = _mm512_loadu_si512(most + (row + (r < count ? r : 0)) * 16);
+        Steps steps;
+        relu_scales(high, count, scale + row, zero + row, steps);
+        for (int r = 0; r < count; ++r, x += ldx, y += ldy) {
+            const __m512 inverse = _mm512_set1_ps(steps.inverse[r]);
             to_bytes<false>(x, n, [inverse](int) { return inverse; }, _mm512_setzero_ps(), y);
         }
     }
@@ -172,21 +197,31 @@ void quantise_static(const float* x, ptrdiff_t ldx, int rows, int n, const float
 // ---- dense
 // -----------------------------------------------------------------------------------------------------------
 
-// The end of a tile's sums - to floats, to bytes - is done a part at a time while the next tile's products
+// The end of a tile's sums - to floats, to bytes - is done a part at a time while the products of the next
 // are summed, both in registers: by itself it would keep the multipliers waiting for what waits for one
 // another. So a tile is half as large as registers allow, 12 sums: enough to hide an instruction's latency.
+// What has to wait for all of a row is done a tile later still, from memory.
 //
-// A job is a strip of columns in panels of at most 64: start() says from what a tile's sums begin, end() is
-// one of parts() parts of its end. What they share lies in memory, for registers are all taken.
+// A job is a strip of columns of one panel: start() says from what a tile's sums begin, end() is one of
+// parts() parts of its end, later() what is done with a row later, if anything is.
 template <int R>
 struct Room {
-    alignas(64) float v[R][kPanel];  // of the panel before
+    alignas(64) float v[R][2 * kPanel];  // rows that are done later
     alignas(64) int32_t high[R][16];
-    alignas(64) float inverse[16], offset[16];
+    uint32_t signs;  // a bit for each row
+    Steps steps;
     alignas(64) int32_t start[R][kPanel];  // where rows differ
 };
 
+struct Nothing {
+    static constexpr int parts(int) { return 1; }
+    template <int, int R, int C>
+    __attribute__((always_inline)) void end(int, __m512i (&)[R][C], Room<R>&) const {}
+    static constexpr bool kLater = false;
+};
+
 struct Strip {
+    static constexpr bool kLater = false;
     const int8_t* panel;
     int width, quads;
     const uint8_t* x;
@@ -233,6 +268,16 @@ __attribute__((always_inline)) inline void store_bytes(const __m512i (&v)[C], ui
 #pragma GCC unroll 8
         for (int c = 0; c < C; ++c)
             _mm_storeu_si128(reinterpret_cast<__m128i*>(to + c * 16), pack_in_order(v[c]));
+}
+
+// A row to y, or added to it; v becomes what is there then.
+template <To to, int C>
+__attribute__((always_inline)) inline void add_row(float* y, __m512 (&v)[C]) {
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) {
+        if constexpr (to == To::added) v[c] = _mm512_add_ps(v[c], _mm512_loadu_ps(y + c * 16));
+        _mm512_storeu_ps(y + c * 16, v[c]);
+    }
 }
 
 // What has scales row by row.
@@ -352,9 +397,10 @@ struct StaticToBytes : Strip {
     }
 };
 
-// Whole rows of one panel, or of two: the second after the first, whose floats wait for it in `room`.
-template <bool second_panel>
+// Whole rows of one panel, or of two: their numbers wait in `room` for the scale that is found on the way.
+template <int which, bool last>
 struct Rows : DynamicStrip {
+    static constexpr bool kLater = last && which == 0;
     float* scale;
     int32_t* zero;
     uint8_t* y;
@@ -364,66 +410,144 @@ struct Rows : DynamicStrip {
     __attribute__((always_inline)) void start(int row, __m512i (&acc)[R][C], Room<R>& room) const {
         DynamicStrip::start(zero + row, acc, room);
     }
-    static constexpr int parts(int rows) { return 2 * rows + 1; }
+    static constexpr int parts(int rows) { return last ? rows + 1 : rows; }
     template <int part, int R, int C>
     __attribute__((always_inline)) void end(int row, __m512i (&sums)[R][C], Room<R>& room) const {
         if constexpr (part < R) {
             __m512 v[C];
             floats(scale[row + part], sums[part], v);
+            __m512i high = which > 0 ? _mm512_load_si512(room.high[part]) : _mm512_setzero_si512();
 #pragma GCC unroll 8
-            for (int c = 0; c < C; ++c) sums[part][c] = _mm512_castps_si512(v[c]);
-        } else if constexpr (part == R) {
+            for (int c = 0; c < C; ++c) {
+                _mm512_store_ps(room.v[part] + which * kPanel + c * 16, v[c]);
+                high = _mm512_max_epi32(high, _mm512_castps_si512(v[c]));
+            }
+            _mm512_store_si512(room.high[part], high);
+        } else {
             __m512i high[R];
 #pragma GCC unroll 16
-            for (int r = 0; r < R; ++r) {
-                high[r] = second_panel ? _mm512_load_si512(room.high[r]) : _mm512_setzero_si512();
-#pragma GCC unroll 8
-                for (int c = 0; c < C; ++c) high[r] = _mm512_max_epi32(high[r], sums[r][c]);
-            }
-            _mm512_store_ps(room.inverse, relu_scales(high, scale + row));
-            _mm512_mask_storeu_epi32(zero + row, mask_of(R), _mm512_setzero_si512());
-        } else {
-            constexpr int r = part - R - 1;
-            const __m512 inverse = _mm512_set1_ps(room.inverse[r]);
-            uint8_t* to = y + (row + r) * ldy;
-            if constexpr (second_panel) {
-                __m512i q[4];
-#pragma GCC unroll 4
-                for (int c = 0; c < 4; ++c)
-                    q[c] = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_load_ps(room.v[r] + c * 16), inverse));
-                store_bytes(q, to);
-                to += kPanel;
-            }
-            __m512i q[C];
-#pragma GCC unroll 8
-            for (int c = 0; c < C; ++c)
-                q[c] = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_castsi512_ps(sums[r][c]), inverse));
-            store_bytes(q, to);
+            for (int r = 0; r < R; ++r) high[r] = _mm512_load_si512(room.high[r]);
+            relu_scales(high, R, scale + row, zero + row, room.steps);
         }
+    }
+    template <int r, int C, int R>
+    __attribute__((always_inline)) void later(int row, const Room<R>& room) const {
+        bytes<C>(row + r, room.v[r], room.steps.inverse[r]);
+    }
+    template <int C>
+    __attribute__((always_inline)) void bytes(int row, const float* v, float inverse) const {
+        const __m512 factor = _mm512_set1_ps(inverse);
+        __m512i q[C];
+#pragma GCC unroll 8
+        for (int c = 0; c < C; ++c)
+            q[c] = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_load_ps(v + which * kPanel + c * 16), factor));
+        store_bytes(q, y + row * ldy + which * kPanel);
     }
 };
 
-// The first of two panels.
-struct FirstPanel : DynamicStrip {
-    const float* scale;
-    const int32_t* zero;
+// The first of two panels, and what is done with both later: C vectors are in the second.
+template <int C>
+struct TwoPanels : Rows<0, false> {
+    static constexpr bool kLater = true;
+    Rows<1, true> second;
+
+    template <int r, int, int R>
+    __attribute__((always_inline)) void later(int row, const Room<R>& room) const {
+        this->template bytes<4>(row + r, room.v[r], room.steps.inverse[r]);
+        second.template bytes<C>(row + r, room.v[r], room.steps.inverse[r]);
+    }
+};
+
+// The numbers of the next input that are not outputs.
+struct More {
+    NextInput next;
+    __attribute__((always_inline)) __m512 more(int row) const {
+        return _mm512_maskz_loadu_ps(mask_of(next.count), next.more + row * next.ld_more);
+    }
+    // C vectors and those, in integers.
+    template <int C>
+    __attribute__((always_inline)) void store(int row, const __m512i (&v)[C], __m512i rest) const {
+        uint8_t* const to = next.bytes + row * next.ld;
+        store_bytes(v, to);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to + C * 16), pack_in_order(rest));
+    }
+};
+
+template <To to>
+struct DynamicNext : DynamicStrip, More {
+    static constexpr bool kLater = true;
+    float* scale;
+    int32_t* zero;
+    float* y;
+    ptrdiff_t ldy;
 
     template <int R, int C>
     __attribute__((always_inline)) void start(int row, __m512i (&acc)[R][C], Room<R>& room) const {
         DynamicStrip::start(zero + row, acc, room);
     }
+    static constexpr int parts(int rows) { return rows + 1; }
+    template <int part, int R, int C>
+    __attribute__((always_inline)) void end(int row, __m512i (&sums)[R][C], Room<R>& room) const {
+        if constexpr (part < R) {
+            __m512 v[C];
+            floats(scale[row + part], sums[part], v);
+            add_row<to>(y + (row + part) * ldy, v);
+            Reach reach;
+            reach.see(_mm512_castps_si512(more(row + part)));
+#pragma GCC unroll 8
+            for (int c = 0; c < C; ++c) reach.see(_mm512_castps_si512(v[c]));
+            _mm512_store_si512(room.high[part], reach.magnitude());
+            room.signs = (part == 0 ? 0 : room.signs) | reach.any_negative() << part;
+        } else {
+            __m512i magnitudes[R];
+#pragma GCC unroll 16
+            for (int r = 0; r < R; ++r) magnitudes[r] = _mm512_load_si512(room.high[r]);
+            scales(magnitudes, room.signs, R, scale + row, zero + row, room.steps);
+        }
+    }
+    template <int r, int C, int R>
+    __attribute__((always_inline)) void later(int row, const Room<R>& room) const {
+        const __m512 inverse = _mm512_set1_ps(room.steps.inverse[r]),
+                     offset = _mm512_set1_ps(room.steps.offset[r]);
+        const float* const v = y + (row + r) * ldy;
+        __m512i q[C];
+#pragma GCC unroll 8
+        for (int c = 0; c < C; ++c)
+            q[c] = _mm512_cvtps_epi32(_mm512_fmadd_ps(_mm512_loadu_ps(v + c * 16), inverse, offset));
+        store(row + r, q, _mm512_cvtps_epi32(_mm512_fmadd_ps(more(row + r), inverse, offset)));
+    }
+};
+
+template <To to>
+struct StaticNext : Strip, More {
+    const int32_t* from;
+    const float* scale;
+    float* y;
+    ptrdiff_t ldy;
+    const float* inverse;  // of the next input
+    float zero;
+
+    template <int R, int C>
+    __attribute__((always_inline)) void start(int, __m512i (&acc)[R][C], Room<R>&) const {
+        start_all(from, acc);
+    }
     static constexpr int parts(int rows) { return rows; }
     template <int r, int R, int C>
-    __attribute__((always_inline)) void end(int row, __m512i (&sums)[R][C], Room<R>& room) const {
+    __attribute__((always_inline)) void end(int row, __m512i (&sums)[R][C], Room<R>&) const {
         __m512 v[C];
-        floats(scale[row + r], sums[r], v);
-        __m512i high = _mm512_setzero_si512();
 #pragma GCC unroll 8
-        for (int c = 0; c < C; ++c) {
-            _mm512_store_ps(room.v[r] + c * 16, v[c]);
-            high = _mm512_max_epi32(high, _mm512_castps_si512(v[c]));
-        }
-        _mm512_store_si512(room.high[r], high);
+        for (int c = 0; c < C; ++c)
+            v[c] = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[r][c]), _mm512_loadu_ps(scale + c * 16));
+        add_row<to>(y + (row + r) * ldy, v);
+        const auto rounded = [&](__m512 value, int at) {
+            return _mm512_cvtps_epi32(
+                _mm512_min_ps(_mm512_set1_ps(255.0f),
+                              _mm512_fmadd_ps(value, _mm512_loadu_ps(inverse + at), _mm512_set1_ps(zero))));
+        };
+        __m512i q[C];
+#pragma GCC unroll 8
+        for (int c = 0; c < C; ++c) q[c] = rounded(v[c], c * 16);
+        store(row + r, q, rounded(more(row + r), C * 16));
     }
 };
 
@@ -432,12 +556,6 @@ template <class Job, class Before, class Room>
 __attribute__((always_inline)) inline void in_memory(const Job& job, const Before& before, Room& room) {
     asm volatile("" : : "r"(&job), "r"(&before), "r"(&room) : "memory");
 }
-
-struct Nothing {  // to be ended
-    static constexpr int parts(int) { return 1; }
-    template <int, int R, int C>
-    __attribute__((always_inline)) void end(int, __m512i (&)[R][C], Room<R>&) const {}
-};
 
 // Adds the products of the inputs from x, R rows `ld` apart, up to `end` with those weights; moves both on.
 // In assembly: what gcc 12 makes of the intrinsic is spilled, and beside the sums of the tile before there is
@@ -456,31 +574,39 @@ template <int R, int C>
 __attribute__((always_inline)) inline void multiply(__m512i (&s)[R][C], const uint8_t*& x, const int8_t*& w,
                                                     const uint8_t* end, ptrdiff_t ld) {
     if (x == end) return;
+    // clang-format off
     if constexpr (R == 3 && C == 4) {
         asm("1:\n\t"
             "vmovdqu64 (%[w]), %%zmm27\n\tvmovdqu64 64(%[w]), %%zmm28\n\t"
-            "vmovdqu64 128(%[w]), %%zmm29\n\tvmovdqu64 192(%[w]), %%zmm30\n\t" PYJEPA_ROW(
-                "(%[x])", "a", "b", "c", "d") PYJEPA_ROW("(%[x],%[ld])", "e", "f", "g", "h")
-                PYJEPA_ROW("(%[x],%[ld],2)", "i", "j", "k",
-                           "l") "add $4, %[x]\n\tadd $256, %[w]\n\tcmp %[end], %[x]\n\tjne 1b"
-            : [a] "+v"(s[0][0]), [b] "+v"(s[0][1]), [c] "+v"(s[0][2]), [d] "+v"(s[0][3]), [e] "+v"(s[1][0]),
-              [f] "+v"(s[1][1]), [g] "+v"(s[1][2]), [h] "+v"(s[1][3]), [i] "+v"(s[2][0]), [j] "+v"(s[2][1]),
-              [k] "+v"(s[2][2]), [l] "+v"(s[2][3]), [x] "+r"(x), [w] "+r"(w)
+            "vmovdqu64 128(%[w]), %%zmm29\n\tvmovdqu64 192(%[w]), %%zmm30\n\t"
+            PYJEPA_ROW("(%[x])", "a", "b", "c", "d")
+            PYJEPA_ROW("(%[x],%[ld])", "e", "f", "g", "h")
+            PYJEPA_ROW("(%[x],%[ld],2)", "i", "j", "k", "l")
+            "add $4, %[x]\n\tadd $256, %[w]\n\tcmp %[end], %[x]\n\tjne 1b"
+            : [a] "+v"(s[0][0]), [b] "+v"(s[0][1]), [c] "+v"(s[0][2]), [d] "+v"(s[0][3]),
+              [e] "+v"(s[1][0]), [f] "+v"(s[1][1]), [g] "+v"(s[1][2]), [h] "+v"(s[1][3]),
+              [i] "+v"(s[2][0]), [j] "+v"(s[2][1]), [k] "+v"(s[2][2]), [l] "+v"(s[2][3]), [x] "+r"(x),
+              [w] "+r"(w)
             : [end] "r"(end), [ld] "r"(ld)
             : "xmm27", "xmm28", "xmm29", "xmm30", "xmm31", "cc", "memory");
     } else if constexpr (R == 6 && C == 2) {
         asm("1:\n\t"
             "vmovdqu64 (%[w]), %%zmm29\n\tvmovdqu64 64(%[w]), %%zmm30\n\t"
-            "lea (%[x],%[ld],2), %%rax\n\tlea (%%rax,%[ld]), %%rcx\n\t" PYJEPA_PAIR("(%[x])", "a", "b")
-                PYJEPA_PAIR("(%[x],%[ld])", "c", "d") PYJEPA_PAIR("(%%rax)", "e", "f")
-                    PYJEPA_PAIR("(%%rcx)", "g", "h") PYJEPA_PAIR("(%%rax,%[ld],2)", "i", "j")
-                        PYJEPA_PAIR("(%%rcx,%[ld],2)", "k",
-                                    "l") "add $4, %[x]\n\tadd $128, %[w]\n\tcmp %[end], %[x]\n\tjne 1b"
-            : [a] "+v"(s[0][0]), [b] "+v"(s[0][1]), [c] "+v"(s[1][0]), [d] "+v"(s[1][1]), [e] "+v"(s[2][0]),
-              [f] "+v"(s[2][1]), [g] "+v"(s[3][0]), [h] "+v"(s[3][1]), [i] "+v"(s[4][0]), [j] "+v"(s[4][1]),
-              [k] "+v"(s[5][0]), [l] "+v"(s[5][1]), [x] "+r"(x), [w] "+r"(w)
+            "lea (%[x],%[ld],2), %%rax\n\tlea (%%rax,%[ld]), %%rcx\n\t"
+            PYJEPA_PAIR("(%[x])", "a", "b")
+            PYJEPA_PAIR("(%[x],%[ld])", "c", "d")
+            PYJEPA_PAIR("(%%rax)", "e", "f")
+            PYJEPA_PAIR("(%%rcx)", "g", "h")
+            PYJEPA_PAIR("(%%rax,%[ld],2)", "i", "j")
+            PYJEPA_PAIR("(%%rcx,%[ld],2)", "k", "l")
+            "add $4, %[x]\n\tadd $128, %[w]\n\tcmp %[end], %[x]\n\tjne 1b"
+            : [a] "+v"(s[0][0]), [b] "+v"(s[0][1]), [c] "+v"(s[1][0]), [d] "+v"(s[1][1]),
+              [e] "+v"(s[2][0]), [f] "+v"(s[2][1]), [g] "+v"(s[3][0]), [h] "+v"(s[3][1]),
+              [i] "+v"(s[4][0]), [j] "+v"(s[4][1]), [k] "+v"(s[5][0]), [l] "+v"(s[5][1]), [x] "+r"(x),
+              [w] "+r"(w)
             : [end] "r"(end), [ld] "r"(ld)
             : "xmm29", "xmm30", "xmm31", "rax", "rcx", "cc", "memory");
+        // clang-format on
     } else {
         for (; x != end; x += 4, w += C * 64) {
             __m512i b[C];
@@ -498,40 +624,55 @@ __attribute__((always_inline)) inline void multiply(__m512i (&s)[R][C], const ui
 #undef PYJEPA_ROW
 #undef PYJEPA_PAIR
 
-// Sums the products of a tile, meanwhile ends the one before.
+// One part of the end of `row`, and what is done later with the rows before, if there are any from `first`.
+template <int part, class Job, int R, int C>
+__attribute__((always_inline)) inline void end_part(const Job& j, int row, int first, __m512i (&sums)[R][C],
+                                                    Room<R>& room) {
+    if constexpr (Job::kLater && part < R)
+        if (row > first) j.template later<part, C>(row - R, room);
+    j.template end<part>(row, sums, room);
+}
+
+// Sums the products of a tile, meanwhile ends another.
 template <int part, class Job, class Before, int R, int C, int B>
 __attribute__((always_inline)) inline void products(const Job& j, const uint8_t* x, const uint8_t* from,
                                                     const int8_t* w, __m512i (&acc)[R][C],
-                                                    const Before& before, int row, __m512i (&sums)[R][B],
-                                                    Room<R>& room) {
+                                                    const Before& before, int row, int first,
+                                                    __m512i (&sums)[R][B], Room<R>& room) {
     constexpr int parts = Before::parts(R);
     multiply(acc, x, w, from + 4 * (part + 1 == parts ? j.quads : j.quads * (part + 1) / parts), j.ldx);
     in_memory(j, before, room);
-    before.template end<part>(row, sums, room);
+    end_part<part>(before, row, first, sums, room);
     in_memory(j, before, room);
-    if constexpr (part + 1 < parts) products<part + 1>(j, x, from, w, acc, before, row, sums, room);
+    if constexpr (part + 1 < parts) products<part + 1>(j, x, from, w, acc, before, row, first, sums, room);
 }
 
-template <int part, class Job, int R, int C>
-__attribute__((always_inline)) inline void end_all(const Job& j, int row, __m512i (&sums)[R][C],
-                                                   Room<R>& room) {
-    j.template end<part>(row, sums, room);
-    if constexpr (part + 1 < Job::parts(R)) end_all<part + 1>(j, row, sums, room);
-}
-
-// Sums of `row`, then moved to `sums`, whose own are ended meanwhile.
+// Sums of `row`, then moved to `sums`, whose own, those of `ended`, are ended meanwhile.
 template <class Job, class Before, int R, int C, int B>
 __attribute__((always_inline)) inline void tile(const Job& j, int row, __m512i (&to)[R][C],
-                                                const Before& before, int ended, __m512i (&sums)[R][B],
-                                                Room<R>& room) {
+                                                const Before& before, int ended, int first,
+                                                __m512i (&sums)[R][B], Room<R>& room) {
     __m512i acc[R][C];
     j.start(row, acc, room);
     const uint8_t* const x = j.x + row * j.ldx;
-    products<0>(j, x, x, j.panel, acc, before, ended, sums, room);
+    products<0>(j, x, x, j.panel, acc, before, ended, first, sums, room);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
         for (int c = 0; c < C; ++c) to[r][c] = acc[r][c];
+}
+
+template <int part, class Job, int R, int C>
+__attribute__((always_inline)) inline void end_all(const Job& j, int row, int first, __m512i (&sums)[R][C],
+                                                   Room<R>& room) {
+    end_part<part>(j, row, first, sums, room);
+    if constexpr (part + 1 < Job::parts(R)) end_all<part + 1>(j, row, first, sums, room);
+}
+
+template <int r, int C, class Job, int R>
+__attribute__((always_inline)) inline void later_all(const Job& j, int row, const Room<R>& room) {
+    j.template later<r, C>(row, room);
+    if constexpr (r + 1 < R) later_all<r + 1, C>(j, row, room);
 }
 
 // Register tiles of R rows by C vectors of 16 columns.
@@ -541,29 +682,27 @@ struct Tile {
     static void run(const Job& j, int first, int end) {
         Room<R> room;
         __m512i sums[R][C];
-        tile(j, first, sums, Nothing(), 0, sums, room);
-        for (int row = first + R; row < end; row += R) tile(j, row, sums, j, row - R, sums, room);
-        end_all<0>(j, end - R, sums, room);
+        tile(j, first, sums, Nothing(), 0, 0, sums, room);
+        for (int row = first + R; row < end; row += R) tile(j, row, sums, j, row - R, first, sums, room);
+        end_all<0>(j, end - R, first, sums, room);
+        if constexpr (Job::kLater) later_all<0, C>(j, end - R, room);
     }
 };
 
 // The same for two panels, the second of C vectors.
-struct TwoPanels {
-    FirstPanel first;
-    Rows<true> second;
-};
 template <int R, int C>
 struct TwoTiles {
-    static void run(const TwoPanels& j, int first, int end) {
+    static void run(const TwoPanels<C>& j, int first, int end) {
         Room<R> room;
         __m512i left[R][4], right[R][C];
-        tile(j.first, first, left, Nothing(), 0, left, room);
+        tile(static_cast<const Rows<0, false>&>(j), first, left, Nothing(), 0, 0, left, room);
         for (int row = first;; row += R) {
-            tile(j.second, row, right, j.first, row, left, room);
+            tile(j.second, row, right, j, row, first, left, room);
             if (row + R >= end) break;
-            tile(j.first, row + R, left, j.second, row, right, room);
+            tile(static_cast<const Rows<0, false>&>(j), row + R, left, j.second, row, row, right, room);
         }
-        end_all<0>(j.second, end - R, right, room);
+        end_all<0>(j.second, end - R, end - R, right, room);
+        later_all<0, C>(j, end - R, room);
     }
 };
 
@@ -586,22 +725,25 @@ void dense_relu(const DenseInt8& w, const uint8_t* x, ptrdiff_t ldx, float* scal
                 uint8_t* y, ptrdiff_t ldy) {
     const int quads = byte_quads(w.in), columns = padded(w.out), width = columns < kPanel ? columns : kPanel;
     const DynamicStrip first{{w.panels, width, quads, x, ldx}, w.bias, w.scale, w.zero_sum};
-    if (columns <= kPanel) return strips_of(Rows<false>{first, scale, zero, y, ldy}, rows);
+    if (columns <= kPanel) return strips_of(Rows<0, true>{first, scale, zero, y, ldy}, rows);
     const DynamicStrip second{
         {w.panels + static_cast<ptrdiff_t>(4 * quads) * kPanel, columns - kPanel, quads, x, ldx},
         w.bias + kPanel,
         w.scale + kPanel,
         w.zero_sum + kPanel};
-    const TwoPanels job{{first, scale, zero}, {second, scale, zero, y, ldy}};
+    const auto run = [&]<int C>() {
+        strip<TwoTiles, 3, C>(
+            TwoPanels<C>{{first, scale, zero, y, ldy}, Rows<1, true>{second, scale, zero, y, ldy}}, rows);
+    };
     switch (second.width / 16) {
         case 1:
-            return strip<TwoTiles, 3, 1>(job, rows);
+            return run.template operator()<1>();
         case 2:
-            return strip<TwoTiles, 3, 2>(job, rows);
+            return run.template operator()<2>();
         case 3:
-            return strip<TwoTiles, 3, 3>(job, rows);
+            return run.template operator()<3>();
         default:
-            return strip<TwoTiles, 3, 4>(job, rows);
+            return run.template operator()<4>();
     }
 }
 
@@ -671,10 +813,31 @@ void dense_static(const DenseInt8Static& w, const uint8_t* x, ptrdiff_t ldx, int
     });
 }
 
+void dense_next(const DenseInt8& w, const uint8_t* x, ptrdiff_t ldx, float* scale, int32_t* zero, int rows,
+                float* y, ptrdiff_t ldy, bool accumulate, const NextInput& next) {
+    const DynamicStrip strip{{w.panels, w.out, byte_quads(w.in), x, ldx}, w.bias, w.scale, w.zero_sum};
+    if (accumulate)
+        strips_of(DynamicNext<To::added>{strip, {next}, scale, zero, y, ldy}, rows);
+    else
+        strips_of(DynamicNext<To::whole>{strip, {next}, scale, zero, y, ldy}, rows);
+}
+
+void dense_static_next(const DenseInt8Static& w, const uint8_t* x, ptrdiff_t ldx, int rows, float* y,
+                       ptrdiff_t ldy, bool accumulate, const float* inverse, int zero,
+                       const NextInput& next) {
+    const Strip strip{w.panels, w.out, byte_quads(w.in), x, ldx};
+    const auto offset = static_cast<float>(zero);
+    if (accumulate)
+        strips_of(StaticNext<To::added>{strip, {next}, w.start, w.scale, y, ldy, inverse, offset}, rows);
+    else
+        strips_of(StaticNext<To::whole>{strip, {next}, w.start, w.scale, y, ldy, inverse, offset}, rows);
+}
+
 }  // namespace
 
 extern const Int8Kernels table;
-const Int8Kernels table = {quantise, dense, dense_relu, quantise_relu, quantise_static, dense_static};
+const Int8Kernels table = {quantise,        dense,        dense_relu, quantise_relu,
+                           quantise_static, dense_static, dense_next, dense_static_next};
 
 }  // namespace pyjepa::simd::avx512_vnni
 

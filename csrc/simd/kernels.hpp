@@ -169,6 +169,20 @@ struct DenseInt8Static {
     int out;
 };
 
+// What a layer may leave behind where its output, then `count` numbers that are known already, is the input
+// of another.
+struct NextInput {
+    uint8_t* bytes;
+    ptrdiff_t ld;
+    const float* more;  // (rows, count)
+    ptrdiff_t ld_more;
+    int count;
+};
+// Whether it may: with one panel of outputs, in the order in which they are packed.
+constexpr bool has_next_input(int out, int count) {
+    return out % kUnit == 0 && count <= kUnit && (out == kPanel || padded(out + count) < kPanel);
+}
+
 // Rows of bytes are 64-byte aligned and padded to whole multiples of 64; what lies behind the n is undefined.
 struct Int8Kernels {
     // Each row to unsigned bytes with a scale of its own: x = scale * (y - zero), zero 0 if no element is
@@ -195,6 +209,15 @@ struct Int8Kernels {
     // To y as Kernels::dense, or, if it is given, to the next layer's input: bytes[r, :out].
     void (*dense_static)(const DenseInt8Static& w, const uint8_t* x, ptrdiff_t ldx, int rows, float* y,
                          ptrdiff_t ldy, uint8_t* bytes, ptrdiff_t ldb, Act act, bool accumulate);
+
+    // dense without activation, then quantise of the next input, to the same bits; scale and zero are those
+    // of the inputs, then of the next.
+    void (*dense_next)(const DenseInt8& w, const uint8_t* x, ptrdiff_t ldx, float* scale, int32_t* zero,
+                       int rows, float* y, ptrdiff_t ldy, bool accumulate, const NextInput& next);
+    // dense_static and quantise_static likewise.
+    void (*dense_static_next)(const DenseInt8Static& w, const uint8_t* x, ptrdiff_t ldx, int rows, float* y,
+                              ptrdiff_t ldy, bool accumulate, const float* inverse, int zero,
+                              const NextInput& next);
 };
 
 // nullptr where the machine lacks the instructions (AVX-512 with BF16 or VNNI) or PYJEPA_ISA asks for less.

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <random>
 #include <vector>
 
@@ -610,6 +611,85 @@ TEST_F(Int8Test, StaticScalesGiveTheSameSumsAndTheNextLayersBytes) {
                         // The bias is rounded too, to what one weight step times one input step is.
                         ASSERT_LT(relative_error(got, exact), 2e-4) << in << " -> " << out;
                     }
+}
+
+TEST_F(Int8Test, TheNextInputIsTheSameBitsInOneGo) {
+    for (const int out : {16, 32, 48, 64})
+        for (const int count : {1, 2, 16})
+            for (const int rows : {1, 2, 5, 13, 48})
+                for (const bool accumulate : {false, true}) {
+                    if (!has_next_input(out, count)) continue;
+                    const int in = 50, next_in = out + count, ld = out + 5;
+                    auto x = normal(static_cast<size_t>(rows * in), 1),
+                         more = normal(static_cast<size_t>(rows * 20), 4);
+                    const Int8Layer layer(in, out), after(next_in, 3);
+                    auto y = normal(static_cast<size_t>(rows * ld), 5);
+                    if (rows == 13)  // one row has no negative number, one is not finite, one has nothing
+                        for (int j = 0; j < ld; ++j) {
+                            y[static_cast<size_t>(2 * ld + j)] = 1e3f;
+                            more[40 + static_cast<size_t>(j % count)] = 0.5f;
+                            y[static_cast<size_t>(4 * ld + j)] = std::numeric_limits<float>::quiet_NaN();
+                        }
+                    const auto joined = [&](const std::vector<float>& sums) {
+                        std::vector<float> rows_of;
+                        for (int r = 0; r < rows; ++r) {
+                            rows_of.insert(rows_of.end(), sums.begin() + r * ld, sums.begin() + r * ld + out);
+                            rows_of.insert(rows_of.end(), more.begin() + r * 20,
+                                           more.begin() + r * 20 + count);
+                        }
+                        return rows_of;
+                    };
+                    const auto same = [&](const Bytes& a, const Bytes& b) {
+                        for (int r = 0; r < rows; ++r)
+                            for (int k = 0; k < next_in; ++k) {
+                                if (rows == 13 && r == 4) continue;  // bytes of what is not a number
+                                ASSERT_EQ(a.at(r, k, next_in), b.at(r, k, next_in)) << r << " " << k;
+                            }
+                    };
+                    const auto bits = [](const std::vector<float>& v) {
+                        std::vector<uint32_t> b(v.size());
+                        std::memcpy(b.data(), v.data(), v.size() * sizeof(float));
+                        return b;
+                    };
+
+                    const PackedDenseInt8 packed(layer.weight, layer.bias, in, out);
+                    Bytes bytes(rows, in), apart(rows, next_in), together(rows, next_in);
+                    std::vector<float> scale(static_cast<size_t>(rows)), apart_scale = scale, one = y,
+                                                                         two = y;
+                    std::vector<int32_t> zero(static_cast<size_t>(rows)), apart_zero = zero;
+                    int8->quantise(x.data(), in, rows, in, bytes.data.data(), bytes.ld, scale.data(),
+                                   zero.data());
+                    int8->dense(packed.view(), bytes.data.data(), bytes.ld, scale.data(), zero.data(), rows,
+                                one.data(), ld, Act::none, accumulate, nullptr);
+                    int8->quantise(joined(one).data(), next_in, rows, next_in, apart.data.data(), apart.ld,
+                                   apart_scale.data(), apart_zero.data());
+                    const NextInput next{together.data.data(), together.ld, more.data(), 20, count};
+                    int8->dense_next(packed.view(), bytes.data.data(), bytes.ld, scale.data(), zero.data(),
+                                     rows, two.data(), ld, accumulate, next);
+                    ASSERT_EQ(bits(one), bits(two));
+                    for (size_t r = 0; r < static_cast<size_t>(rows); ++r)
+                        ASSERT_TRUE(scale[r] == apart_scale[r] ||
+                                    (std::isnan(scale[r]) && std::isnan(apart_scale[r])));
+                    ASSERT_EQ(zero, apart_zero);
+                    same(together, apart);
+
+                    const ActivationScale input{{0.02f}, 128}, following{{0.03f}, 100};
+                    const PackedDenseInt8Static known(layer.weight, layer.bias, in, out, {}, input,
+                                                      following);
+                    const PackedDenseInt8Static then(after.weight, after.bias, next_in, 3, {}, following,
+                                                     following);
+                    one = two = y;
+                    int8->quantise_static(x.data(), in, rows, in, known.inverse(), known.zero(),
+                                          bytes.data.data(), bytes.ld);
+                    int8->dense_static(known.view(), bytes.data.data(), bytes.ld, rows, one.data(), ld,
+                                       nullptr, 0, Act::none, accumulate);
+                    int8->quantise_static(joined(one).data(), next_in, rows, next_in, then.inverse(),
+                                          then.zero(), apart.data.data(), apart.ld);
+                    int8->dense_static_next(known.view(), bytes.data.data(), bytes.ld, rows, two.data(), ld,
+                                            accumulate, then.inverse(), then.zero(), next);
+                    ASSERT_EQ(bits(one), bits(two));
+                    same(together, apart);
+                }
 }
 
 TEST_F(Int8Test, BiasesAndScalesOfAnySizeSaturate) {
