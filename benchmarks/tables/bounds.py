@@ -72,4 +72,44 @@ def loops(results: Path) -> str:
     return markdown(["precision", "tile", "instructions", "products", "loads"], lines, left=2)
 
 
-TABLES = {"bounds": bounds, "loops": loops}
+def ports(results: Path) -> str:
+    """What an int8 candidate's step through the layers is made of, and the time it takes through the ports at least."""
+    lines = []
+    for row in load(results, "bounds")["rows"]:
+        if "ports" not in row:
+            continue
+        least, part = row["ports"], row["part_ns"]
+        others = sum(part[name] for name in PARTS)
+        kinds = ("instructions", "products", "multiply", "add", "shuffle", "other", "store")
+        lines.append(
+            [
+                row["workload"],
+                row["precision"],
+                *(f"{least[kind]:.0f}" for kind in kinds),
+                f"{least['cycles']:.0f}",
+                f"{least['ns']:.1f}",
+                f"{part['layers']:.1f}",
+                reached(row, row["ns"]),
+                reached(row, least["ns"] + others),
+            ]
+        )
+    headings = [
+        "workload",
+        "precision",
+        "instructions",
+        "products",
+        "multiply",
+        "add",
+        "shuffle",
+        "integer",
+        "stores",
+        "cycles at least",
+        "ns at least",
+        "layers, ns",
+        "of peak",
+        "bound",
+    ]
+    return markdown(headings, lines, left=2)
+
+
+TABLES = {"bounds": bounds, "loops": loops, "ports": ports}

@@ -461,8 +461,9 @@ struct TwoPanels : Rows<0, false> {
 // The numbers of the next input that are not outputs.
 struct More {
     NextInput next;
+    __mmask16 lanes;
     __attribute__((always_inline)) __m512 more(int row) const {
-        return _mm512_maskz_loadu_ps(mask_of(next.count), next.more + row * next.ld_more);
+        return _mm512_maskz_loadu_ps(lanes, next.more + row * next.ld_more);
     }
     // C vectors and those, in integers.
     template <int C>
@@ -817,9 +818,9 @@ void dense_next(const DenseInt8& w, const uint8_t* x, ptrdiff_t ldx, float* scal
                 float* y, ptrdiff_t ldy, bool accumulate, const NextInput& next) {
     const DynamicStrip strip{{w.panels, w.out, byte_quads(w.in), x, ldx}, w.bias, w.scale, w.zero_sum};
     if (accumulate)
-        strips_of(DynamicNext<To::added>{strip, {next}, scale, zero, y, ldy}, rows);
+        strips_of(DynamicNext<To::added>{strip, {next, mask_of(next.count)}, scale, zero, y, ldy}, rows);
     else
-        strips_of(DynamicNext<To::whole>{strip, {next}, scale, zero, y, ldy}, rows);
+        strips_of(DynamicNext<To::whole>{strip, {next, mask_of(next.count)}, scale, zero, y, ldy}, rows);
 }
 
 void dense_static_next(const DenseInt8Static& w, const uint8_t* x, ptrdiff_t ldx, int rows, float* y,
@@ -828,9 +829,15 @@ void dense_static_next(const DenseInt8Static& w, const uint8_t* x, ptrdiff_t ldx
     const Strip strip{w.panels, w.out, byte_quads(w.in), x, ldx};
     const auto offset = static_cast<float>(zero);
     if (accumulate)
-        strips_of(StaticNext<To::added>{strip, {next}, w.start, w.scale, y, ldy, inverse, offset}, rows);
+        strips_of(
+            StaticNext<To::added>{
+                strip, {next, mask_of(next.count)}, w.start, w.scale, y, ldy, inverse, offset},
+            rows);
     else
-        strips_of(StaticNext<To::whole>{strip, {next}, w.start, w.scale, y, ldy, inverse, offset}, rows);
+        strips_of(
+            StaticNext<To::whole>{
+                strip, {next, mask_of(next.count)}, w.start, w.scale, y, ldy, inverse, offset},
+            rows);
 }
 
 }  // namespace
