@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjepa import agent_file
+from pyjepa.adapters import swm_lewm
 from pyjepa.agent import Agent, Model
 from pyjepa.errors import InvalidArgumentError, NotReadyError, UnsupportedError
 from pyjepa.spec import Actions, CostTerm, Observation, Planner, Spec
@@ -67,7 +68,8 @@ class Solver:
         deadline: seconds per environment and plan.
         observation, goal: the keys of ``info`` to perceive; default: ``pixels`` and ``goal`` for pictures,
             ``state`` and ``goal_state`` for vectors. ``goal`` "" where the cost needs none.
-        native: False calls the model's ``get_cost`` even where it could be lifted, True insists on lifting.
+        native: False calls the model's ``get_cost`` even where it could be lifted, True insists on lifting. LeWM and
+            PLDM do not say how their actions and pixels were normalised: `lift` them, and give the agent file.
         """
         self._settings = {
             "planner": planner, "candidates": candidates, "iterations": iterations, "elites": elites, "std": std,
@@ -82,7 +84,7 @@ class Solver:
             self._model = model
         elif isinstance(model, str | os.PathLike):
             self._model = Model.load(model)
-        elif native is not False:
+        elif native is not False and not (native is None and _is_lewm(model)):
             try:
                 self._model = Model.from_bytes(agent_file.to_bytes(*lift(model)))
             except UnsupportedError:
@@ -288,15 +290,37 @@ def _reads_goal(spec: Spec) -> bool:
     )
 
 
+def _state(model: Any) -> Mapping[str, Any]:
+    state: Mapping[str, Any] = model if isinstance(model, Mapping) else getattr(model, "state_dict", dict)()
+    return state
+
+
+def _is_lewm(model: Any) -> bool:
+    return swm_lewm.is_one(list(_state(model)))
+
+
 def lift(model: Any, **options: Any) -> tuple[Spec, dict[str, FloatArray]]:
     """An agent's spec and tensors from one of stable-worldmodel's modules, or its state dict.
 
-    TD-MPC2 is lifted whole (`pyjepa.adapters.swm_tdmpc2`, which takes ``options``). PLDM, LeWM and DINO-WM perceive by
-    a vision transformer and predict by one whose norms are modulated: `UnsupportedError` names what the engine lacks.
+    TD-MPC2 (`pyjepa.adapters.swm_tdmpc2`), LeWM and PLDM (`pyjepa.adapters.swm_lewm`) are lifted whole; these files say
+    which ``options`` there are. Of a module, LeWM's numbers of heads need not be given. DINO-WM is refused with an
+    `UnsupportedError` that names what the engine lacks.
     """
-    state = model if isinstance(model, Mapping) else getattr(model, "state_dict", dict)()
+    state = _state(model)
     if not state:
         raise UnsupportedError(f"{type(model).__name__} has no weights to lift")
+    if swm_lewm.is_one(list(state)):
+        for option, part, *path in (
+            ("heads", "predictor", "heads"),
+            ("encoder_heads", "encoder", "config", "num_attention_heads"),
+            ("norm_eps", "encoder", "config", "layer_norm_eps"),
+        ):
+            found = getattr(model, part, None)
+            for key in path:
+                found = getattr(found, key, None)
+            if found is not None:
+                options.setdefault(option, found)
+        return swm_lewm.lift(state, **options)
     names = {name.split(".")[0] for name in state}
     if {"dynamics", "reward", "pi", "qs"} <= names:
         from pyjepa.adapters import swm_tdmpc2
@@ -306,11 +330,9 @@ def lift(model: Any, **options: Any) -> tuple[Spec, dict[str, FloatArray]]:
     if any(
         ".attention." in name or "cls_token" in name for name in state if name.startswith(("encoder.", "backbone."))
     ):
-        lacking.append("its encoder is a vision transformer (block 'vit')")
-    if any("adaLN_modulation" in name for name in state):
-        lacking.append("its predictor is a transformer with modulated norms (block 'adaln_transformer')")
-    elif any(name.startswith("predictor.transformer") for name in state):
-        lacking.append("its predictor is a transformer (block 'vit')")
+        lacking.append("its encoder's tokens are a state of their own")
+    if any(name.startswith("predictor.transformer") for name in state):
+        lacking.append("its predictor is a transformer whose norms nothing modulates")
     reason = "; ".join(lacking) or f"it is none of PLDM, LeWM, DINO-WM and TD-MPC2 (it has: {', '.join(sorted(names))})"
     raise UnsupportedError(f"{type(model).__name__} cannot be lifted: {reason}")
 
@@ -329,6 +351,8 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{os.fspath(path)}: no file of weights alone ({type(error).__name__}); a pickled model is not read, save "
             "its state_dict"
         ) from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):  # a training framework's checkpoint
+        state = state["state_dict"]
     if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
         raise InvalidArgumentError(f"{os.fspath(path)}: expected a state dict of tensors")
     return state

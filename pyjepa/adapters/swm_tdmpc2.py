@@ -71,7 +71,7 @@ def lift(
         if settings is None:
             raise InvalidArgumentError("value_range: (vmin, vmax) of the model's two-hot bins is needed")
         bounds = (float(settings.vmin), float(settings.vmax))
-    arrays = {name: np.asarray(value.detach().cpu().float().numpy()) for name, value in state.items()}
+    arrays = _Arrays({name: np.asarray(value.detach().cpu().float().numpy()) for name, value in state.items()})
     group = int(setting("simnorm_dim", simnorm, 8))
     encoder, tensors, observation = _encoder(arrays, group, scale, image_size or getattr(config, "image_size", None))
     latent = len(arrays["dynamics.2.bias"])
@@ -114,6 +114,13 @@ def lift(
                                    min_std=0.05, max_std=2.0, policy_candidates=24),
     )  # fmt: skip
     return spec, {name: np.ascontiguousarray(value, np.float32) for name, value in tensors.items()}
+
+
+class _Arrays(dict[str, FloatArray]):
+    """Tensors by name, of which each that is asked for must be there."""
+
+    def __missing__(self, name: str) -> FloatArray:
+        raise InvalidArgumentError(f"tensor {name!r}: missing")
 
 
 def _encoder(

@@ -23,6 +23,7 @@ COMMANDS = {
     "train": "Train a world model and write an agent file.",
     "distil": "Practise: train a critic and a policy from plans.",
     "quantise": "Calibrate int8 and say what lower precisions cost.",
+    "import": "Write an agent file from stable-worldmodel's weights.",
     "inspect": "Say what an agent file holds, or what is wrong with it.",
     "info": "Say what this installation can do on this machine.",
     "energy-lab": "Train every energy-based method and see what collapses.",
@@ -66,7 +67,7 @@ class _Commands(click.Group):
 
 def _module(name: str) -> str:
     """The name of the file that holds a command."""
-    return name.replace("-", "_")
+    return "import_model" if name == "import" else name.replace("-", "_")  # no module can be called import
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

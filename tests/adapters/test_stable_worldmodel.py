@@ -326,28 +326,25 @@ def test_what_cannot_be_lifted_is_named():
     other["extra_encoders.state.3.weight"] = torch.zeros(2)
     with pytest.raises(UnsupportedError, match=r"the encoder of 'state' is one of your own: .*state.3.weight"):
         lift(other, **OPTIONS)
-    jepa = {
-        "encoder.embeddings.cls_token": torch.zeros(1),
-        "predictor.transformer.layers.0.adaLN_modulation.1.weight": torch.zeros(1),
-        "projector.net.0.weight": torch.zeros(1),
+    dino = {
+        "backbone.embeddings.cls_token": torch.zeros(1),
+        "predictor.transformer.layers.0.0.norm.weight": torch.zeros(1),
     }
-    with pytest.raises(
-        UnsupportedError, match=r"vision transformer \(block 'vit'\); its predictor .*'adaln_transformer'"
-    ):
-        lift(jepa)
+    with pytest.raises(UnsupportedError, match=r"tokens are a state of their own; its predictor .* nothing modulates"):
+        lift(dino)
     with pytest.raises(UnsupportedError, match=r"none of PLDM, LeWM, DINO-WM and TD-MPC2 \(it has: wheel\)"):
         lift({"wheel.weight": torch.zeros(1)})
 
 
-def test_their_jepas_are_refused_by_name():
+def test_encoders_of_ones_own_are_refused_by_name():
     module = theirs("stable_worldmodel.wm.lewm")
     parts = theirs("stable_worldmodel.wm.lewm.module")
     predictor = parts.Predictor(num_frames=1, depth=1, heads=1, mlp_dim=8, input_dim=8, hidden_dim=8, dim_head=8)
     model = module.LeWM(torch.nn.Identity(), predictor, parts.Embedder(2, 2, 8), parts.MLP(8, 8))
-    with pytest.raises(UnsupportedError, match=r"LeWM cannot be lifted: its predictor .*'adaln_transformer'"):
+    with pytest.raises(UnsupportedError, match="only Hugging Face's ViTModel"):
         lift(model)
     assert not Solver(model).native
-    with pytest.raises(UnsupportedError, match="adaln_transformer"):
+    with pytest.raises(UnsupportedError, match="only Hugging Face's ViTModel"):
         Solver(model, native=True)
 
 
