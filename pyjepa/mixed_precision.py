@@ -22,8 +22,8 @@ import numpy.typing as npt
 from pyjepa import agent_file
 from pyjepa.agent import Agent, Model, Precision
 from pyjepa.errors import UnsupportedError
-from pyjepa.quantise import Situation, Tensors
-from pyjepa.spec import Gru, LayerPrecision, Mlp, Quantisation, Spec
+from pyjepa.quantise import Predictor, Situation, Tensors
+from pyjepa.spec import AdalnTransformer, Gru, LayerPrecision, Mlp, Quantisation, Spec
 
 Progress = Callable[[str, int], None]
 """Called after every step with what is being done, and of how many such steps."""
@@ -34,7 +34,10 @@ CANDIDATES = 64
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer that lower precisions hold for: the ``index``-th of its ``module``; its tensors begin with ``name``."""
+    """One layer that lower precisions hold for: the ``index``-th of its ``module``.
+
+    Its tensors begin with ``name``; those that make modulations are one, ``modulation``, for all layers.
+    """
 
     module: str
     index: int
@@ -88,6 +91,10 @@ def layers(spec: Spec) -> tuple[Layer, ...]:
                 names += [f"{name}.{i}.linear{j}" for j in range(len(block.layers))]
             elif isinstance(block, Gru):
                 names.append(f"{name}.{i}.weight_hh")
+            elif isinstance(block, AdalnTransformer):
+                names += [f"{name}.{i}.{part}" for part in ("action1", "modulation")]
+                parts = ("qkv", "out", "linear0", "linear1")
+                names += [f"{name}.{i}.layer{d}.{part}" for d in range(block.depth) for part in parts]
         found += [Layer(name, index, each) for index, each in enumerate(names)]
     return tuple(found)
 
@@ -197,6 +204,7 @@ class _Measure:
         if self._model("int8").precision != "int8":
             raise UnsupportedError("this machine has no int8 instructions to measure mixed precision with")
         self.judge = Agent(self._model("fp32"))
+        self.predictor = Predictor(self.judge.model)
         self.candidates: list[npt.NDArray[Any]] = []
         self.costs: list[npt.NDArray[np.float64]] = []  # of the candidates; the first is fp32's plan
         rng = np.random.default_rng(seed)
@@ -261,10 +269,7 @@ class _Measure:
         """(1, S, A'): the plan from one situation, a row per predictor step."""
         self._look(agent, i)
         actions = np.asarray(agent.plan().actions, np.float32)
-        level = self.spec.levels[0]
-        steps = len(actions) // level.action_block
-        blocks: npt.NDArray[Any] = actions.reshape(1, steps, level.action_block, -1)
-        return blocks[:, :, 0] if level.hold else blocks.reshape(1, steps, -1)
+        return self.predictor.blocks(actions.reshape(1, len(actions), -1))
 
     def _around(self, plan: npt.NDArray[Any], rng: np.random.Generator) -> npt.NDArray[Any]:
         """Plans as a planner halfway through would draw them around its own."""

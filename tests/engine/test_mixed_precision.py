@@ -13,10 +13,11 @@ import safetensors.numpy
 from pyjepa import agent_file, agents
 from pyjepa.agent import Agent, Model
 from pyjepa.bench.eb_jepa import eb_jepa
+from pyjepa.bench.lewm import lewm
 from pyjepa.envs.two_rooms import TwoRooms, evaluation_episodes
 from pyjepa.mixed_precision import choose, layers, with_precisions, without_precisions
 from pyjepa.quantise import Situation, calibrate
-from pyjepa.spec import Layer, Mlp, Module, Planner, Quantisation
+from pyjepa.spec import AdalnTransformer, Layer, Mlp, Module, Planner, Quantisation
 
 PATH = agents.path("two_rooms")
 
@@ -136,6 +137,37 @@ def test_a_cell_keeps_to_its_precision():
     for limit in ("fp32", "bf16"):
         got = loaded(with_precisions(workload.spec, [limit]), workload.tensors).forward("predictor", x)
         np.testing.assert_array_equal(got, workload.model(limit).forward("predictor", x))
+
+
+def test_each_layer_of_a_transformer_keeps_to_its_precision():
+    workload = lewm(
+        "tiny",
+        transformer=AdalnTransformer(window=3, depth=2, width=32, heads=2, head_dim=16, hidden=48, embedding=40),
+        projector=40,
+        block=2,
+        planner=Planner(horizon=10, candidates=40, iterations=3, elites=5, std=1 / 3),
+    )
+    if workload.model("int8").precision != "int8":
+        pytest.skip("this machine has no int8 instructions")
+    found = [layer.name.removeprefix("predictor.") for layer in layers(workload.spec)]
+    inside = [f"0.layer{d}.{part}" for d in (0, 1) for part in ("qkv", "out", "linear0", "linear1")]
+    assert found == ["0.action1", "0.modulation", *inside, "1.linear0", "1.linear1"]
+    full = Agent(workload.model())
+    full.configure(goal=workload.goal)
+    full.observe(workload.observation)
+    plans = np.random.default_rng(0).uniform(-1, 1, (30, 5, 4)).astype(np.float32)
+    costs, errors = full.evaluate(plans), []
+    for alone in range(len(found)):
+        mix = ["int8" if i == alone else "fp32" for i in range(len(found))]
+        agent = Agent(loaded(with_precisions(workload.spec, mix), workload.tensors))
+        agent.configure(goal=workload.goal)
+        agent.observe(workload.observation)
+        errors.append(float(np.abs(agent.evaluate(plans) - costs).max()))
+    assert all(error > 0 for error in errors), "every name is a layer of its own"
+    assert len(set(errors)) == len(errors)
+    choice = choose(workload.spec, workload.tensors, [Situation(workload.observation, workload.goal)], target=0.02)
+    assert choice.rise <= 0.02
+    assert len(choice.precisions) == len(found)
 
 
 def outlier(tensors):
