@@ -128,7 +128,7 @@ def command(
             console.print(f"no precisions chosen: {error}", style="yellow")
         if chosen is not None:
             spec = chosen.spec
-            if "int8 static" in models and set(chosen.precisions) != {"int8"}:
+            if "int8 dynamic" in models and set(chosen.precisions) != {"int8"}:
                 models["int8 mixed"] = Model.from_bytes(agent_file.to_bytes(spec, tensors), precision="int8")
         task = bar.add_task("comparing", total=states)
         compared = situations[calibrate + choose :]
