@@ -53,14 +53,20 @@ def _arguments(context: click.Context, option: click.Parameter, given: tuple[str
 )
 @click.option("--rounds", type=click.IntRange(min=1), help="Times to record and train; the first at random.")
 @click.option("--collect", type=click.IntRange(min=1), help="Episodes to record, every round.")
+@click.option("--collect-own", type=click.IntRange(min=1), help="The same of the rounds after the first.")
 @click.option("--episode-steps", type=click.IntRange(min=2), help="Steps after which a recorded episode is left.")
 @click.option("--steps", type=click.IntRange(min=1), help="Training steps, every round.")
 @click.option("--shift", type=click.IntRange(min=0, max=16), help="Pixels by which clips are moved in training.")
 @click.option("--history", type=click.IntRange(min=1, max=16), help="Pictures that one observation stacks.")
 @click.option("--grey", is_flag=True, default=None, help="Pictures of one channel.")
+@click.option("--repeat", type=click.IntRange(min=1), help="Steps that the environment repeats an action for.")
 @click.option("--action-block", type=click.IntRange(min=1), help="Steps for which an action is held.")
 @click.option("--window", type=click.IntRange(min=2), help="Predicted steps per training clip.")
 @click.option("--horizon", type=click.IntRange(min=1), help="Steps to plan ahead.")
+@click.option("--candidates", type=click.IntRange(min=2), help="Plans compared in every iteration of a search.")
+@click.option("--iterations", type=click.IntRange(min=1), help="Of a search.")
+@click.option("--channels", type=click.IntRange(min=1), nargs=3, default=None, help="Of the encoder's convolutions.")
+@click.option("--inverse-dynamics", type=click.FloatRange(min=0.0), help="Weight of telling actions from states.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of data, weights and plans.")
 @click.pass_context
 def command(
@@ -72,14 +78,20 @@ def command(
     arguments: dict[str, Any],
     rounds: int | None,
     collect: int | None,
+    collect_own: int | None,
     episode_steps: int | None,
     steps: int | None,
     shift: int | None,
     history: int | None,
     grey: bool | None,
+    repeat: int | None,
     action_block: int | None,
     window: int | None,
     horizon: int | None,
+    candidates: int | None,
+    iterations: int | None,
+    channels: tuple[int, int, int] | None,
+    inverse_dynamics: float | None,
     seed: int | None,
 ) -> None:
     """Train a world model and write an agent file.
@@ -100,9 +112,10 @@ def command(
     from pyjepa.training.environments import Settings, train_environment
 
     chosen: dict[str, Any] = {
-        "rounds": rounds, "episodes": collect, "episode_steps": episode_steps, "steps": steps, "shift": shift,
-        "history": history, "grey": grey, "action_block": action_block, "window": window, "horizon": horizon,
-        "seed": seed,
+        "rounds": rounds, "episodes": collect, "own_episodes": collect_own, "episode_steps": episode_steps,
+        "steps": steps, "shift": shift, "history": history, "grey": grey, "repeat": repeat,
+        "action_block": action_block, "window": window, "horizon": horizon, "candidates": candidates,
+        "iterations": iterations, "channels": channels, "inverse_dynamics": inverse_dynamics, "seed": seed,
     }  # fmt: skip
     given = {name: value for name, value in chosen.items() if value is not None}
     with _stages() as (stage, advance):

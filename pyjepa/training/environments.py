@@ -57,7 +57,9 @@ class Settings:
     """How an environment is learned."""
 
     episodes: int = 200
-    """To record in a round: of random actions in the first, of the agent's own in the others."""
+    """To record in a round: of random actions in the first, of the agent's own in the others..."""
+    own_episodes: int | None = None
+    """... which record so many, if this is given."""
     episode_steps: int | None = None
     """After so many steps a recorded episode is left, as if time were up."""
     rounds: int = 1
@@ -74,6 +76,9 @@ class Settings:
     """Pictures have one channel, the mean of their colours."""
     action_block: int = 1
     """Environment steps for which an action is held."""
+    repeat: int = 1
+    """Environment steps that every action lasts, as behind a wrapper that repeats it: the agent file knows nothing of
+    it. What discrete actions do shows the better in pictures the longer they last."""
     shift: int = 0
     """In training, clips are moved by up to so many pixels (Kostrikov et al. 2020): where a little does not matter."""
     latent: int = 48
@@ -97,7 +102,7 @@ class World:
     """A Gymnasium environment as pictures: (history * channels, 64, 64) uint8, and actions that last a block."""
 
     def __init__(
-        self, name: str, *, history: int, action_block: int, grey: bool = False,
+        self, name: str, *, history: int, action_block: int, repeat: int = 1, grey: bool = False,
         arguments: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
         """Raises `UnservedError` for what cannot be served, `MissingPackageError` without gymnasium."""
@@ -111,7 +116,7 @@ class World:
         except TypeError as error:
             raise UnservedError(f"{name}: it shows no pictures (render_mode 'rgb_array'): {error}") from error
         self.name, self._history, self._block = name, history, action_block
-        self.channels = 1 if grey else 3
+        self._repeat, self.channels = repeat, 1 if grey else 3
         try:
             self.actions = self._checked_actions(gymnasium.spaces)
             self._env.reset(seed=0)
@@ -175,7 +180,7 @@ class World:
         """
         earned, ended, late = 0.0, False, False
         given = action + self._first if self.actions.kind == "discrete" else np.asarray(action, np.float32)
-        for _ in range(self._block):
+        for _ in range(self._block * self._repeat):
             _, reward, ended, late, _ = self._env.step(given)
             earned += float(reward)
             if ended or late:
@@ -242,7 +247,8 @@ def collect(
     world.seed_actions(settings.seed + 1_000 * turn)
     rng = np.random.default_rng([settings.seed, turn])
     limit = settings.episode_steps or np.inf
-    for episode in range(settings.episodes):
+    count = settings.episodes if agent is None else settings.own_episodes or settings.episodes
+    for episode in range(count):
         begin = len(pictures)
         seen = world.reset(seed=1_000_000 * (settings.seed + 1) + settings.episodes * turn + episode)
         if agent is not None:
@@ -272,7 +278,7 @@ def collect(
     lengths = np.array(last) - np.array(first)
     if lengths.max() < settings.window:
         raise UnservedError(
-            f"{world.name}: the longest of {settings.episodes} random episodes has {lengths.max()} steps, a clip "
+            f"{world.name}: the longest of {count} recorded episodes has {lengths.max()} steps, a clip "
             f"{settings.window}: choose a smaller window"
         )
     kind = np.int64 if world.actions.kind == "discrete" else np.float32
@@ -293,8 +299,13 @@ def joined(parts: Sequence[Recorded]) -> Recorded:
     return Recorded(*(np.concatenate([getattr(part, name) for part in moved]) for name in names))
 
 
-def build_spec(world: World, settings: Settings) -> Spec:
-    """The agent's spec: encoder, predictor, a head for reward and one for the hazard that the episode ends."""
+def build_spec(world: World, settings: Settings, data: Recorded) -> Spec:
+    """The agent's spec: encoder, predictor, a head for reward and one for the hazard that the episode ends.
+
+    Pixels are standardised as in ``data``: what moves on a wide empty ground would hardly be seen.
+    """
+    some = data.pictures[:: max(1, len(data.pictures) // 500)]
+    mean, std = float(some.mean()), max(float(some.std()), 1.0)
     sizes = Architecture(
         channels=list(settings.channels), kernels=[8, 3, 3], strides=[4, 2, 2], paddings=[2, 1, 1],
         encoder_hidden=settings.hidden, latent=settings.latent, predictor_hidden=[settings.hidden] * 2,
@@ -303,7 +314,7 @@ def build_spec(world: World, settings: Settings) -> Spec:
     discrete = world.actions.kind == "discrete"
     return Spec(
         name=world.name,
-        observation=Observation(shape=world.shape, dtype="uint8", scale=1 / 255),
+        observation=Observation(shape=world.shape, dtype="uint8", scale=1 / std, offset=-mean / std),
         actions=world.actions,
         modules={
             "encoder": encoder(sizes),
@@ -336,6 +347,9 @@ class Training:
             torch.manual_seed(settings.seed)
             self.model = WorldModel(spec)
             self.inverse = InverseDynamics(self.model.latent_dim, self.model.plan_dim)
+        assert self.model.encoder_name is not None  # it sees pictures
+        encoder = self.model.get_submodule(self.model.encoder_name)
+        encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         own = data.rewards[np.arange(len(data.first)) < data.last]
         self.reward_mean, self.reward_std = float(own.mean()), float(own.std())
         self._rng = np.random.default_rng(settings.seed)
@@ -503,10 +517,10 @@ def train_environment(
     if find_spec("triton") is not None:
         import_module("triton")  # torch loads it when training begins: with Mesa's LLVM there before it, that crashes
     world = World(
-        name, history=settings.history, action_block=settings.action_block, grey=settings.grey, arguments=arguments
-    )
+        name, history=settings.history, action_block=settings.action_block, repeat=settings.repeat, grey=settings.grey,
+        arguments=arguments,
+    )  # fmt: skip
     try:
-        spec = build_spec(world, settings)
         parts: list[Recorded] = []
         figures: dict[str, float] = {}
         run, agent = None, None
@@ -516,10 +530,14 @@ def train_environment(
             progress(1)
 
         for turn in range(settings.rounds):
-            stage(f"collecting, round {turn + 1}", settings.episodes)
+            stage(
+                f"collecting, round {turn + 1}",
+                settings.episodes if agent is None else settings.own_episodes or settings.episodes,
+            )
             parts.append(collect(world, settings, progress, agent=agent, turn=turn))
             data = joined(parts)
             if run is None:
+                spec = build_spec(world, settings, data)
                 run = Training(spec, data, settings)
             run.learn_from(data)
             stage(f"training, round {turn + 1}", settings.steps)

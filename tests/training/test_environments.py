@@ -101,7 +101,7 @@ def test_reward_and_danger_are_learned_from_pictures():
     world = E.World("pyjepa-tests/Slide-v0", history=1, action_block=1)
     settings = E.dataclasses.replace(settings, history=1)
     data = E.collect(world, settings)
-    run = E.Training(E.build_spec(world, settings), data, settings)
+    run = E.Training(E.build_spec(world, settings, data), data, settings)
     run.run()
     world.close()
     rows = np.arange(len(data.first))[np.arange(len(data.first)) < data.last]
@@ -126,17 +126,21 @@ def test_further_rounds_are_the_agents_own(tmp_path, monkeypatch):
         return recorded[-1][1]
 
     monkeypatch.setattr(E, "collect", noted)
-    settings = E.Settings(**{**TINY, "rounds": 3, "episodes": 3, "episode_steps": 5, "shift": 2, "explore": 0.0})
+    settings = E.Settings(
+        **{**TINY, "rounds": 3, "episodes": 4, "own_episodes": 3, "episode_steps": 5, "shift": 2, "explore": 0.0}
+    )
     found = E.train_environment("pyjepa-tests/Slide-v0", tmp_path / "a.safetensors", settings=settings, episodes=1)
     assert [agent is None for agent, _ in recorded] == [True, False, False]
-    assert [row["steps"] for row in found["recorded"]] == [len(part.first) - 3 for _, part in recorded]
+    assert [row["steps"] for row in found["recorded"]] == [
+        len(part.first) - count for count, (_, part) in zip((4, 3, 3), recorded, strict=True)
+    ]
     for agent, part in recorded:
         assert (part.last - part.first).max() <= 5
         assert (np.abs(part.actions) <= 1).all()
         assert not np.array_equal(part.pictures, recorded[0][1].pictures) or agent is None
     whole = E.joined([part for _, part in recorded])
     count = len(recorded[0][1].first)
-    assert len(whole.returns) == 9
+    assert len(whole.returns) == 10
     assert np.array_equal(whole.first[count : 2 * count][:3], recorded[1][1].first[:3] + count)
     rows = np.arange(len(whole.first))
     assert (whole.first <= rows).all()
@@ -146,7 +150,8 @@ def test_further_rounds_are_the_agents_own(tmp_path, monkeypatch):
 def test_clips_move_as_a_whole_and_repeat_their_edges():
     world = E.World("pyjepa-tests/Slide-v0", history=1, action_block=1)
     settings = E.Settings(**{**TINY, "history": 1, "shift": 3})
-    run = E.Training(E.build_spec(world, settings), E.collect(world, settings), settings)
+    data = E.collect(world, settings)
+    run = E.Training(E.build_spec(world, settings, data), data, settings)
     world.close()
     clips = np.random.default_rng(0).integers(0, 255, (20, 2, 3, 64, 64), np.uint8)
     moved = run._moved(clips)
@@ -175,6 +180,28 @@ def test_a_block_holds_its_action_and_adds_what_it_earns():
     assert reward == pytest.approx(-(first + second))
     assert not dead
     assert not late
+    world.close()
+
+
+def test_an_action_is_repeated():
+    once, thrice = (E.World("pyjepa-tests/Slide-v0", history=1, action_block=1, repeat=n) for n in (1, 3))
+    for world in (once, thrice):
+        world.reset(seed=4)
+    assert once.unwrapped.place == thrice.unwrapped.place
+    earned = [once.step(np.array([0.1], np.float32))[1] for _ in range(3)]
+    assert thrice.step(np.array([0.1], np.float32))[1] == pytest.approx(sum(earned))
+    assert once.unwrapped.place == pytest.approx(thrice.unwrapped.place)
+    once.close()
+    thrice.close()
+
+
+def test_pixels_are_standardised():
+    world = E.World("pyjepa-tests/Slide-v0", history=2, action_block=1)
+    data = E.collect(world, E.Settings(**TINY))
+    seen = E.build_spec(world, E.Settings(**TINY), data).observation
+    scaled = data.pictures * seen.scale + seen.offset
+    assert scaled.mean() == pytest.approx(0, abs=1e-4)
+    assert scaled.std() == pytest.approx(1, abs=1e-4)
     world.close()
 
 
@@ -228,7 +255,7 @@ def test_rewards_that_are_none_and_episodes_that_are_over_are_named():
         world.step(np.array([0.0], np.float32))
     world.close()
     world = make(fault="short")
-    with pytest.raises(E.UnservedError, match="the longest of 3 random episodes has 1 steps, a clip 5"):
+    with pytest.raises(E.UnservedError, match="the longest of 3 recorded episodes has 1 steps, a clip 5"):
         E.collect(world, E.Settings(episodes=3, window=5))
     world.close()
 
