@@ -34,7 +34,12 @@ TABLES: Mapping[str, Callable[[Path], str]] = {
     **planning.TABLES,
     **rollouts.TABLES,
 }
-PLOTS: Mapping[str, Callable[[Path, Path], None]] = {**losses.PLOTS, **energy.PLOTS, **outside.PLOTS}
+PLOTS: Mapping[str, Callable[[Path, Path], None]] = {
+    **losses.PLOTS,
+    **energy.PLOTS,
+    **outside.PLOTS,
+    **planners.PLOTS,
+}
 
 _PLACE = re.compile(r"^<!-- render: (?P<name>\S+) -->\n(?P<old>.*?)^<!-- /render -->$", re.MULTILINE | re.DOTALL)
 

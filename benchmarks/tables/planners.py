@@ -87,4 +87,57 @@ def practice(results: Path) -> str:
     return markdown(["planner", *(f"{start} ({milliseconds(ms)} ms)" for start, ms in starts.items())], lines)
 
 
-TABLES = {"ablation": ablation, "quality": quality, "practice": practice}
+def replans(results: Path) -> str:
+    """Planners in closed loop beside a cold CEM: least time to its cost, and what a tenth of a second buys."""
+    document = load(results, "lewm-replan")
+    found = {(row["start"], row["planner"]): row for row in document["rows"] if "refused" not in row}
+    lines = []
+    for planner in dict.fromkeys(planner for _, planner in found):
+        cells = []
+        for start in ("cold", "warm"):
+            strict = found[start, planner]["strict"]
+            cells.append("-" if strict["ms"] is None else f"{milliseconds(strict['ms'])} ({strict['iterations']})")
+        loop = found["warm", planner]["closed_loop"]
+        cells += [f"{milliseconds(loop['ms'])} ({loop['iterations']})", milliseconds(loop["ms_p99"])]
+        cells += [f"{loop['cost']:.3f}", percent(loop["reached"]), percent(loop["success"])]
+        lines.append([planner, *cells])
+    refused = {row["planner"]: row["refused"] for row in document["rows"] if "refused" in row}
+    first = next(iter(found.values()))
+    machine = document["machine"]
+    about = (
+        f"ms of CPU time on one thread ({machine['cpu']}, {machine['isa']}; in brackets, iterations), median over "
+        f"{document['states']} states and over the replans of {document['states']} episodes. The cold plan "
+        f"({document['cold']}) takes {milliseconds(first['peer_ms'])} ms.\n"
+    )
+    missing = "".join(f"\n`{planner}` is left out: {reason}.\n" for planner, reason in refused.items())
+    headings = ["planner", "cold: ms to its cost", "warm: ms to its cost", "in closed loop: ms", "p99"]
+    headings += ["cost, over the cold plan's", "replans that cost no more", "success"]
+    return about + "\n" + markdown(headings, lines) + missing
+
+
+def plot(results: Path, path: Path) -> None:
+    """Final cost over time, by planner, cold and warm."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = [row for row in load(results, "lewm-replan")["rows"] if "refused" not in row]
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), sharex=True, sharey=True)
+    for side, start in zip(axes, ("cold", "warm"), strict=True):
+        for row in (row for row in rows if row["start"] == start):
+            points = [(point["ms"], point["cost"]) for point in row["curve"]]
+            side.plot(*zip(*points, strict=True), "o-", ms=3, label=row["planner"])
+        side.plot(rows[0]["peer_ms"], 1.0, "k*", ms=10, label="the cold plan")
+        side.axhline(1.0, color="black", lw=0.8, ls="--")
+        side.axvline(100.0, color="grey", lw=0.8, ls=":")
+        side.set(title=start, xlabel="ms (CPU time, one thread)", xscale="log", ylim=(0.9, 1.8))
+    axes[0].set(ylabel="cost, over the cold plan's")
+    axes[1].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+TABLES = {"ablation": ablation, "quality": quality, "practice": practice, "replans": replans}
+PLOTS = {"docs/results/replans.png": plot}

@@ -194,9 +194,10 @@ def demo(results: Path) -> str:
     )
 
 
-def precision(results: Path) -> str:
-    """What planning in bf16 and int8 changes for the shipped agent."""
-    document = load(results, "precision")
+def precision(results: Path, *, name: str, label: str) -> str:
+    """What planning in bf16 and int8 changes for an agent."""
+    document = load(results, name)
+    states = all("state_error" in row for row in document["rows"])
     lines = []
     for row in document["rows"]:
         low, high = row["success_change_95"]
@@ -205,7 +206,7 @@ def precision(results: Path) -> str:
                 row["precision"],
                 f"{row['spearman']:.4f}",
                 f"{row['spearman_least']:.3f}",
-                f"{row['state_error']:.1%}",
+                *([f"{row['state_error']:.1%}"] if states else []),
                 f"{row['final_cost_change']:+.2%}",
                 f"{row['success']:.1%}",
                 f"{100 * row['success_change']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})",
@@ -215,16 +216,31 @@ def precision(results: Path) -> str:
         "precision",
         "Spearman (mean)",
         "least",
-        "error of states",
+        *(["error of states"] if states else []),
         "plan's cost",
         "success",
         "points against fp32 (95 %)",
     ]
-    episodes = document["rows"][0]["episodes"]
+    first = document["rows"][0]
+    about = (
+        f"\n{label} `{document['agent']}`, {document['states']} states, {first['episodes']} paired episodes, of which "
+        f"fp32 reaches {first['reference_success']:.1%}"
+    )
+    if any("static" in row["precision"] for row in document["rows"]):
+        about += f"; scales calibrated on {document['calibrated_on']} other plans"
+    return markdown(headings, lines) + about + f"; {document['machine']['cpu']}.\n"
+
+
+def trained(results: Path) -> str:
+    """What training the LeWM-shaped agent gave."""
+    document = load(results, "lewm_training")
+    last = {k.removeprefix("diagnostics/"): v for k, v in document["history"][-1].items()}
+    machine, alarms = document["machine"], document["alarms"]
     return (
-        markdown(headings, lines)
-        + f"\nShipped agent `{document['agent']}`, {document['states']} states, {episodes} paired episodes, scales "
-        + f"calibrated on {document['calibrated_on']} other plans; {document['machine']['cpu']}.\n"
+        f"{last['step']:,} steps; a linear probe finds the position within {last['probe_px']:.2f} px "
+        f"(R² {last['probe_r2']:.3f}), the latents have effective rank {last['effective_rank']:.1f}, inverse dynamics "
+        f"is at {last['inverse_dynamics_relative']:.2f} of chance, predicting at {last['prediction_relative']:.3f} of "
+        f"predicting no change; {len(alarms) or 'no'} collapse alarms ({machine['cpu']}, one thread).\n"
     )
 
 
@@ -238,5 +254,7 @@ TABLES = {
     "paced": paced,
     "mode1": mode1,
     "demo": demo,
-    "precision": precision,
+    "precision": partial(precision, name="precision", label="Shipped agent"),
+    "lewm-precision": partial(precision, name="lewm-precision", label="LeWM-shaped agent"),
+    "lewm-training": trained,
 }

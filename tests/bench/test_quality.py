@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from pyjepa import agents
+from pyjepa.agent import Model
 from pyjepa.bench import quality
 from pyjepa.bench.quality import Case, Entrant, Found
 from pyjepa.bench.workloads import WORKLOADS
@@ -66,6 +68,84 @@ def test_plans_are_those_of_the_workload(name):
     assert 0.1 * moved < again < moved, "disturbed by less than the step"
     warm = world.plan(entrant, 1, later)
     assert warm.cost < world.plan(entrant, 1, Case(later.start, later.goal)).cost
+
+
+def test_a_whole_race_tells_what_every_budget_costs():
+    cases = [Case(np.float32(i), np.float32(0)) for i in range(3)]
+    row = quality.race(
+        lambda budget, case: Found(20.0 - budget - float(case.start), float(budget), 1.0),
+        cases,
+        [Found(10.0, 100.0, 400.0)] * 3,
+        budgets=(8, 10, 12),
+        whole=True,
+    )
+    assert row["strict"]["iterations"] == 10, "more is tried, but counts no more"
+    assert row["curve"] == [
+        {"iterations": 8, "ms": 8000.0, "cost": 1.1, "reached": 0.333333},
+        {"iterations": 10, "ms": 10000.0, "cost": 0.9, "reached": 1.0},
+        {"iterations": 12, "ms": 12000.0, "cost": 0.7, "reached": 1.0},
+    ]
+
+
+def test_replans_start_where_cold_plans_lead():
+    world = quality.Replanning(Model.load(agents.path("two_rooms")))
+    for case in world.cases(3):
+        moved = np.abs(case.start.astype(int) - case.before).sum()
+        assert moved > 0
+        assert np.array_equal(case.start[1], case.goal[1]), "the same walls"
+        found = world.cold(case)
+        agent = world.agent
+        agent.configure(goal=case.goal, **quality.COLD_CEM)
+        assert found.cost == pytest.approx(agent.plan(case.start).cost, rel=1e-5), "from scratch, warm or not"
+
+
+def test_replans_are_raced_and_played(tmp_path):
+    done = CliRunner().invoke(
+        command,
+        [
+            "replan",
+            "--agent",
+            str(agents.path("two_rooms")),
+            "--states",
+            "2",
+            "--planner",
+            "icem",
+            "--json",
+            str(tmp_path / "q.json"),
+        ],
+    )
+    assert done.exit_code == 0, done.output
+    document = json.loads((tmp_path / "q.json").read_text())
+    assert document["agent"]["name"] == "two-rooms"
+    cold, warm = document["rows"]
+    assert (cold["start"], warm["start"], warm["planner"]) == ("cold", "warm", "icem")
+    assert [point["iterations"] for point in warm["curve"]] == list(quality.REPLANS)
+    assert warm["curve"][0]["cost"] < cold["curve"][0]["cost"], "one iteration is worth more where it goes on"
+    assert "closed_loop" not in cold
+    loop = warm["closed_loop"]
+    assert (loop["episodes"], loop["success"], loop["iterations"]) == (2, 1.0, quality.REPLANS[-1])
+    assert loop["replans"] > 2
+    assert loop["ms"] < loop["cold_ms"]
+    assert loop["cost"] < 1.1
+
+
+def test_replans_need_an_agent():
+    for arguments in (["replan"], ["practice", "--agent", str(agents.path("two_rooms"))]):
+        done = CliRunner().invoke(command, arguments)
+        assert done.exit_code == 2
+        assert "replan needs --agent, and --agent is for replan alone" in done.output
+
+
+def test_a_planner_that_the_agent_refuses_has_a_row_that_says_why():
+    workload = quality.WORKLOADS["W0s"]()
+    low = workload.model("bf16")
+    world = quality.Replanning.__new__(quality.Replanning)
+    world.agent = quality.Agent(low)
+    if low.precision == "fp32":
+        pytest.skip("this machine has no bf16 to refuse a gradient in")
+    case = Case(workload.observation, workload.goal)
+    assert world.refuses(quality.COLD[0], case) is None
+    assert "gradient" in world.refuses(quality.COLD[4], case)
 
 
 def test_practice_is_worth_its_time(tmp_path):

@@ -11,11 +11,12 @@ import safetensors.numpy
 from pyjepa import agent_file, agents
 from pyjepa.agent import Agent, Model
 from pyjepa.bench.eb_jepa import eb_jepa
+from pyjepa.bench.lewm import lewm
 from pyjepa.bench.workloads import WORKLOADS
 from pyjepa.envs.two_rooms import TwoRooms, evaluation_episodes
 from pyjepa.errors import AgentFileError, UnsupportedError
 from pyjepa.quantise import Predictor, Situation, best_scale, calibrate, compare, layer_inputs, spearman
-from pyjepa.spec import ActivationScale, Layer, Mlp, Module, Planner, Quantisation
+from pyjepa.spec import ActivationScale, AdalnTransformer, Layer, Mlp, Module, Planner, Quantisation
 
 PATH = agents.path("two_rooms")
 
@@ -257,3 +258,22 @@ def test_every_workload_calibrates():
     spec = calibrate(model, workload.tensors, [Situation(workload.observation, workload.goal)])
     data = agent_file.to_bytes(spec, workload.tensors)
     assert Model.from_bytes(data).spec == spec
+
+
+def test_a_predictor_that_looks_back_is_compared_by_costs_and_has_no_scales():
+    transformer = AdalnTransformer(window=3, depth=1, width=8, heads=2, head_dim=4, hidden=8, embedding=8)
+    planner = Planner(horizon=10, candidates=32, iterations=2, elites=4)
+    workload = lewm("tiny", transformer=transformer, projector=8, planner=planner)
+    situations = [Situation(workload.observation, workload.goal)]
+    tensors = {name: tensor.copy() for name, tensor in workload.tensors.items()}
+    tensors["predictor.0.layer0.qkv.weight"] *= np.float32(1.5)
+    models = {
+        "itself": workload.model(),
+        "another": Model.from_bytes(agent_file.to_bytes(workload.spec, tensors)),
+    }
+    rows = compare(workload.model(), models, situations)
+    assert rows["itself"]["spearman"] == 1.0
+    assert rows["itself"]["final_cost_change"] == 0.0
+    assert 0.5 < rows["another"]["spearman"] < 1.0
+    assert rows["another"]["final_cost_change"] >= 0.0
+    assert "state_error" not in rows["itself"], "its states cannot be followed one by one"
