@@ -1,4 +1,4 @@
-"""The world outside: what `pyjepa train a320` wrote."""
+"""The world outside: what `pyjepa train` wrote of a flight, of stable-worldmodel's and of Gymnasium's environments."""
 
 from __future__ import annotations
 
@@ -130,5 +130,124 @@ def plot(results: Path, path: Path) -> None:
     plt.close(figure)
 
 
-TABLES = {"a320": prediction, "a320-choices": choices, "a320-plans": plans, "a320-surprise": surprise}
-PLOTS = {"docs/results/a320.png": plot}
+def two_room(results: Path) -> str:
+    """Success beside policies and what others published."""
+    document = load(results, "swm-two-room")
+    rows = [["random actions", f"{document['random']:.0f}"], ["its expert", f"{document['expert']:.0f}"]]
+    rows += [[f"{name}, as published", f"{value:.0f}"] for name, value in document["published"].items()]
+    rows += [
+        [f"pyjepa, seed {row['seed']} (probe {row['probe_px']:.1f} px of 224)", f"{row['success']:.0f}"]
+        for row in document["seeds"]
+    ]
+    rows.append(["pyjepa, mean", f"{document['success']:.1f}"])
+    about = (
+        f"Goals reached, in percent of {document['episodes']}: pictures {document['goal_offset']} steps later in "
+        f"episodes of the undisturbed expert, {document['budget']} steps allowed; planned by {document['planner']}.\n"
+    )
+    return about + "\n" + markdown(["", "%"], rows)
+
+
+def solvers(results: Path) -> str:
+    """The same planners of two libraries on the same weights."""
+    document = load(results, "swm-two-room")
+    machine = document["machine"]
+    rows = [
+        [row["planner"], row["impl"], f"{row['success']:.0f}", milliseconds(row["plan_cpu_ms_p50"]),
+         milliseconds(row["plan_cpu_ms_p99"])]
+        for row in document["compared"]
+    ]  # fmt: skip
+    about = f"{machine['cpu']}, one thread, {machine['isa']}, torch {machine['torch']}.\n"
+    return about + "\n" + markdown(["planner", "of", "goals, %", "a plan, CPU ms", "p99"], rows, left=2)
+
+
+def plot_solvers(results: Path, path: Path) -> None:
+    """Success over the time that a plan takes."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = load(results, "swm-two-room")["compared"]
+    figure, axis = plt.subplots(figsize=(5, 3.2))
+    for impl in dict.fromkeys(row["impl"] for row in rows):
+        own = [row for row in rows if row["impl"] == impl]
+        axis.semilogx([row["plan_cpu_ms_p50"] for row in own], [row["success"] for row in own], "o", label=impl)
+        for row in own:
+            axis.annotate(
+                row["planner"], (row["plan_cpu_ms_p50"], row["success"]), xytext=(4, 4), textcoords="offset points"
+            )
+    axis.set(xlabel="a plan, CPU ms", ylabel="goals reached, %", ylim=(0, 105))
+    axis.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+GAMES = ("reacher",)
+"""What results there are of `pyjepa train --env`."""
+
+
+def games(results: Path) -> str:
+    """What agents earn from pictures beside random actions, none, and those who know the true state."""
+    documents = [load(results, name) for name in GAMES]
+
+    def earned(row: dict[str, float] | None) -> str:
+        return "" if row is None else f"{row['mean']:.1f} ± {row['std']:.1f}"
+
+    rows = []
+    for document in documents:
+        random, oracle = document["random"]["mean"], document["oracle"]["mean"]
+        rows.append([
+            document["environment"], earned(document["random"]), earned(document.get("still")),
+            earned(document["agent"]), earned(document["oracle"]),
+            percent((document["agent"]["mean"] - random) / (oracle - random)), f"{document['cpu_seconds'] / 60:.0f}",
+            milliseconds(document.get("plan_cpu_ms_p50")), milliseconds(document.get("plan_cpu_ms_p99")),
+        ])  # fmt: skip
+    machine = documents[0]["machine"]
+    about = (
+        f"What a game earns, mean and deviation over {documents[0]['episodes']}. {machine['cpu']}, one thread, "
+        f"{machine['isa']}, torch {machine['torch']}, Gymnasium {machine['gymnasium']}.\n"
+    )
+    headings = [
+        "", "random", "no action", "agent", "oracle", "agent's share of the way from random to the oracle",
+        "CPU minutes", "a plan, CPU ms", "p99",
+    ]  # fmt: skip
+    return about + "\n" + markdown(headings, rows)
+
+
+def plot_games(results: Path, path: Path) -> None:
+    """Every game's return, sorted, between random actions and the oracle."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(GAMES), figsize=(4.8 * len(GAMES), 3.2), squeeze=False)
+    for axis, name in zip(axes[0], GAMES, strict=True):
+        document = load(results, name)
+        axis.plot(sorted(document["agent"]["returns"]), label="agent")
+        for other, style in (("random", ":"), ("still", "-."), ("oracle", "--")):
+            if other in document:
+                label = {"still": "no action"}.get(other, other) + ", mean"
+                axis.axhline(document[other]["mean"], color="grey", lw=0.9, ls=style, label=label)
+        axis.set(title=document["environment"], xlabel="games, sorted", ylabel="return")
+        axis.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+TABLES = {
+    "games": games,
+    "swm-two-room": two_room,
+    "swm-solvers": solvers,
+    "a320": prediction,
+    "a320-choices": choices,
+    "a320-plans": plans,
+    "a320-surprise": surprise,
+}
+PLOTS = {
+    "docs/results/a320.png": plot,
+    "docs/results/swm-two-room.png": plot_solvers,
+    "docs/results/games.png": plot_games,
+}

@@ -90,6 +90,7 @@ def train_two_room(
         "goal_offset": two_room.OFFSET,
         "budget": two_room.BUDGET,
         "published": two_room.PUBLISHED,
+        "planner": trainer.model.spec.planner.algorithm,
         "success": bench.by_rate(rows),
         "seeds": rows,
         **bench.references(judge, episodes=episodes, seed=0),
