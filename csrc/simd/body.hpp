@@ -520,7 +520,7 @@ void gru(const float* gates, ptrdiff_t ldg, int stride, const float* h, ptrdiff_
 
 #include "simd/backward_body.hpp"
 #include "simd/transformer_body.hpp"
-#include "simd/transformer_backward_body.hpp"
+#include "simd/transformer_body_backward.hpp"
 
 }  // namespace
 
