@@ -56,7 +56,9 @@ class ReacherOracle:
         first, second, target = places[..., 0], places[..., 0] + places[..., 1], places[..., 2:4]
         tip = np.stack([0.1 * np.cos(first) + 0.11 * np.cos(second), 0.1 * np.sin(first) + 0.11 * np.sin(second)], -1)
         distance = np.linalg.norm(tip - target, axis=-1) * env._reward_dist_weight
-        return -(distance + np.square(plans).sum(-1) * env._reward_control_weight).sum(-1).astype(np.float32)
+        lost = (distance + np.square(plans).sum(-1) * env._reward_control_weight).sum(-1)
+        earned: npt.NDArray[np.float32] = -lost.astype(np.float32)
+        return earned
 
     def reset(self) -> None:
         """An episode begins."""

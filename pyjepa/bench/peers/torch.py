@@ -145,7 +145,7 @@ class AdalnModel:
         shift, scale, gate, shift1, scale1, gate1 = self.linear(f"{name}.modulation", condition).chunk(6, dim=-1)
         h = torch.addcmul(shift, functional.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
         qkv = self.linear(f"{name}.qkv", self.norm(f"{name}.norm0", h.float()))
-        q, k, v = qkv.unflatten(-1, (3, self.block.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.view(*qkv.shape[:-1], 3, self.block.heads, -1).permute(2, 0, 3, 1, 4)
         mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = torch.addcmul(x, gate.float(), self.linear(f"{name}.out", mixed.transpose(1, 2).flatten(2)).float())
         h = torch.addcmul(shift1, functional.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale1)
