@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pyjepa.bench.machine import describe
 from pyjepa.diagnostics import CollapseError, CollapseMonitor, CollapseWarning
 from pyjepa.training.checkpoint import CheckpointError, first_difference, load_checkpoint, replacing, save_checkpoint
-from pyjepa.training.config import Log, Optimiser
+from pyjepa.training.config import Optimiser, RunConfig, validate
 
 
 class Reporter(Protocol):
@@ -46,25 +46,6 @@ class WarningReporter:
     def alarm(self, step: int, message: str) -> None:
         """Warn."""
         warnings.warn(f"step {step}: {message}", CollapseWarning, stacklevel=2)
-
-
-class Settings(Protocol):
-    """What a run reads of its configuration."""
-
-    @property
-    def threads(self) -> int:
-        """Of torch."""
-
-    @property
-    def optimiser(self) -> Optimiser:
-        """Steps, batch, learning rate."""
-
-    @property
-    def log(self) -> Log:
-        """How often things are written."""
-
-    def model_dump(self) -> dict[str, Any]:
-        """As plain values."""
 
 
 class Source(Protocol):
@@ -95,7 +76,7 @@ class Run(ABC):
     """Sections of the configuration that have no influence on training, and may differ when resuming."""
 
     def __init__(
-        self, config: Settings, data: Source, modules: Mapping[str, nn.Module], monitor: CollapseMonitor
+        self, config: RunConfig, data: Source, modules: Mapping[str, nn.Module], monitor: CollapseMonitor
     ) -> None:
         """``modules``, by the names they have in checkpoints; the optimiser trains what of them takes gradients."""
         self.config, self.data, self.modules, self.monitor = config, data, dict(modules), monitor
@@ -197,11 +178,14 @@ class Run(ABC):
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint.
 
-        Raises `CheckpointError` if it is damaged, or of other data or another configuration (but for `UNTRAINED`).
+        Raises `CheckpointError` if it is damaged, or of other data or another configuration (but for `UNTRAINED`), and
+        `ConfigError` if its configuration has fields that are not known here.
         """
         state = load_checkpoint(path)
         free = dict.fromkeys(self.UNTRAINED)
-        written, wanted = ({**values, **free} for values in (state["config"], self.config.model_dump()))
+        # A field that is younger than the checkpoint had its default's meaning then.
+        stored = validate(state["config"], str(path), schema=type(self.config))
+        written, wanted = ({**config.model_dump(), **free} for config in (stored, self.config))
         difference = first_difference(written, wanted)
         if difference is not None:
             raise CheckpointError(f"{path}: written with another configuration: {difference}")

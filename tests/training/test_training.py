@@ -243,6 +243,22 @@ def test_an_interrupted_and_resumed_run_ends_with_the_same_bits(data, tmp_path, 
     assert metrics["machine"]["torch"] == torch.__version__
 
 
+def test_a_checkpoint_may_be_older_than_fields_of_the_configuration(data, tmp_path):
+    config, checkpoint = tiny(), tmp_path / "checkpoint.pt"
+    with EpisodeReader(data) as episodes:
+        Trainer(build_spec(config), config, episodes).run(until=2, checkpoint=checkpoint)
+        state = load_checkpoint(checkpoint)
+        del state["config"]["objective"]["sigreg"]
+        save_checkpoint(checkpoint, state)
+        trainer = Trainer(build_spec(config), config, episodes)
+        trainer.resume(checkpoint)
+        assert trainer.step == 2
+        state["config"]["objective"]["later"] = 1.0
+        save_checkpoint(checkpoint, state)
+        with pytest.raises(ConfigError, match=r"objective\.later: unknown key"):
+            trainer.resume(checkpoint)
+
+
 def test_a_transformer_learns_and_the_engine_predicts_as_torch_does(data, tmp_path):
     config = tiny_lewm()
     untrained = WorldModel(build_spec(config)).get_submodule("predictor").state_dict()
