@@ -452,8 +452,10 @@ def test_a_second_plan_at_the_same_time_is_busy(model):
 
 def run_script(code, path, **options):
     """A process of its own, started for what pytest itself must not go through."""
+    # A background job's children ignore it.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     return subprocess.Popen(
-        [sys.executable, "-P", "-c", code, str(path)],
+        [sys.executable, "-P", "-c", heed + code, str(path)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

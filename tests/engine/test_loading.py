@@ -73,7 +73,7 @@ def test_the_file_is_never_held_twice(large, precision, most):
     if Model.load(path, precision=precision).precision != precision:
         pytest.skip(f"this machine has no {precision} instructions")
     child = subprocess.run(
-        [sys.executable, "-c", CHILD, str(path), precision], capture_output=True, text=True, check=True
+        [sys.executable, "-P", "-c", CHILD, str(path), precision], capture_output=True, text=True, check=True
     )
     figures = json.loads(child.stdout)
     size = path.stat().st_size
