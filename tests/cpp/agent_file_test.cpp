@@ -732,12 +732,12 @@ INSTANTIATE_TEST_SUITE_P(
         Fault{"QuantisationCount", "\"quantisation\": null",
               "\"quantisation\": {\"weights\": \"int8\", \"activations\": [{\"scale\": [1]}, {\"scale\": "
               "[1]}]}",
-              "spec.modules.predictor.quantisation.activations: has 2 items, but the module's mlp and gru "
-              "blocks have 1 layers"},
+              "spec.modules.predictor.quantisation.activations: has 2 items, but the module's blocks "
+              "have 1 layers"},
         Fault{"PrecisionsCount", "\"quantisation\": null",
               "\"quantisation\": {\"weights\": \"int8\", \"precisions\": [\"int8\", \"bf16\"]}",
-              "spec.modules.predictor.quantisation.precisions: has 2 items, but the module's mlp and gru "
-              "blocks have 1 layers"},
+              "spec.modules.predictor.quantisation.precisions: has 2 items, but the module's blocks "
+              "have 1 layers"},
         Fault{"PrecisionsUnknown", "\"quantisation\": null",
               "\"quantisation\": {\"weights\": \"int8\", \"precisions\": [\"int4\"]}",
               "quantisation.precisions[0]: 'int4' is not one of 'fp32', 'bf16', 'int8'"},
