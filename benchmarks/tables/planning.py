@@ -120,23 +120,25 @@ def engine(results: Path) -> str:
     return markdown(headings, lines, left=2) + "\n" + source(document)
 
 
-def w1(results: Path) -> str:
-    """TD-MPC2's model and planner beside torch, on one thread and two."""
-    document = load(results, "w1")
-    base = {row["threads"]: row["plan_ms_p50"] for row in document["rows"] if row["peer"] == "torch"}
+def against_torch(results: Path, *, name: str) -> str:
+    """Models of others in the engine and in torch, at the same thread counts."""
+    document = load(results, name)
+    base = {(row["workload"], row["threads"]): row["plan_ms_p50"] for row in document["rows"] if row["peer"] == "torch"}
     lines = [
         [
-            name_of(row),
+            row["workload"],
+            ", ".join([name_of(row), *([row["operation"]] if "operation" in row else [])]),
             str(row["threads"]),
             milliseconds(row["plan_ms_p50"]),
             milliseconds(row["plan_ms_p99"]),
-            f"{row['gflops']:.0f}",
-            f"{base[row['threads']] / row['plan_ms_p50']:.2f}×",
+            "" if row["gflops"] is None else f"{row['gflops']:.0f}",
+            f"{base[row['workload'], row['threads']] / row['plan_ms_p50']:.2f}×",
         ]
         for row in document["rows"]
+        if (row["workload"], row["threads"]) in base
     ]
-    headings = ["W1", "threads", "p50 ms", "p99", "GFLOP/s", "times as fast as torch"]
-    return markdown(headings, lines) + "\n" + source(document)
+    headings = ["workload", "", "threads", "p50 ms", "p99", "GFLOP/s", "times as fast as torch"]
+    return markdown(headings, lines, left=2) + "\n" + source(document)
 
 
 def neighbour(results: Path) -> str:
@@ -249,7 +251,8 @@ TABLES = {
     "peers-1": partial(peers, threads=1),
     "peers-2": partial(peers, threads=2),
     "engine": engine,
-    "w1": w1,
+    "w1": partial(against_torch, name="w1"),
+    "large": partial(against_torch, name="large"),
     "neighbour": neighbour,
     "paced": paced,
     "mode1": mode1,
