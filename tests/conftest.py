@@ -1,4 +1,5 @@
-"""What holds for every test: the installed package is tested, and slow tests run only where asked for (``-m slow``).
+"""What holds for every test: the installed package is tested, by one thread, and slow tests run only where asked for
+(``-m slow``).
 
 ``python -m pytest`` puts the working directory first on the path, and ./pyjepa there has no extension.
 """
@@ -12,6 +13,9 @@ import pytest
 
 _ROOT = Path(__file__).resolve().parents[1]
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != _ROOT]
+
+# Networks here are so small that torch's threads would wait for one another most of the time. Before torch is loaded.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if all(importlib.util.find_spec(name) is not None for name in ("torch", "triton")):
     import torch
