@@ -153,7 +153,8 @@ def test_gradients_of_more_odd_shapes(name, backend, shape, device, poisoned):
     found = gradients(rollout, *moved(arguments, options, device=device), backend=backend, states=True)
     plain = gradients(rollout_reference, arguments, options)
     exact = gradients(rollout_reference, *moved(arguments, options, dtype=torch.float64))
-    assert_within_rule(found, plain, exact, atol=2e-6)
+    # Sums over up to 381 rows in fp32: by their order they differ by some units of the last place.
+    assert_within_rule(found, plain, exact, atol=1e-5)
 
 
 LARGE = Mlp(70, 66, (Layer(300, "layer", "mish"), Layer(512, activation="gelu"), Layer(70)), residual=True)
