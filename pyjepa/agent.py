@@ -56,7 +56,8 @@ class Model:
         """Reads and validates an agent file.
 
         ``precision``: of the weights of all that planning runs (predictor, heads, critic, policy), ``fp32``, ``bf16``
-        or ``int8`` (a scale per output; inputs scaled row by row as they come); perception and Mode-1 stay in fp32. A
+        or ``int8`` (a scale per output; inputs scaled row by row as they come). Mode-1 stays in fp32, and so does
+        perception unless the file says how low each layer of the encoder may go (`pyjepa.spec.Quantisation`). A
         machine without the instructions (AVX-512 with BF16 or VNNI) takes fp32 and warns.
 
         Raises `AgentFileError` (the file is damaged or contradicts itself), `UnsupportedError` (it needs what this
@@ -78,7 +79,7 @@ class Model:
 
     @property
     def precision(self) -> str:
-        """The precision that plans are made in; perception and Mode-1 stay in fp32."""
+        """The precision that plans are made in; see `load` for what stays in fp32."""
         return str(self._dims["precision"])
 
     @property

@@ -23,7 +23,7 @@ from pyjepa import agent_file
 from pyjepa.agent import Agent, Model, Precision
 from pyjepa.errors import UnsupportedError
 from pyjepa.quantise import Predictor, Situation, Tensors
-from pyjepa.spec import AdalnTransformer, Gru, LayerPrecision, Mlp, Quantisation, Spec
+from pyjepa.spec import AdalnTransformer, Conv, Gru, Impala, LayerPrecision, Mlp, Quantisation, Spec, Vit
 
 Progress = Callable[[str, int], None]
 """Called after every step with what is being done, and of how many such steps."""
@@ -79,11 +79,14 @@ def _short(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def layers(spec: Spec) -> tuple[Layer, ...]:
-    """The layers of all modules but the encoder, which stays in fp32, in the order of a file's tensors."""
+def layers(spec: Spec, *, encoder: bool = False) -> tuple[Layer, ...]:
+    """The layers of all modules, in the order of a file's tensors; those of the encoder with ``encoder``.
+
+    An encoder without precisions of its own stays in fp32.
+    """
     found: list[Layer] = []
     for name, module in spec.modules.items():
-        if name == spec.levels[0].encoder:
+        if name == spec.levels[0].encoder and not encoder:
             continue
         names: list[str] = []
         for i, block in enumerate(module.blocks):
@@ -91,18 +94,24 @@ def layers(spec: Spec) -> tuple[Layer, ...]:
                 names += [f"{name}.{i}.linear{j}" for j in range(len(block.layers))]
             elif isinstance(block, Gru):
                 names.append(f"{name}.{i}.weight_hh")
-            elif isinstance(block, AdalnTransformer):
-                names += [f"{name}.{i}.{part}" for part in ("action1", "modulation")]
+            elif isinstance(block, Conv):
+                names += [f"{name}.{i}.conv{j}" for j in range(len(block.layers))]
+            elif isinstance(block, Impala):
+                parts = ("conv", "res0.conv0", "res0.conv1", "res1.conv0", "res1.conv1")
+                names += [f"{name}.{i}.stage{s}.{part}" for s in range(len(block.channels)) for part in parts]
+            elif isinstance(block, (AdalnTransformer, Vit)):
+                first = ("patch",) if isinstance(block, Vit) else ("action1", "modulation")
+                names += [f"{name}.{i}.{part}" for part in first]
                 parts = ("qkv", "out", "linear0", "linear1")
                 names += [f"{name}.{i}.layer{d}.{part}" for d in range(block.depth) for part in parts]
         found += [Layer(name, index, each) for index, each in enumerate(names)]
     return tuple(found)
 
 
-def with_precisions(spec: Spec, precisions: Sequence[LayerPrecision]) -> Spec:
-    """The spec with one precision for each of `layers`, in their order."""
+def with_precisions(spec: Spec, precisions: Sequence[LayerPrecision], *, encoder: bool = False) -> Spec:
+    """The spec with one precision for each of `layers`, in their order; see there for ``encoder``."""
     own: dict[str, list[LayerPrecision]] = {}
-    for layer, precision in zip(layers(spec), precisions, strict=True):
+    for layer, precision in zip(layers(spec, encoder=encoder), precisions, strict=True):
         own.setdefault(layer.module, []).append(precision)
     modules = dict(spec.modules)
     for name, each in own.items():
@@ -128,13 +137,15 @@ def choose(
     situations: Sequence[Situation],
     *,
     target: float,
+    encoder: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Choice:
     """The spec with a precision for every layer, such that planning in int8 costs at most ``target`` more.
 
     That is a fraction of what fp32's plans cost: 0.02 allows 2 %. Activation scales that ``spec`` has are used and
-    kept. Whatever is measured, it can be met: with all layers in fp32 nothing changes.
+    kept. With ``encoder`` its layers are chosen for as well; without, it stays in fp32. Whatever is measured, the
+    target can be met: with all layers in fp32 nothing changes.
 
     Raises `UnsupportedError` where the machine has no int8 instructions to measure with or nothing is quantised, and
     `ValueError` for a negative target, no situations, or plans that cost nothing, of which there is no fraction.
@@ -143,8 +154,8 @@ def choose(
         raise ValueError(f"target must be a fraction that is not negative, got {target}")
     if not situations:
         raise ValueError("no situations to choose in")
-    measure = _Measure(spec, tensors, situations, seed, progress or (lambda doing, of: None))
-    count = len(layers(spec))
+    measure = _Measure(spec, tensors, situations, encoder, seed, progress or (lambda doing, of: None))
+    count = len(measure.layers)
     errors = {"int8": measure.errors("int8")}
     precisions: list[LayerPrecision] = ["int8"] * count
     rise, half = measure.rise(precisions)
@@ -174,8 +185,8 @@ def choose(
             else:
                 least = middle
     chosen = Choice(
-        spec=with_precisions(spec, precisions),
-        layers=layers(spec),
+        spec=with_precisions(spec, precisions, encoder=encoder),
+        layers=measure.layers,
         precisions=tuple(precisions),
         errors=errors,
         target=target,
@@ -193,9 +204,16 @@ class _Measure:
     """What fp32 plans and judges, and how far lower precisions stray from that."""
 
     def __init__(
-        self, spec: Spec, tensors: Tensors, situations: Sequence[Situation], seed: int, progress: Progress
+        self,
+        spec: Spec,
+        tensors: Tensors,
+        situations: Sequence[Situation],
+        encoder: bool,
+        seed: int,
+        progress: Progress,
     ) -> None:
-        if not layers(spec):
+        self.layers, self.encoder = layers(spec, encoder=encoder), encoder
+        if not self.layers:
             raise UnsupportedError("no layer of this agent runs in a lower precision: nothing to choose")
         self.spec, self.tensors, self.situations, self.seed, self.progress = spec, tensors, situations, seed, progress
         self.above_int8: tuple[LayerPrecision, ...] = (
@@ -220,11 +238,9 @@ class _Measure:
 
     def errors(self, precision: Precision) -> tuple[float, ...]:
         """Per layer: the error of candidates' costs with it alone in this precision, over their spread."""
-        names = layers(self.spec)
         found = []
-        for alone in range(len(names)):
-            spec = with_precisions(self.spec, ["int8" if i == alone else "fp32" for i in range(len(names))])
-            agent = Agent(self._model(precision, spec))
+        for alone in range(len(self.layers)):
+            agent = Agent(self._mixed(["int8" if i == alone else "fp32" for i in range(len(self.layers))], precision))
             squared, spread = 0.0, 0.0
             for i, reference in enumerate(self.costs):
                 self._look(agent, i)
@@ -235,13 +251,13 @@ class _Measure:
                 squared += float(np.square(error - error.mean()).sum()) if len(error) else 0.0
                 own = reference[known]
                 spread += float(np.square(own - own.mean()).sum()) if len(own) else 0.0
-                self.progress(f"one layer at a time in {precision}", len(names) * len(self.costs))
+                self.progress(f"one layer at a time in {precision}", len(self.layers) * len(self.costs))
             found.append(float(np.sqrt(squared / spread)) if spread > 0 else 0.0)
         return tuple(found)
 
     def rise(self, precisions: Sequence[LayerPrecision]) -> tuple[float, float]:
         """How much more plans made so cost, as a fraction of fp32's, and half the 95 % interval of that."""
-        agent = Agent(self._model("int8", with_precisions(self.spec, precisions)))
+        agent = Agent(self._mixed(precisions, "int8"))
         higher = sum(each != "int8" for each in precisions)
         doing = f"planning with {higher} of {len(precisions)} layers above int8"
         if "fp32" in precisions:
@@ -260,6 +276,9 @@ class _Measure:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # that the machine lacks it: asked and said above
             return Model.from_bytes(agent_file.to_bytes(spec or self.spec, self.tensors), precision=precision)
+
+    def _mixed(self, precisions: Sequence[LayerPrecision], precision: Precision) -> Model:
+        return self._model(precision, with_precisions(self.spec, precisions, encoder=self.encoder))
 
     def _look(self, agent: Agent, i: int) -> None:
         agent.configure(goal=self.situations[i].goal, seed=self.seed + i)

@@ -232,10 +232,10 @@ class ActivationScale:
 class Quantisation:
     """How a module runs in a lower precision; `pyjepa quantise` fills it in. The weights stay float32 in the file.
 
-    ``activations``: one scale for the input of each layer of the module's ``mlp`` blocks, and for the hidden state of a
-    ``gru``, in order; read by ``precision="int8"``, which otherwise finds a scale for each row as it runs.
-    ``precisions``: for each of these layers the lowest precision that it may run in; loaded in a lower one, it keeps to
-    its own. Each may be left out, not both. ``weights`` ``bf16`` is reserved.
+    ``activations``: one scale for the input of each of the module's layers (`pyjepa.mixed_precision.layers` lists them)
+    in order; read by ``precision="int8"``, which otherwise finds a scale for each row as it runs. ``precisions``: for
+    each of these layers the lowest precision that it may run in; loaded in a lower one, it keeps to its own. An encoder
+    without them stays in fp32. Each may be left out, not both. ``weights`` ``bf16`` is reserved.
     """
 
     weights: Literal["bf16", "int8"]

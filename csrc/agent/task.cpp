@@ -347,7 +347,9 @@ Task::Task(const Model& model, Pool& pool, TaskRequest request)
     if (model.encoder() != nullptr) work = model.encoder()->workspace(1);
     if (acting_) work = std::max(work, acting_->workspace(1) + static_cast<size_t>(spec.action_dim));
     work = std::max(work, cost_.workspace(1));
-    lane_ = (static_cast<size_t>(spec.observation_size) + work + 15) / 16 * 16;
+    const auto lines = [](size_t floats) { return (floats + 15) / 16 * 16; };
+    encoder_work_ = static_cast<ptrdiff_t>(lines(static_cast<size_t>(spec.observation_size)));
+    lane_ = static_cast<size_t>(encoder_work_) + lines(work);
     work_ = AlignedFloats(lane_ * static_cast<size_t>(pool.threads()));
     if (!request_.goal.empty()) {
         goals_ = AlignedFloats(e * latent);
@@ -404,7 +406,7 @@ void Task::encode(const unsigned char* observations, float* states) noexcept {
         }
         model_.scale_observation(from, lane);
         encoder->forward(simd::kernels(), lane, spec.observation_size, 1, state, spec.latent_dim, false,
-                         lane + spec.observation_size);
+                         lane + encoder_work_);
     });
 }
 

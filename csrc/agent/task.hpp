@@ -89,7 +89,8 @@ class Task {
     std::vector<uint64_t> explored_;  // (E,): how often, since the reset
     AlignedFloats exploration_;       // noise of one action
     std::unique_ptr<bool[]> observed_, planned_, has_previous_;
-    size_t lane_ = 0;  // floats per thread in work_
+    size_t lane_ = 0;             // floats per thread in work_
+    ptrdiff_t encoder_work_ = 0;  // of these, the observation's, before the encoder's scratch
     AlignedFloats work_;
     std::unique_ptr<Rollout> rollout_;  // goes first, and waits for who still reads the rest
 };

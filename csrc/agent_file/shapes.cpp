@@ -209,9 +209,9 @@ bool reads(const ModuleSpec& module, Input input) {
     return std::find(module.inputs.begin(), module.inputs.end(), input) != module.inputs.end();
 }
 
-// One scale for all inputs of a layer or one for each. `next` is the module's layer that the block begins
-// with.
-void check_scales(const ModuleSpec& module, const BlockSpec& block, std::int64_t in, std::size_t& next,
+// One scale for all inputs of a layer or one for each. `shape` is the block's input, `next` the module's
+// layer that it begins with.
+void check_scales(const ModuleSpec& module, const BlockSpec& block, const Shape& shape, std::size_t& next,
                   const std::string& where) {
     const auto check = [&](std::int64_t inputs) {
         if (next < module.activations.size()) {
@@ -231,7 +231,28 @@ void check_scales(const ModuleSpec& module, const BlockSpec& block, std::int64_t
         for (int d = 0; d < t->depth; ++d)
             for (const int inputs : {t->width, t->heads * t->head_dim, t->width, t->hidden}) check(inputs);
     }
+    if (const auto* vit = std::get_if<VitSpec>(&block)) {
+        check(std::int64_t{1} * shape[0] * vit->patch * vit->patch);
+        for (int d = 0; d < vit->depth; ++d)
+            for (const int inputs : {vit->width, vit->width, vit->width, vit->hidden}) check(inputs);
+    }
+    if (const auto* conv = std::get_if<ConvSpec>(&block)) {
+        std::int64_t channels = shape[0];
+        for (const ConvLayerSpec& layer : conv->layers) {
+            check(channels * layer.kernel * layer.kernel);
+            channels = layer.out;
+        }
+    }
+    if (const auto* impala = std::get_if<ImpalaSpec>(&block)) {
+        std::int64_t channels = shape[0];
+        for (const int own : impala->channels) {
+            check(9 * channels);
+            for (int conv = 0; conv < 4; ++conv) check(std::int64_t{9} * own);
+            channels = own;
+        }
+    }
     if (const auto* mlp = std::get_if<MlpSpec>(&block)) {
+        std::int64_t in = checked_elements(shape, where);
         for (const LayerSpec& layer : mlp->layers) {
             check(in);
             in = layer.out;
@@ -248,8 +269,8 @@ int output_size(const Spec& spec, const std::string& name) {
     std::size_t layer = 0;
     for (std::size_t i = 0; i < module.blocks.size(); ++i) {
         const std::string place = numbered(where + ".blocks", i);
-        check_scales(module, module.blocks[i], elements, layer, where);
-        shape = block_output_shape(module.blocks[i], shape, place);
+        const Shape input = std::exchange(shape, block_output_shape(module.blocks[i], shape, place));
+        check_scales(module, module.blocks[i], input, layer, where);
         elements = checked_elements(shape, place);
     }
     return static_cast<int>(elements);

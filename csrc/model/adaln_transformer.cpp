@@ -212,10 +212,6 @@ class AdalnTransformer final : public Block {
         return static_cast<size_t>(token_size(rows)) * static_cast<size_t>(spec_.window) + scratch(rows);
     }
 
-    static std::span<const ActivationScale> scale_of(std::span<const ActivationScale> all, size_t layer) {
-        return all.empty() ? all : all.subspan(layer, 1);
-    }
-
     // This step's state and what its action modulates by, to the past.
     void keep(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* work,
               const Past& past) const noexcept {

@@ -110,28 +110,36 @@ using Weights = std::function<std::span<const float>(const std::string&)>;
 enum class Layout { torch, channels_last };
 
 // `order`: what PackedDense takes, for the first layer.
-// precisions: for each layer that of the weights and of what they are multiplied with; the machine must have
-// kernels for it.
-// activations: for int8 the scales of its layers' inputs, or none, then each row gets one as it comes.
+// precisions: for each of quantised_layers that of the weights and of what they are multiplied with; the
+// machine must have kernels for it.
+// activations: for int8 the scales of those layers' inputs, or none, then each row gets one as it comes.
 std::unique_ptr<Block> make_mlp(const MlpSpec& spec, int in, std::span<const int> order,
                                 const Weights& weights, std::span<const simd::Precision> precisions,
                                 std::span<const ActivationScale> activations);
-std::unique_ptr<Block> make_conv(const ConvSpec& spec, const Shape& in, Layout layout,
-                                 const Weights& weights);
+std::unique_ptr<Block> make_conv(const ConvSpec& spec, const Shape& in, Layout layout, const Weights& weights,
+                                 std::span<const simd::Precision> precisions,
+                                 std::span<const ActivationScale> activations);
 std::unique_ptr<Block> make_impala(const ImpalaSpec& spec, const Shape& in, Layout layout,
-                                   const Weights& weights);
-std::unique_ptr<Block> make_vit(const VitSpec& spec, const Shape& in, Layout layout, const Weights& weights);
+                                   const Weights& weights, std::span<const simd::Precision> precisions,
+                                   std::span<const ActivationScale> activations);
+std::unique_ptr<Block> make_vit(const VitSpec& spec, const Shape& in, Layout layout, const Weights& weights,
+                                std::span<const simd::Precision> precisions,
+                                std::span<const ActivationScale> activations);
 std::unique_ptr<Block> make_two_hot(const TwoHotSpec& spec);
 // Reads the hidden state, then `in` numbers. activations: for int8 the hidden state's scale, or none.
 std::unique_ptr<Block> make_gru(const GruSpec& spec, int in, const Weights& weights,
                                 simd::Precision precision, std::span<const ActivationScale> activations);
 
-// Reads the state, `latent` numbers, then `in` numbers. precisions and activations as for an mlp, for its
-// quantised_layers.
+// Reads the state, `latent` numbers, then `in` numbers.
 std::unique_ptr<Block> make_adaln_transformer(const AdalnTransformerSpec& spec, int latent, int in,
                                               const Weights& weights,
                                               std::span<const simd::Precision> precisions,
                                               std::span<const ActivationScale> activations);
+
+// One layer's part of `activations`.
+inline std::span<const ActivationScale> scale_of(std::span<const ActivationScale> activations, size_t layer) {
+    return activations.empty() ? activations : activations.subspan(layer, 1);
+}
 
 inline simd::Act to_act(Activation a) {
     switch (a) {

@@ -8,14 +8,15 @@ namespace {
 
 class Conv final : public Block {
   public:
-    Conv(const ConvSpec& spec, const Shape& in, Layout layout, const Weights& weights) {
+    Conv(const ConvSpec& spec, const Shape& in, Layout layout, const Weights& weights,
+         std::span<const simd::Precision> precisions, std::span<const ActivationScale> activations) {
         Shape shape = in;
         for (size_t j = 0; j < spec.layers.size(); ++j) {
             const ConvLayerSpec& l = spec.layers[j];
             const std::string name = "conv" + std::to_string(j);
             layers_.emplace_back(shape, j == 0 ? layout : Layout::channels_last, l.out, l.kernel, l.stride,
                                  l.padding, to_act(l.activation), weights(name + ".weight"),
-                                 weights(name + ".bias"));
+                                 weights(name + ".bias"), precisions[j], scale_of(activations, j));
             shape = layers_.back().out();
             patches_ = std::max(patches_, layers_.back().workspace());
             image_ = std::max(image_, layers_.back().out_size());
@@ -31,10 +32,13 @@ class Conv final : public Block {
             const float* from = x + r * ldx;
             for (size_t j = 0; j < layers_.size(); ++j) {
                 const bool last = j + 1 == layers_.size();
-                float* to = last ? y + r * ldy : images[j % 2];
-                layers_[j].forward(kernels, from, to, last && accumulate, work);
+                float* to = last && !accumulate ? y + r * ldy : images[j % 2];
+                layers_[j].forward(kernels, from, to, false, work);
                 from = to;
             }
+            if (!accumulate) continue;
+            const int size = static_cast<int>(layers_.back().out_size());
+            kernels.add(from, size, 1, size, y + r * ldy, ldy);
         }
     }
 
@@ -51,9 +55,10 @@ class Conv final : public Block {
 
 }  // namespace
 
-std::unique_ptr<Block> make_conv(const ConvSpec& spec, const Shape& in, Layout layout,
-                                 const Weights& weights) {
-    return std::make_unique<Conv>(spec, in, layout, weights);
+std::unique_ptr<Block> make_conv(const ConvSpec& spec, const Shape& in, Layout layout, const Weights& weights,
+                                 std::span<const simd::Precision> precisions,
+                                 std::span<const ActivationScale> activations) {
+    return std::make_unique<Conv>(spec, in, layout, weights, precisions, activations);
 }
 
 }  // namespace pyjepa

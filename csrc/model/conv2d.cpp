@@ -20,7 +20,8 @@ std::vector<int> patch_order(int channels, int kernel, Layout layout) {
 }  // namespace
 
 Conv2d::Conv2d(const Shape& in, Layout layout, int out, int kernel, int stride, int padding, simd::Act act,
-               std::span<const float> weight, std::span<const float> bias)
+               std::span<const float> weight, std::span<const float> bias, simd::Precision precision,
+               std::span<const ActivationScale> activation)
     : in_(in),
       out_{out, (in[1] + 2 * padding - kernel) / stride + 1, (in[2] + 2 * padding - kernel) / stride + 1},
       layout_(layout),
@@ -28,7 +29,8 @@ Conv2d::Conv2d(const Shape& in, Layout layout, int out, int kernel, int stride, 
       stride_(stride),
       padding_(padding),
       act_(act),
-      dense_(weight, bias, in[0] * kernel * kernel, out, patch_order(in[0], kernel, layout)) {}
+      dense_(weight, bias, in[0] * kernel * kernel, out, precision, activation,
+             patch_order(in[0], kernel, layout)) {}
 
 void Conv2d::gather(const float* x, int position, float* patch) const noexcept {
     const int height = in_[1], width = in_[2];
@@ -55,11 +57,13 @@ void Conv2d::gather(const float* x, int position, float* patch) const noexcept {
 void Conv2d::forward(const simd::Kernels& kernels, const float* x, float* y, bool accumulate,
                      float* work) const noexcept {
     const int positions = out_[1] * out_[2], in = dense_.in();
+    static_assert(kRows % simd::kUnit == 0);  // aligned behind the patches
+    float* const narrow = work + ptrdiff_t{kRows} * in;
     for (int from = 0; from < positions; from += kRows) {
         const int rows = std::min(kRows, positions - from);
         for (int r = 0; r < rows; ++r) gather(x, from + r, work + static_cast<ptrdiff_t>(r) * in);
-        kernels.dense(dense_.view(), work, in, rows, y + static_cast<ptrdiff_t>(from) * out_[0], out_[0],
-                      act_, accumulate);
+        dense_.multiply(kernels, dense_.read(kernels, work, in, rows, simd::Act::none, narrow), rows,
+                        y + static_cast<ptrdiff_t>(from) * out_[0], out_[0], act_, accumulate);
     }
 }
 

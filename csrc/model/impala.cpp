@@ -35,14 +35,17 @@ struct Stage {
 
 class Impala final : public Block {
   public:
-    Impala(const ImpalaSpec& spec, const Shape& in, Layout layout, const Weights& weights) {
+    Impala(const ImpalaSpec& spec, const Shape& in, Layout layout, const Weights& weights,
+           std::span<const simd::Precision> precisions, std::span<const ActivationScale> activations) {
         Shape shape = in;
+        size_t layer = 0;
         for (size_t s = 0; s < spec.channels.size(); ++s) {
             const int channels = spec.channels[s];
             const std::string stage = "stage" + std::to_string(s) + ".";
             auto conv = [&](const std::string& name, const Shape& from, Layout order, simd::Act act) {
+                const size_t own = layer++;
                 return Conv2d(from, order, channels, 3, 1, 1, act, weights(stage + name + ".weight"),
-                              weights(stage + name + ".bias"));
+                              weights(stage + name + ".bias"), precisions[own], scale_of(activations, own));
             };
             Stage made{conv("conv", shape, s == 0 ? layout : Layout::channels_last, simd::Act::none),
                        {channels, (shape[1] + 1) / 2, (shape[2] + 1) / 2},
@@ -108,8 +111,9 @@ class Impala final : public Block {
 }  // namespace
 
 std::unique_ptr<Block> make_impala(const ImpalaSpec& spec, const Shape& in, Layout layout,
-                                   const Weights& weights) {
-    return std::make_unique<Impala>(spec, in, layout, weights);
+                                   const Weights& weights, std::span<const simd::Precision> precisions,
+                                   std::span<const ActivationScale> activations) {
+    return std::make_unique<Impala>(spec, in, layout, weights, precisions, activations);
 }
 
 }  // namespace pyjepa

@@ -11,23 +11,25 @@ using simd::Precision;
 constexpr int kNarrowed = 4;
 
 decltype(auto) pack(std::span<const float> weight, std::span<const float> bias, int in, int out,
-                    Precision precision, std::span<const ActivationScale> activation) {
+                    Precision precision, std::span<const ActivationScale> activation,
+                    std::span<const int> order) {
     using Packed = std::variant<PackedDense, PackedDenseBf16, PackedDenseInt8, PackedDenseInt8Static>;
-    if (precision == Precision::bf16) return Packed(PackedDenseBf16(weight, bias, in, out));
+    if (precision == Precision::bf16) return Packed(PackedDenseBf16(weight, bias, in, out, order));
     if (precision == Precision::int8 && !activation.empty())
         return Packed(
-            PackedDenseInt8Static(weight, bias, in, out, {}, activation.front(), ActivationScale{}));
-    if (precision == Precision::int8) return Packed(PackedDenseInt8(weight, bias, in, out));
-    return Packed(PackedDense(weight, bias, in, out));
+            PackedDenseInt8Static(weight, bias, in, out, order, activation.front(), ActivationScale{}));
+    if (precision == Precision::int8) return Packed(PackedDenseInt8(weight, bias, in, out, order));
+    return Packed(PackedDense(weight, bias, in, out, order));
 }
 
 }  // namespace
 
 Linear::Linear(std::span<const float> weight, std::span<const float> bias, int in, int out,
-               Precision precision, std::span<const ActivationScale> activation)
+               Precision precision, std::span<const ActivationScale> activation, std::span<const int> order)
     : in_(in),
+      out_(out),
       precision_(precision == Precision::int8 && in > simd::kMaxInt8Inputs ? Precision::fp32 : precision),
-      dense_(pack(weight, bias, in, out, precision_, activation)) {}
+      dense_(pack(weight, bias, in, out, precision_, activation, order)) {}
 
 size_t Linear::scratch(int rows) const noexcept {
     const auto count = static_cast<size_t>(simd::padded(rows)), row = static_cast<size_t>(ld());
@@ -69,20 +71,22 @@ Linear::Rows Linear::read(const simd::Kernels& kernels, float* x, ptrdiff_t ldx,
     return to;
 }
 
-void Linear::multiply(const simd::Kernels& kernels, const Rows& x, int rows, float* y,
-                      ptrdiff_t ldy) const noexcept {
-    constexpr auto act = simd::Act::none;
+void Linear::multiply(const simd::Kernels& kernels, const Rows& x, int rows, float* y, ptrdiff_t ldy,
+                      simd::Act act, bool accumulate) const noexcept {
     if (const auto* fp32 = std::get_if<PackedDense>(&dense_))
-        kernels.dense(fp32->view(), x.x, x.ldx, rows, y, ldy, act, false);
-    else if (const auto* bf16 = std::get_if<PackedDenseBf16>(&dense_))
+        return kernels.dense(fp32->view(), x.x, x.ldx, rows, y, ldy, act, accumulate);
+    // Kernels of lower precision know ReLU only.
+    const simd::Act own = act == simd::Act::relu ? act : simd::Act::none;
+    if (const auto* bf16 = std::get_if<PackedDenseBf16>(&dense_))
         simd::bf16_kernels()->dense(bf16->view(), reinterpret_cast<const uint16_t*>(x.narrow), ld(), rows, y,
-                                    ldy, nullptr, 0, act, false);
+                                    ldy, nullptr, 0, own, accumulate);
     else if (const auto* known = std::get_if<PackedDenseInt8Static>(&dense_))
-        simd::int8_kernels()->dense_static(known->view(), x.narrow, x.ld, rows, y, ldy, nullptr, 0, act,
-                                           false);
+        simd::int8_kernels()->dense_static(known->view(), x.narrow, x.ld, rows, y, ldy, nullptr, 0, own,
+                                           accumulate);
     else
         simd::int8_kernels()->dense(std::get<PackedDenseInt8>(dense_).view(), x.narrow, x.ld, x.scale, x.zero,
-                                    rows, y, ldy, act, false, nullptr);
+                                    rows, y, ldy, own, accumulate, nullptr);
+    if (act != own) kernels.activate(y, ldy, rows, out_, act);
 }
 
 }  // namespace pyjepa

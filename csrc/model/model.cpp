@@ -50,7 +50,10 @@ Model::Model(const AgentFile& file, simd::Precision precision)
     : spec_(file.spec), precision_(available(precision)) {
     for (const auto& [name, module] : spec_.modules) {
         const std::vector<int> order = engine_order(spec_, module);
-        const simd::Precision own = name == spec_.level.encoder ? simd::Precision::fp32 : precision_;
+        // What the agent sees stays in fp32, unless the file says how low each of the encoder's layers may
+        // go.
+        const bool perceives = name == spec_.level.encoder && module.precisions.empty();
+        const simd::Precision own = perceives ? simd::Precision::fp32 : precision_;
         std::vector<Network>& made = networks_[name];
         for (int k = 0; k < module.ensemble; ++k) made.emplace_back(file, name, order, own, k);
         if (name == spec_.policy && precision_ != simd::Precision::fp32)
@@ -89,8 +92,9 @@ void Model::forward(const std::string& name, const float* input, int batch, floa
     const simd::Kernels& kernels = simd::kernels();
     const int in = first.in(), out = output_size(name);
     // A few rows at a time, so that the scratch stays small whatever the batch.
-    constexpr int block = 64;
-    AlignedFloats work(first.workspace(block)), sorted(static_cast<size_t>(block) * static_cast<size_t>(in));
+    const int block = std::min(64, batch);
+    AlignedFloats work(first.workspace(block)),
+        sorted(order.empty() ? 0 : static_cast<size_t>(block) * static_cast<size_t>(in));
     int state_at = 0;
     for (const Input i : spec_.modules.at(name).inputs) {
         if (i == Input::state) break;

@@ -13,8 +13,8 @@ namespace pyjepa {
 
 class Model {
   public:
-    // `precision`: of the networks that planning runs, all but the encoder; where the machine has no kernels
-    // for it, fp32.
+    // `precision`: of the networks that planning runs, and of an encoder whose layers' precisions the file
+    // has; where the machine has no kernels for it, fp32.
     explicit Model(const AgentFile& file, simd::Precision precision = simd::Precision::fp32);
 
     const Spec& spec() const noexcept { return spec_; }

@@ -72,14 +72,16 @@ Network::Network(const AgentFile& file, const std::string& name, std::vector<int
                                                      in_ - file.spec.latent_dim, weights, precisions,
                                                      activations.first(scales)));
         } else if (const auto* vit = std::get_if<VitSpec>(&block)) {
-            blocks_.push_back(make_vit(*vit, shape, layout, weights));
+            blocks_.push_back(make_vit(*vit, shape, layout, weights, precisions, activations.first(scales)));
             layout = Layout::torch;
         } else if (const auto* two_hot = std::get_if<TwoHotSpec>(&block)) {
             blocks_.push_back(make_two_hot(*two_hot));
         } else {
             blocks_.push_back(std::holds_alternative<ConvSpec>(block)
-                                  ? make_conv(std::get<ConvSpec>(block), shape, layout, weights)
-                                  : make_impala(std::get<ImpalaSpec>(block), shape, layout, weights));
+                                  ? make_conv(std::get<ConvSpec>(block), shape, layout, weights, precisions,
+                                              activations.first(scales))
+                                  : make_impala(std::get<ImpalaSpec>(block), shape, layout, weights,
+                                                precisions, activations.first(scales)));
             layout = Layout::channels_last;
         }
         file.release(packed);

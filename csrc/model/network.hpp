@@ -41,7 +41,7 @@ class Network {
   public:
     // `input_order`: see PackedDense; for networks whose inputs the engine keeps in another order than the
     // spec lists.
-    // `precision` holds for its mlp and gru blocks, but for layers that the spec wants in a higher one.
+    // `precision` holds for its blocks' quantised_layers, but for those that the spec wants in a higher one.
     // `member`: which network of an ensemble.
     Network(const AgentFile& file, const std::string& name, std::vector<int> input_order,
             simd::Precision precision, int member = 0);

@@ -6,6 +6,9 @@ size_t quantised_layers(const BlockSpec& block) {
     if (const auto* mlp = std::get_if<MlpSpec>(&block)) return mlp->layers.size();
     if (const auto* transformer = std::get_if<AdalnTransformerSpec>(&block))
         return 2 + 4 * static_cast<size_t>(transformer->depth);
+    if (const auto* vit = std::get_if<VitSpec>(&block)) return 1 + 4 * static_cast<size_t>(vit->depth);
+    if (const auto* conv = std::get_if<ConvSpec>(&block)) return conv->layers.size();
+    if (const auto* impala = std::get_if<ImpalaSpec>(&block)) return 5 * impala->channels.size();
     return std::holds_alternative<GruSpec>(block) ? 1 : 0;
 }
 

@@ -138,7 +138,8 @@ struct ModuleSpec {
     int ensemble = 1;
     // For int8: one per layer of an mlp, one for a gru's hidden state; or none: chosen as it runs.
     std::vector<ActivationScale> activations;
-    // The same layers' precisions, where they are loaded in a lower one; or none: no limit.
+    // The same layers' precisions, where they are loaded in a lower one; or none: no limit, but for an
+    // encoder fp32.
     std::vector<LayerPrecision> precisions;
 };
 

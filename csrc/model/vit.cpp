@@ -9,13 +9,20 @@
 
 #include "model/block.hpp"
 #include "model/conv2d.hpp"
-#include "model/dense.hpp"
+#include "model/linear.hpp"
 
 namespace pyjepa {
 namespace {
 
 // Queries that look for keys together.
 constexpr int kQueries = 64;
+// Tokens that go through dense layers together: what lies between two of them stays in L2.
+constexpr int kGroup = 64;
+
+// Floats of scratch, in whole cache lines: what follows begins with one.
+size_t lines(size_t floats) {
+    return (floats + 15) / 16 * 16;
+}
 
 AlignedFloats copy_of(std::span<const float> from) {
     AlignedFloats to(from.size());
@@ -25,10 +32,11 @@ AlignedFloats copy_of(std::span<const float> from) {
 
 class Vit final : public Block {
   public:
-    Vit(const VitSpec& spec, const Shape& in, Layout layout, const Weights& weights)
+    Vit(const VitSpec& spec, const Shape& in, Layout layout, const Weights& weights,
+        std::span<const simd::Precision> precisions, std::span<const ActivationScale> activations)
         : spec_(spec),
           patches_(in, layout, spec.width, spec.patch, spec.patch, 0, simd::Act::none,
-                   weights("patch.weight"), weights("patch.bias")),
+                   weights("patch.weight"), weights("patch.bias"), precisions[0], scale_of(activations, 0)),
           first_(spec.pool == TokenPool::cls ? 1 : 0),
           tokens_(first_ + patches_.out()[1] * patches_.out()[2]),
           head_dim_(spec.width / spec.heads),
@@ -39,34 +47,39 @@ class Vit final : public Block {
         if (first_ == 1) cls_ = copy_of(weights("cls"));
         for (int d = 0; d < spec.depth; ++d) {
             const std::string layer = "layer" + std::to_string(d) + ".";
+            size_t which = 1 + 4 * static_cast<size_t>(d);
+            const auto linear = [&](std::span<const float> weight, std::span<const float> bias, int inputs,
+                                    int outputs) {
+                Linear made(weight, bias, inputs, outputs, precisions[which], scale_of(activations, which));
+                ++which;
+                narrow_ = std::max(narrow_, made.scratch(kGroup));
+                return made;
+            };
             const auto dense = [&](const char* name, int inputs, int outputs) {
-                return PackedDense(weights(layer + name + ".weight"), weights(layer + name + ".bias"), inputs,
-                                   outputs);
+                return linear(weights(layer + name + ".weight"), weights(layer + name + ".bias"), inputs,
+                              outputs);
             };
             const auto norm = [&](const char* name) {
                 return LayerNorm{copy_of(weights(layer + name + ".weight")),
                                  copy_of(weights(layer + name + ".bias"))};
             };
-            layers_.push_back({norm("norm0"), norm("norm1"), scaled_queries(weights, layer),
-                               dense("out", spec.width, spec.width),
-                               dense("linear0", spec.width, spec.hidden),
-                               dense("linear1", spec.hidden, spec.width)});
+            const ScaledQueries qkv = scaled_queries(weights, layer);
+            layers_.push_back(
+                {norm("norm0"), norm("norm1"), linear(qkv.weight, qkv.bias, spec.width, 3 * spec.width),
+                 dense("out", spec.width, spec.width), dense("linear0", spec.width, spec.hidden),
+                 dense("linear1", spec.hidden, spec.width)});
         }
     }
 
     size_t workspace(int) const noexcept override {
-        const auto tokens = static_cast<size_t>(tokens_);
-        const size_t wide = static_cast<size_t>(std::max(3 * spec_.width, spec_.hidden));
-        return std::max(patches_.workspace(),
-                        tokens * (static_cast<size_t>(spec_.width) + wide) + attention_workspace()) +
-               tokens * static_cast<size_t>(spec_.width);
+        return size() + std::max(patches_.workspace(), size() + std::max(attended(), mixed()) + narrow_);
     }
 
     void forward(const simd::Kernels& kernels, const float* x, ptrdiff_t ldx, int rows, float* y,
                  ptrdiff_t ldy, bool accumulate, float* work) const noexcept override {
         const int width = spec_.width;
         float* const tokens = work;
-        float* const scratch = tokens + size(width);
+        float* const scratch = tokens + size();
         for (int r = 0; r < rows; ++r) {
             if (first_ == 1) std::copy_n(cls_.data(), width, tokens);
             patches_.forward(kernels, x + r * ldx, tokens + first_ * width, false, scratch);
@@ -96,13 +109,25 @@ class Vit final : public Block {
     };
     struct Layer {
         LayerNorm norm0, norm1;
-        PackedDense qkv, out, linear0, linear1;
+        Linear qkv, out, linear0, linear1;
+    };
+    struct ScaledQueries {
+        std::vector<float> weight, bias;
     };
 
-    ptrdiff_t size(int width) const noexcept { return static_cast<ptrdiff_t>(tokens_) * width; }
+    // Floats of the tokens, and of what is computed of them meanwhile: queries, keys and values and what
+    // attention makes of those, or what is hidden in the MLP.
+    size_t size() const noexcept {
+        return lines(static_cast<size_t>(tokens_) * static_cast<size_t>(spec_.width));
+    }
+    size_t attended() const noexcept {
+        return lines(3 * static_cast<size_t>(tokens_) * static_cast<size_t>(spec_.width)) +
+               attention_workspace();
+    }
+    size_t mixed() const noexcept { return lines(kGroup * static_cast<size_t>(spec_.hidden)); }
 
     // Queries come divided by the root of their size, as their products with keys are to be.
-    PackedDense scaled_queries(const Weights& weights, const std::string& layer) const {
+    ScaledQueries scaled_queries(const Weights& weights, const std::string& layer) const {
         const std::span<const float> weight = weights(layer + "qkv.weight"),
                                      bias = weights(layer + "qkv.bias");
         std::vector<float> w(weight.begin(), weight.end()), b(bias.begin(), bias.end());
@@ -110,7 +135,7 @@ class Vit final : public Block {
         const auto width = static_cast<size_t>(spec_.width);
         for (size_t i = 0; i < width * width; ++i) w[i] *= scale;
         for (size_t i = 0; i < width; ++i) b[i] *= scale;
-        return {w, b, spec_.width, 3 * spec_.width};
+        return {std::move(w), std::move(b)};
     }
 
     // y = LayerNorm(x). The kernel's eps is 1e-5: of inputs larger by a factor it is as much smaller.
@@ -122,18 +147,36 @@ class Vit final : public Block {
                            simd::Act::none);
     }
 
+    // y[r] = linear(act(x[r])), added to y if `accumulate`; overwrites x if there is an activation.
+    void apply(const simd::Kernels& kernels, const Linear& linear, float* x, int rows, simd::Act act,
+               float* y, bool accumulate, float* narrow) const noexcept {
+        const ptrdiff_t in = linear.in(), out = linear.out();
+        for (int r = 0; r < rows; r += kGroup) {
+            const int count = std::min(kGroup, rows - r);
+            linear.multiply(kernels, linear.read(kernels, x + r * in, in, count, act, narrow), count,
+                            y + r * out, out, simd::Act::none, accumulate);
+        }
+    }
+
     void run(const simd::Kernels& kernels, const Layer& l, float* tokens, float* work) const noexcept {
+        constexpr auto none = simd::Act::none;
         const int width = spec_.width;
-        float* const normed = work;
-        float* const wide = normed + size(width);
+        float* const narrow = work;
+        float* const normed = narrow + narrow_;
+        float* const wide = normed + size();
         normalise(kernels, tokens, tokens_, l.norm0, normed);
-        kernels.dense(l.qkv.view(), normed, width, tokens_, wide, 3 * width, simd::Act::none, false);
+        apply(kernels, l.qkv, normed, tokens_, none, wide, false, narrow);
         for (int h = 0; h < spec_.heads; ++h)
-            attend(kernels, wide + h * head_dim_, normed + h * head_dim_, wide + size(3 * width));
-        kernels.dense(l.out.view(), normed, width, tokens_, tokens, width, simd::Act::none, true);
+            attend(kernels, wide + h * head_dim_, normed + h * head_dim_,
+                   wide + lines(3 * static_cast<size_t>(tokens_) * static_cast<size_t>(width)));
+        apply(kernels, l.out, normed, tokens_, none, tokens, true, narrow);
         normalise(kernels, tokens, tokens_, l.norm1, normed);
-        kernels.dense(l.linear0.view(), normed, width, tokens_, wide, spec_.hidden, simd::Act::gelu, false);
-        kernels.dense(l.linear1.view(), wide, spec_.hidden, tokens_, tokens, width, simd::Act::none, true);
+        for (int i = 0; i < tokens_; i += kGroup) {
+            const int count = std::min(kGroup, tokens_ - i);
+            const ptrdiff_t from = static_cast<ptrdiff_t>(i) * width;
+            apply(kernels, l.linear0, normed + from, count, none, wide, false, narrow);
+            apply(kernels, l.linear1, wide, count, simd::Act::gelu, tokens + from, true, narrow);
+        }
     }
 
     size_t attention_workspace() const noexcept {
@@ -171,6 +214,7 @@ class Vit final : public Block {
     int first_, tokens_, head_dim_;  // first_: where the patches' tokens begin
     AlignedFloats position_, cls_;
     float scale_;
+    size_t narrow_ = 0;  // floats of scratch for what a dense layer reads of a group
     LayerNorm norm_;
     AlignedFloats no_bias_;
     std::vector<Layer> layers_;
@@ -178,8 +222,10 @@ class Vit final : public Block {
 
 }  // namespace
 
-std::unique_ptr<Block> make_vit(const VitSpec& spec, const Shape& in, Layout layout, const Weights& weights) {
-    return std::make_unique<Vit>(spec, in, layout, weights);
+std::unique_ptr<Block> make_vit(const VitSpec& spec, const Shape& in, Layout layout, const Weights& weights,
+                                std::span<const simd::Precision> precisions,
+                                std::span<const ActivationScale> activations) {
+    return std::make_unique<Vit>(spec, in, layout, weights, precisions, activations);
 }
 
 }  // namespace pyjepa

@@ -383,10 +383,25 @@ void simnorm_as(float* y, ptrdiff_t ld, int rows, int n) {
                 [](V v, int, int) { return softmax_groups<G>(v); });  // what is left is whole groups, too
 }
 
+// Softmax of n numbers, W or more.
+inline void softmax(float* y, int n) {
+    V tops = load(y + n - W);
+    for (int j = 0; j + W <= n; j += W) tops = vmax(tops, load(y + j));
+    float top = tops[0];
+    for (int i = 1; i < W; ++i) top = tops[i] > top ? tops[i] : top;
+    for_row(y, n, [top](V v, int, int) { return vexp(v - top); });
+    const float scale = 1.0f / sum_row(y, n, [](V v) { return v; });
+    for_row(y, n, [scale](V v, int, int) { return v * scale; });
+}
+
 void simnorm(float* y, ptrdiff_t ld, int rows, int n, int group) {
     if (group == 8 && W >= 8) return simnorm_as<8>(y, ld, rows, n);
     if (group == 4) return simnorm_as<4>(y, ld, rows, n);
     for (int r = 0; r < rows; ++r, y += ld) {
+        if (group >= W) {
+            for (int g = 0; g < n; g += group) softmax(y + g, group);
+            continue;
+        }
         for (int g = 0; g < n; g += group) {
             float top = y[g];
             for (int i = 1; i < group; ++i) top = y[g + i] > top ? y[g + i] : top;

@@ -47,6 +47,9 @@ def _percentage(context: click.Context, option: click.Parameter, text: str) -> f
     metavar="P%",
     help="How much more int8's plans may cost than fp32's, as fp32 judges them: mean over --choose states.",
 )
+@click.option(
+    "--encoder/--no-encoder", default=False, show_default=True, help="Let the encoder's layers go lower than fp32, too."
+)
 @click.option("--calibrate", type=click.IntRange(1), default=50, show_default=True, help="Plans to calibrate on.")
 @click.option("--choose", type=click.IntRange(1), default=100, show_default=True, help="Plans to choose on, others.")
 @click.option("--states", type=click.IntRange(1), default=200, show_default=True, help="Plans to compare on, others.")
@@ -60,6 +63,7 @@ def command(
     output: Path | None,
     data: Path | None,
     target: float,
+    encoder: bool,
     calibrate: int,
     choose: int,
     states: int,
@@ -72,8 +76,9 @@ def command(
     The agent plans in float32 from stored observations, and the scales fit what its predictor's layers read along the
     candidates that the planner tried. Then each layer alone runs in int8, and those that disturb candidates' costs most
     stay in bf16, if need be in fp32: as few as it takes for plans to cost at most --target more than fp32's, judged in
-    fp32. OUT is FILE with both added, and the evidence in its provenance; its weights stay float32, and every precision
-    can still be chosen when it is loaded. Without --output nothing is written.
+    fp32. The encoder stays in fp32, unless its layers are chosen for as well (--encoder). OUT is FILE with both added,
+    and the evidence in its provenance; its weights stay float32, and every precision can still be chosen when it is
+    loaded. Without --output nothing is written.
 
     The table says what planning in each precision costs, on other situations than those calibrated on: how alike the
     same candidates are ranked (Spearman), and how much more the plans cost that are found, as float32 judges them.
@@ -123,12 +128,12 @@ def command(
         chosen = None
         try:
             own = situations[calibrate : calibrate + choose]
-            chosen = choose_precisions(spec, tensors, own, target=target, seed=seed, progress=advance)
+            chosen = choose_precisions(spec, tensors, own, target=target, encoder=encoder, seed=seed, progress=advance)
         except UnsupportedError as error:
             console.print(f"no precisions chosen: {error}", style="yellow")
         if chosen is not None:
             spec = chosen.spec
-            if "int8 dynamic" in models and set(chosen.precisions) != {"int8"}:
+            if "int8 dynamic" in models and (encoder or set(chosen.precisions) != {"int8"}):
                 models["int8 mixed"] = Model.from_bytes(agent_file.to_bytes(spec, tensors), precision="int8")
         task = bar.add_task("comparing", total=states)
         compared = situations[calibrate + choose :]

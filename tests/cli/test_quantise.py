@@ -69,6 +69,18 @@ def test_a_target_is_met_and_chosen_anew(tmp_path):
         assert "is no percentage" in found.output
 
 
+def test_the_encoder_goes_lower_where_wanted(tmp_path):
+    output = tmp_path / "out.safetensors"
+    found = run(SHIPPED, "--encoder", "--output", str(output), "--calibrate", "1", "--choose", "2", "--states", "1",
+                "--json", "-")  # fmt: skip
+    assert found.exit_code == 0, found.output
+    if Model.load(SHIPPED, precision="int8").precision != "int8":
+        pytest.skip("this machine has no int8 instructions")
+    assert "int8" in Model.load(output).spec.modules["encoder"].quantisation.precisions
+    assert '"int8 mixed"' in found.output
+    assert '"layer": "encoder.0.' in found.output
+
+
 def test_episodes_of_ones_own(tmp_path):
     h5py = pytest.importorskip("h5py")
     assert h5py

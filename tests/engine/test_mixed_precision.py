@@ -226,6 +226,22 @@ def test_a_target_of_nothing_is_met_in_fp32(spec, tensors):
     assert all(m.quantisation is None for m in without_precisions(loose.spec).modules.values())
 
 
+def test_an_encoders_layers_are_chosen_for_where_wanted(spec, tensors):
+    without = choose(spec, tensors, situations(4), target=1.0)
+    choice = choose(spec, tensors, situations(4), target=1.0, encoder=True)
+    assert without.spec.modules["encoder"].quantisation is None
+    extra = len(choice.layers) - len(without.layers)
+    assert [layer.module for layer in choice.layers].count("encoder") == extra > 0
+    assert set(choice.precisions) == {"int8"}
+    assert choice.spec.modules["encoder"].quantisation.precisions == ("int8",) * extra
+    errors = [e for layer, e in zip(choice.layers, choice.errors["int8"], strict=True) if layer.module == "encoder"]
+    assert min(errors) > 0, "every name is a layer of its own"
+    seen = np.stack([each.observation for each in situations(4)])
+    states = [loaded(each.spec, tensors).encode(seen) for each in (without, choice)]
+    assert 0 < np.linalg.norm(states[1] - states[0]) < 0.1 * np.linalg.norm(states[0])
+    assert choice.rise != without.rise
+
+
 def test_what_cannot_be_chosen_is_said(spec, tensors):
     with pytest.raises(ValueError, match="target must be a fraction"):
         choose(spec, tensors, situations(1), target=-0.1)
