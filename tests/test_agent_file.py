@@ -424,6 +424,7 @@ GOLDEN_FILES = {
     "version-1-mixed": "73fe3ffe678c16d4bb962af81d4dcc7140d3ae50fbccdd01dfcf1dcccc80bccf",
     "version-1-recurrent": "f28222e873d70573b30fbe0f00a162009aaac69608634408567b77ff5e900f6b",
     "version-1-vit": "e8b166df0f889c7047284251d4a6f2eb3ab04f24f86b73bf27af7e68c212cfb7",
+    "version-1-vit-mixed": "37cba89d1f617865631017c726e84e87761ba6d19615822c68f6ac307d199cb7",
     "version-1-adaln": "51c366234c058d857a06623cba512f27cb365208b7899bb8a062698719f51447",
 }
 
@@ -456,17 +457,24 @@ def test_golden_file_that_looks_back_rolls_out_the_same() -> None:
         np.testing.assert_allclose(cost, expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["version-1-quantised", "version-1-mixed"])
-def test_golden_file_with_activation_scales_computes_the_same_in_int8(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "module", "zeros"),
+    [
+        ("version-1-quantised", "predictor", [128, 0, 0]),
+        ("version-1-mixed", "predictor", [128, 0, 0]),
+        ("version-1-vit-mixed", "encoder", []),
+    ],
+)
+def test_golden_file_for_int8_computes_the_same_in_int8(name: str, module: str, zeros: list[int]) -> None:
     path = GOLDEN / f"{name}.safetensors"
     expected = json.loads(path.with_suffix(".json").read_text())
-    quantisation = expected["spec"]["modules"]["predictor"]["quantisation"]
-    assert [scale["zero"] for scale in quantisation["activations"]] == [128, 0, 0]
+    quantisation = expected["spec"]["modules"][module]["quantisation"]
+    assert [scale["zero"] for scale in quantisation["activations"]] == zeros
     model = _engine.Model.load(str(path), "int8")
     if model.dims["precision"] != "int8" or _engine.Model.load(str(path), "bf16").dims["precision"] != "bf16":
         pytest.skip("this machine has no bf16 or int8 instructions")
-    io = expected["forward"]["predictor"]
-    output = model.forward("predictor", np.array(io["input"], np.float32))
+    io = expected["forward"][module]
+    output = model.forward(module, np.array(io["input"], np.float32))
     np.testing.assert_allclose(output, np.array(io["int8"]), rtol=1e-4, atol=1e-5)
     error = np.abs(output - np.array(io["output"])).max()
     assert 0 < error < 0.03, "other numbers than fp32's, and near them"

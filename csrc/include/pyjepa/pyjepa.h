@@ -290,9 +290,9 @@ PYJEPA_API pyjepa_status pyjepa_explore(pyjepa_agent* agent, float* actions, siz
  * PYJEPA_ISA. PYJEPA_UNSUPPORTED where the machine has no instructions for the precision. */
 PYJEPA_API pyjepa_status pyjepa_measure_peak(int32_t precision, double seconds, double* gflops);
 
-/* pyjepa_model_load and pyjepa_model_parse with what planning runs in another precision, and the layers of the
- * encoder for which the file has precisions. Where the machine lacks
- * the instructions it is fp32 all the same: pyjepa_model_get_dims tells. */
+/* pyjepa_model_load and pyjepa_model_parse with what planning runs in another precision, and the layers of
+ * the encoder for which the file has precisions. Where the machine lacks the instructions it is fp32 all the
+ * same: pyjepa_model_get_dims tells. */
 PYJEPA_API pyjepa_status pyjepa_model_load_as(const char* path, int32_t precision, pyjepa_model** out);
 PYJEPA_API pyjepa_status pyjepa_model_parse_as(const void* bytes, size_t size, int32_t precision,
                                                pyjepa_model** out);
