@@ -284,17 +284,25 @@ class Agent:
             zip(("rollout", "rollout_gradient", "rollout_reason"), self._way, strict=True), device=where
         )
 
-    def observe(self, observation: npt.ArrayLike, *, steps: int | None = None) -> None:
+    def observe(
+        self, observation: npt.ArrayLike, *, steps: int | None = None, taken: npt.ArrayLike | None = None
+    ) -> None:
         """Encodes an observation (obs...), or one per environment (E, obs...): paper section 3, perception.
 
         ``steps``: environment steps since the last call (default: action_block); the next plan starts from the last one
-        shifted by as much. Raises `InvalidArgumentError` for a wrong shape or dtype or a value that is not finite.
+        shifted by as much. ``taken``: the actions of these steps, if there are action_block of them, (action_block, A)
+        or as `evaluate` takes one predictor step, (A',), per environment. Of what it is told an agent whose predictor
+        looks back (``adaln_transformer``) remembers as many states, each with its action, as fit in the window; where
+        it is not told, and in an environment just reset, it looks at the present state alone.
+
+        Raises `InvalidArgumentError` for a wrong shape or dtype or a value that is not finite, and `UnsupportedError`
+        for ``taken`` where something else than the engine rolls out a predictor that looks back.
         """
         self._configured()
         array = observation_array(self.spec, observation, "observation", batch=self._batch)
         if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or not 0 <= steps < 2**31):
             raise InvalidArgumentError(f"steps must be an integer between 0 and 2**31 - 1, got {steps!r}")
-        self._engine.observe(array, -1 if steps is None else steps)
+        self._engine.observe(array, -1 if steps is None else steps, None if taken is None else self._taken(taken))
 
     @property
     def state(self) -> FloatArray:
@@ -391,14 +399,29 @@ class Agent:
         assert gradient is not None
         return cost, gradient
 
+    def _width(self) -> int:
+        """A': the numbers that say what is done in one predictor step."""
+        actions, level = self.spec.actions, self.spec.levels[0]
+        return (1 if actions.kind == "discrete" else actions.size) * (1 if level.hold else level.action_block)
+
+    def _taken(self, taken: npt.ArrayLike) -> FloatArray:
+        array = np.ascontiguousarray(taken, np.float32)
+        level, expected = self.spec.levels[0], self._shape(self._width())
+        several = self.spec.actions.kind != "discrete" and not level.hold
+        if array.shape != expected and not (
+            several and array.shape == self._shape(level.action_block, self.spec.actions.size)
+        ):
+            raise InvalidArgumentError(f"taken has shape {array.shape}, expected {expected}, one predictor step")
+        if not np.isfinite(array).all():
+            raise InvalidArgumentError("taken is not finite")
+        return array
+
     def _evaluate(self, plans: npt.ArrayLike, *, gradient: bool) -> tuple[FloatArray, FloatArray | None]:
-        settings, level = self._configured(), self.spec.levels[0]
+        settings = self._configured()
         array = np.ascontiguousarray(plans, np.float32)
         batched = array[None] if self._batch is None and array.ndim == 3 else array
-        discrete = self.spec.actions.kind == "discrete"
-        width = (1 if discrete else self.spec.actions.size) * (1 if level.hold else level.action_block)
         steps = settings["horizon"] // self.model.action_block
-        expected = (settings["environments"], batched.shape[1] if batched.ndim == 4 else "N", steps, width)
+        expected = (settings["environments"], batched.shape[1] if batched.ndim == 4 else "N", steps, self._width())
         if batched.shape != expected:
             raise InvalidArgumentError(f"plans have shape {array.shape}, expected {self._shape(*expected[1:])}")
         if not np.isfinite(array).all():

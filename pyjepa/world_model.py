@@ -101,23 +101,34 @@ class WorldModel(nn.Module):
         """
         return self.head(self.predictor_name, state, self.normalise(action))[0]
 
-    def rollout(self, state: Tensor, actions: Tensor) -> Tensor:
-        """States (B, L) and actions (B, S, A') -> the S predicted states (B, S, L)."""
+    def rollout(self, state: Tensor, actions: Tensor, past: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """States (B, L) and actions (B, S, A') -> the S predicted states (B, S, L).
+
+        ``past``: for a predictor that looks back, states (B, T, L) before these, the oldest first, and the actions
+        (B, T, A') taken in them. Raises ValueError unless T is less than its `window`.
+        """
+        if past is not None and past[0].shape[1] >= self.window:
+            raise ValueError(
+                f"{past[0].shape[1]} states of the past and the present one exceed the window of {self.window}"
+            )
         if self.window > 1:
-            return self._look_back(state, actions)
+            return self._look_back(state, actions, past)
         states = []
         for action in actions.unbind(1):
             state = self.step(state, action)
             states.append(state)
         return torch.stack(states, dim=1)
 
-    def _look_back(self, state: Tensor, actions: Tensor) -> Tensor:
+    def _look_back(self, state: Tensor, actions: Tensor, past: tuple[Tensor, Tensor] | None) -> Tensor:
         """The window grows until it is full, then moves on: every step predicts anew from all of it."""
         states = [state]
-        for t in range(actions.shape[1]):
+        if past is not None:
+            states, actions = [*past[0].unbind(1), state], torch.cat([past[1], actions], dim=1)
+        known = len(states)
+        for t in range(known - 1, actions.shape[1]):
             first = max(0, t + 1 - self.window)
             states.append(self.step(torch.stack(states[first:], dim=1), actions[:, first : t + 1])[:, -1])
-        return torch.stack(states[1:], dim=1)
+        return torch.stack(states[known:], dim=1)
 
     def rollouts(self, state: Tensor, actions: Tensor) -> Tensor:
         """As `rollout`, by every predictor of an ensemble for itself: (K, B, S, L), K 1 without one."""

@@ -254,6 +254,17 @@ pyjepa_status pyjepa_observe(pyjepa_agent* agent, const void* observation, size_
     });
 }
 
+pyjepa_status pyjepa_observe_taken(pyjepa_agent* agent, const void* observation, size_t bytes, int32_t steps,
+                                   const float* taken, size_t count) {
+    return guarded([&] {
+        Agent& a = *not_null(agent, "agent").agent;
+        if (observation == nullptr) throw Error(PYJEPA_INVALID_ARGUMENT, "observation is NULL");
+        not_null(taken, "taken");
+        const Agent::Hold hold(a);
+        a.observe(observation, bytes, steps, taken, count);
+    });
+}
+
 pyjepa_status pyjepa_state(const pyjepa_agent* agent, float* states, size_t count) {
     return guarded([&] {
         const Agent& a = *not_null(agent, "agent").agent;

@@ -1,6 +1,7 @@
 #include "agent/agent.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <string>
 
 #include "error.hpp"
@@ -45,7 +46,10 @@ void Agent::configure(const pyjepa_task& task) {
 }
 
 void Agent::take(std::unique_ptr<Task> task) {
-    episodes_.resize(static_cast<size_t>(task->environments()));
+    const auto environments = static_cast<size_t>(task->environments());
+    episodes_.resize(environments);
+    if (model_->spec().actions.discrete())
+        taken_ = AlignedFloats(environments * static_cast<size_t>(model_->spec().plan_dim));
     task_ = std::move(task);
     for (int e = 0; e < task_->environments(); ++e) begin_episode(e);
 }
@@ -73,7 +77,35 @@ Task& Agent::observed_task() {
     return *task_;
 }
 
-void Agent::observe(const void* observation, size_t bytes, int steps) {
+// What was done since the last observation, as the task takes it.
+const float* Agent::checked_taken(const float* taken, size_t count, int steps) {
+    const Spec& spec = model_->spec();
+    const auto environments = static_cast<size_t>(task_->environments());
+    const size_t width = spec.actions.discrete() ? static_cast<size_t>(spec.actions.count) : 1,
+                 expected = environments * static_cast<size_t>(spec.plan_dim) / width;
+    if (count != expected)
+        throw Error(PYJEPA_INVALID_ARGUMENT, "taken has " + std::to_string(count) + " numbers, expected " +
+                                                 std::to_string(expected) +
+                                                 ": what the predictor reads at one step, per environment");
+    if (steps != spec.level.action_block)
+        throw Error(PYJEPA_INVALID_ARGUMENT, "taken is what one predictor step reads: steps must be " +
+                                                 std::to_string(spec.level.action_block) + ", got " +
+                                                 std::to_string(steps));
+    if (model_->window() > 1 && task_->request().rollout_call != nullptr)
+        throw Error(
+            PYJEPA_UNSUPPORTED,
+            "the predictor looks back on what was taken, but what stands in for its rollouts does not");
+    if (spec.actions.discrete()) {
+        to_one_hot(taken, taken_.span(), spec.actions.count, "taken");
+        return taken_.data();
+    }
+    for (size_t i = 0; i < count; ++i)
+        if (!std::isfinite(taken[i]))
+            throw Error(PYJEPA_INVALID_ARGUMENT, "taken is not finite: element " + std::to_string(i));
+    return taken;
+}
+
+void Agent::observe(const void* observation, size_t bytes, int steps, const float* taken, size_t count) {
     const Spec& spec = model_->spec();
     const size_t element = spec.observation.dtype == DType::uint8 ? 1 : sizeof(float);
     const size_t expected =
@@ -85,7 +117,7 @@ void Agent::observe(const void* observation, size_t bytes, int steps) {
         throw Error(PYJEPA_INVALID_ARGUMENT, "steps must not be negative, got " + std::to_string(steps));
     check_finite(spec, observation, task_->environments(), "the observation");
     if (steps == -1) steps = spec.level.action_block;
-    task_->observe(observation, steps);
+    task_->observe(observation, steps, taken == nullptr ? nullptr : checked_taken(taken, count, steps));
     for (int e = 0; e < task_->environments(); ++e) {
         Episode& episode = episodes_[static_cast<size_t>(e)];
         episode.steps += episode.observed ? steps : 0;

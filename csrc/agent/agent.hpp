@@ -19,7 +19,9 @@ class Agent {
     std::unique_ptr<Agent> clone() const;
 
     void configure(const pyjepa_task& task);
-    void observe(const void* observation, size_t bytes, int steps);
+    // taken: `count` numbers, the actions of every environment since the last observation; nullptr: unknown.
+    void observe(const void* observation, size_t bytes, int steps, const float* taken = nullptr,
+                 size_t count = 0);
     // explore: drawn from the policy's distribution.
     void act(float* actions, size_t count, bool explore);
     bool plan(double deadline, Interrupt& interrupt, pyjepa_plan_out& out);  // as Task::plan
@@ -48,6 +50,7 @@ class Agent {
     Task& observed_task();
     void take(std::unique_ptr<Task> task);
     void begin_episode(int environment) noexcept;
+    const float* checked_taken(const float* taken, size_t count, int steps);
 
     std::shared_ptr<const Model> model_;
     Pool pool_;
@@ -58,6 +61,7 @@ class Agent {
         bool observed;
     };
     std::vector<Episode> episodes_;  // (E,): those that run
+    AlignedFloats taken_;            // (E, D): discrete actions, one-hot
     int64_t next_episode_ = 0;
     mutable std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
 };

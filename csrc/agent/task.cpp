@@ -334,6 +334,8 @@ Task::Task(const Model& model, Pool& pool, TaskRequest request)
 
     states_ = AlignedFloats(e * latent);
     previous_ = AlignedFloats(e * static_cast<size_t>(s.plan_dim));
+    past_ = AlignedFloats(e * past_row());
+    pasts_.resize(e);
     plans_ = AlignedFloats(e * plan);
     shift_.resize(e);
     draws_.resize(e);
@@ -342,6 +344,7 @@ Task::Task(const Model& model, Pool& pool, TaskRequest request)
     observed_ = std::make_unique<bool[]>(e);
     planned_ = std::make_unique<bool[]>(e);
     has_previous_ = std::make_unique<bool[]>(e);
+    told_ = std::make_unique<bool[]>(e);
 
     size_t work = 0;
     if (model.encoder() != nullptr) work = model.encoder()->workspace(1);
@@ -410,7 +413,43 @@ void Task::encode(const unsigned char* observations, float* states) noexcept {
     });
 }
 
-void Task::observe(const void* observation, int steps) noexcept {
+size_t Task::past_row() const noexcept {
+    const Spec& spec = model_.spec();
+    return static_cast<size_t>(model_.window() - 1) * (latent() + static_cast<size_t>(spec.plan_dim));
+}
+
+void Task::remember(int e) noexcept {
+    const auto i = static_cast<size_t>(e), size = static_cast<size_t>(model_.spec().plan_dim);
+    const ptrdiff_t row = static_cast<ptrdiff_t>(latent() + size);
+    float* const past = past_.data() + i * past_row();
+    const int most = model_.window() - 1;
+    if (most == 0) return;
+    if (pasts_[i] == most)
+        std::copy(past + row, past + most * row, past);
+    else
+        ++pasts_[i];
+    float* const newest = past + (pasts_[i] - 1) * row;
+    std::copy_n(state(e), latent(), newest);
+    std::copy_n(previous_.data() + i * size, size, newest + latent());
+}
+
+void Task::observe(const void* observation, int steps, const float* taken) noexcept {
+    const ActionSpec& box = model_.spec().actions;
+    const auto size = static_cast<size_t>(model_.spec().plan_dim);
+    for (int e = 0; e < environments(); ++e) {
+        const auto i = static_cast<size_t>(e);
+        told_[i] = taken != nullptr && observed_[i];
+        if (!told_[i]) {
+            pasts_[i] = 0;
+            continue;
+        }
+        for (size_t d = 0; d < size; ++d) {
+            const size_t a = d % box.center.size();
+            previous_[i * size + d] = (taken[i * size + d] - box.center[a]) / box.scale[a];
+        }
+        has_previous_[i] = true;
+        remember(e);
+    }
     encode(static_cast<const unsigned char*>(observation), states_.data());
     const float by = static_cast<float>(steps) / static_cast<float>(model_.spec().level.action_block);
     for (int e = 0; e < environments(); ++e) {
@@ -462,7 +501,8 @@ void Task::act(float* actions, bool explore) noexcept {
 
 Situation Task::situation() const noexcept {
     return {environments(),   states_.data(),      goals_.size() == 0 ? nullptr : goals_.data(),
-            previous_.data(), has_previous_.get(), draws_.data()};
+            previous_.data(), has_previous_.get(), draws_.data(),
+            past_.data(),     pasts_.data()};
 }
 
 bool Task::plan(double deadline, Interrupt& interrupt, pyjepa_plan_out& out) {
@@ -483,6 +523,7 @@ bool Task::plan(double deadline, Interrupt& interrupt, pyjepa_plan_out& out) {
             shift_[i] = 0.0f;  // nothing to shift yet
             continue;
         }
+        if (told_[i]) continue;
         // The step of the last plan that was executed last, for the cost of changing one's mind.
         const int step = static_cast<int>(std::ceil(shift_[i])) - 1;
         if (step < 0) continue;
@@ -531,6 +572,16 @@ bool Task::plan(double deadline, Interrupt& interrupt, pyjepa_plan_out& out) {
     return interrupt.stopped();
 }
 
+void to_one_hot(const float* indices, std::span<float> out, int count, const char* what) {
+    std::fill(out.begin(), out.end(), 0.0f);
+    for (size_t i = 0; i < out.size(); i += static_cast<size_t>(count), ++indices) {
+        if (!(*indices >= 0.0f && *indices < static_cast<float>(count) && *indices == std::floor(*indices)))
+            invalid(std::string(what) + " hold " + std::to_string(*indices) +
+                    ", which is none of the actions 0 to " + std::to_string(count - 1));
+        out[i + static_cast<size_t>(*indices)] = 1.0f;
+    }
+}
+
 void Task::evaluate(const float* plans, int count, float* cost, float* gradient) {
     class Given final : public Proposal {
       public:
@@ -554,12 +605,7 @@ void Task::evaluate(const float* plans, int count, float* cost, float* gradient)
         if (gradient != nullptr) throw Error(PYJEPA_UNSUPPORTED, "discrete actions have no gradient");
         one_hot.resize(static_cast<size_t>(s.environments) * static_cast<size_t>(count) *
                        static_cast<size_t>(size));
-        for (size_t i = 0; i < one_hot.size(); i += static_cast<size_t>(s.count), ++plans) {
-            if (!(*plans >= 0.0f && *plans < static_cast<float>(s.count) && *plans == std::floor(*plans)))
-                invalid("plans hold " + std::to_string(*plans) + ", which is none of the actions 0 to " +
-                        std::to_string(s.count - 1));
-            one_hot[i + static_cast<size_t>(*plans)] = 1.0f;
-        }
+        to_one_hot(plans, one_hot, s.count, "plans");
         plans = one_hot.data();
     }
     const Given given(plans, count * size, size);
@@ -578,7 +624,8 @@ void Task::reset(int environment) noexcept {
         planner_->reset(e);
         shift_[i] = 0.0f;
         explored_[i] = 0;
-        observed_[i] = planned_[i] = has_previous_[i] = false;
+        observed_[i] = planned_[i] = has_previous_[i] = told_[i] = false;
+        pasts_[i] = 0;
     }
 }
 

@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "model/model.hpp"
@@ -34,6 +35,10 @@ struct TaskRequest {
 // Throws if an observation of floats holds one that is not finite.
 void check_finite(const Spec& spec, const void* observations, int environments, const char* what);
 
+// Indices of `count` discrete actions as modules read them: out holds `count` numbers for each. Throws if one
+// is no such index.
+void to_one_hot(const float* indices, std::span<float> out, int count, const char* what);
+
 class Task {
   public:
     Task(const Model& model, Pool& pool, TaskRequest request);
@@ -45,7 +50,8 @@ class Task {
     double flops() const noexcept;
     int tile() const noexcept { return rollout_->tile(); }
 
-    void observe(const void* observation, int steps) noexcept;
+    // taken: (E, D), as plans have them: the actions taken since the last observation; nullptr: unknown.
+    void observe(const void* observation, int steps, const float* taken) noexcept;
     void act(float* actions, bool explore) noexcept;
     // Returns whether it ended because `interrupt` said so; `out` is filled in either case.
     bool plan(double deadline, Interrupt& interrupt, pyjepa_plan_out& out);
@@ -66,6 +72,10 @@ class Task {
     size_t latent() const noexcept { return static_cast<size_t>(model_.spec().latent_dim); }
     void encode(const unsigned char* observations, float* states) noexcept;
     Situation situation() const noexcept;
+    // Floats of one environment's past, and what it becomes with the present state and the action that
+    // previous_ holds.
+    size_t past_row() const noexcept;
+    void remember(int e) noexcept;
     // What the policy's next exploring action of environment e is drawn by.
     void draw_exploration(int e) noexcept;
     // A rollout of the user's or of the model's own.
@@ -82,14 +92,16 @@ class Task {
 
     AlignedFloats states_, goals_;    // (E, L)
     AlignedFloats previous_;          // (E, D), normalised
+    AlignedFloats past_;              // (E, window - 1, L + D): see Situation
+    std::vector<int> pasts_;          // (E,)
     AlignedFloats plans_;             // (E, S, D): the last plans
     std::vector<float> shift_;        // (E,): predictor steps since the last plan
     double ending_ = 0.0;             // seconds that what follows the search takes at least
     std::vector<uint64_t> draws_;     // (E,): of the last plan
     std::vector<uint64_t> explored_;  // (E,): how often, since the reset
     AlignedFloats exploration_;       // noise of one action
-    std::unique_ptr<bool[]> observed_, planned_, has_previous_;
-    size_t lane_ = 0;             // floats per thread in work_
+    std::unique_ptr<bool[]> observed_, planned_, has_previous_, told_;  // told_: previous_ is known
+    size_t lane_ = 0;                                                   // floats per thread in work_
     ptrdiff_t encoder_work_ = 0;  // of these, the observation's, before the encoder's scratch
     AlignedFloats work_;
     std::unique_ptr<Rollout> rollout_;  // goes first, and waits for who still reads the rest

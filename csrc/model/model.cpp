@@ -62,6 +62,13 @@ Model::Model(const AgentFile& file, simd::Precision precision)
     }
 }
 
+int Model::window() const noexcept {
+    if (!spec_.level.predictor) return 1;
+    const auto* first =
+        std::get_if<AdalnTransformerSpec>(&spec_.modules.find(*spec_.level.predictor)->second.blocks.front());
+    return first == nullptr ? 1 : first->window;
+}
+
 const Network* Model::find(const std::optional<std::string>& name) const noexcept {
     if (!name) return nullptr;
     const auto found = networks_.find(*name);

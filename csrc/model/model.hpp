@@ -26,6 +26,8 @@ class Model {
     }  // reads [state, action]
     const Network* policy() const noexcept { return policy_ ? &*policy_ : find(spec_.policy); }
     const Network* planning_policy() const noexcept { return find(spec_.policy); }  // reads [state, goal]
+    // States that the predictor looks at, the present one among them: 1 where it does not look back.
+    int window() const noexcept;
     bool policy_reads_goal() const noexcept { return spec_.policy && reads(*spec_.policy, Input::goal); }
 
     bool reads(const std::string& module, Input input) const;

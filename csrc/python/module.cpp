@@ -203,13 +203,16 @@ class Agent {
         configure_task(std::move(task));
     }
 
-    void observe(const py::array& observation, int steps) {
+    void observe(const py::array& observation, int steps, const std::optional<Floats>& taken) {
         const void* data = observation.data();
         const auto bytes = static_cast<size_t>(observation.nbytes());
+        const float* const what = taken ? taken->data() : nullptr;
+        const size_t count = taken ? static_cast<size_t>(taken->size()) : 0;
         pyjepa_status status;
         {
             const py::gil_scoped_release release;
-            status = pyjepa_observe(handle_, data, bytes, steps);
+            status = what == nullptr ? pyjepa_observe(handle_, data, bytes, steps)
+                                     : pyjepa_observe_taken(handle_, data, bytes, steps, what, count);
         }
         check(status);
     }
@@ -514,7 +517,8 @@ PYBIND11_MODULE(_engine, m) {
              py::arg("decay"), py::arg("learning_rate"), py::arg("restarts"), py::arg("polish"),
              py::arg("exploration"), py::arg("branching"), py::arg("discount"),
              py::arg("rollout_call") = py::none(), py::arg("rollout_gradient") = false)
-        .def("observe", &Agent::observe, py::arg("observation"), py::arg("steps"))
+        .def("observe", &Agent::observe, py::arg("observation"), py::arg("steps"),
+             py::arg("taken") = py::none())
         .def("act", &Agent::act, py::arg("out").noconvert(), py::arg("explore"))
         .def("state", &Agent::state, py::arg("out").noconvert())
         .def("plan", &Agent::plan, py::arg("deadline"), py::arg("actions").noconvert(),

@@ -54,6 +54,8 @@ class NativeRollout::Evaluation final : public PureJob {
           previous_(static_cast<size_t>(limits.environments) * static_cast<size_t>(rollout.plan_dim_)),
           has_previous_(std::make_unique<bool[]>(static_cast<size_t>(limits.environments))),
           draws_(static_cast<size_t>(limits.environments)),
+          past_(static_cast<size_t>(limits.environments) * rollout.past_row()),
+          pasts_(static_cast<size_t>(limits.environments)),
           cost_(static_cast<size_t>(limits.environments) * static_cast<size_t>(limits.candidates)),
           known_(static_cast<size_t>(rollout.pool_.threads()) * static_cast<size_t>(limits.candidates)) {}
 
@@ -69,12 +71,14 @@ class NativeRollout::Evaluation final : public PureJob {
         std::copy_n(now.previous, e * rollout_.plan_dim_, previous_.data());
         std::copy_n(now.has_previous, e, has_previous_.get());
         std::copy_n(now.draws, e, draws_.data());
+        for (int i = 0; i < now.environments; ++i) pasts_[static_cast<size_t>(i)] = now.pasts_of(i);
+        if (now.past != nullptr) std::copy_n(now.past, past_.size(), past_.data());
         const ptrdiff_t costs = e * candidates;
         for (ptrdiff_t i = 0; i < costs; ++i)
             cost_[static_cast<size_t>(i)].store(std::numeric_limits<float>::infinity(),
                                                 std::memory_order_relaxed);
-        now_ = {now.environments, states_.data(),      now.goals,
-                previous_.data(), has_previous_.get(), draws_.data()};
+        now_ = {now.environments,    states_.data(), now.goals,    previous_.data(),
+                has_previous_.get(), draws_.data(),  past_.data(), pasts_.data()};
     }
     int tiles() const noexcept { return now_.environments * tiles_; }
     void read(float* cost) const noexcept {
@@ -126,6 +130,8 @@ class NativeRollout::Evaluation final : public PureJob {
     AlignedFloats states_, previous_;
     std::unique_ptr<bool[]> has_previous_;
     std::vector<uint64_t> draws_;
+    AlignedFloats past_;
+    std::vector<int> pasts_;
     std::vector<std::atomic<float>> cost_;  // (E, N): infinite until a candidate has been through its horizon
     AlignedFloats known_;                   // (threads, N)
 };
@@ -141,6 +147,7 @@ NativeRollout::NativeRollout(const Model& model, Cost& cost, const Policy* polic
       latent_(model.spec().latent_dim),
       plan_dim_(model.spec().plan_dim),
       state_ld_(simd::padded(latent_ + plan_dim_)),
+      back_(model.window() - 1),
       block_(std::min(choose_block(limits, pool.threads(), 0.5 * predictor_.flops(), predictor_.past_size()),
                       std::max(1, limits.candidates))),
       past_size_(round_up(predictor_.past_size() * static_cast<size_t>(block_))),
@@ -242,6 +249,7 @@ bool NativeRollout::propose(const Situation& now, int count, float* plans, const
         const float* start = now.states + static_cast<ptrdiff_t>(e) * latent_;
         const float* goal = now.goals == nullptr ? nullptr : now.goals + static_cast<ptrdiff_t>(e) * latent_;
         float* plan = plans + (static_cast<ptrdiff_t>(e) * count + n0) * sequence;
+        const int before = look_back(now, e, rows, l);
         for (int r = 0; r < rows; ++r)
             std::copy_n(start, latent_, l.state + static_cast<ptrdiff_t>(r) * state_ld_);
         for (int t = 0; t < steps_; ++t, plan += plan_dim_) {
@@ -253,7 +261,7 @@ bool NativeRollout::propose(const Situation& now, int count, float* plans, const
                 normalise(action, 1);
             }
             predictor_.advance(kernels, l.state, state_ld_, rows, l.state, state_ld_, predictor_.residual(),
-                               l.network, past(l, t));
+                               l.network, past(l, before, t));
         }
     });
     return !expired.load(std::memory_order_relaxed);
@@ -263,7 +271,22 @@ double NativeRollout::flops_per_proposal() const noexcept {
     return policy_ == nullptr ? 0.0 : policy_->flops() * steps_ + predictor_.flops(steps_ - 1);
 }
 
-int NativeRollout::give_up(int rows, float bound, const Lane& l, int done) const noexcept {
+int NativeRollout::look_back(const Situation& now, int e, int rows, const Lane& l) const noexcept {
+    const int before = now.pasts_of(e);
+    const ptrdiff_t row = latent_ + plan_dim_;
+    const float* from = now.past + static_cast<ptrdiff_t>(e) * back_ * row;
+    for (int t = 0; t < before; ++t, from += row) {
+        std::copy_n(from, row, l.state);
+        predictor_.advance(simd::kernels(), l.state, state_ld_, 1, l.state, state_ld_, false, l.network,
+                           past(l, 0, t));
+    }
+    // All rows come from the same past.
+    if (before > 0)
+        for (int r = 1; r < rows; ++r) predictor_.move(past(l, 0, before), 0, r);
+    return before;
+}
+
+int NativeRollout::give_up(int rows, float bound, const Lane& l, int before, int done) const noexcept {
     const int out =
         static_cast<int>(std::count_if(l.cost, l.cost + rows, [&](float c) { return c > bound; }));
     if (out < std::min(kWorthMoving, rows)) return rows;
@@ -280,7 +303,7 @@ int NativeRollout::give_up(int rows, float bound, const Lane& l, int done) const
             std::copy_n(l.actions + r * sequence + from, sequence - from, l.actions + to * sequence + from);
             l.cost[to] = l.cost[r];
             l.row[to] = l.row[r];
-            predictor_.move(past(l, done), r, to);
+            predictor_.move(past(l, before, done), r, to);
         }
         ++to;
     }
@@ -293,6 +316,7 @@ int NativeRollout::roll(const Situation& now, int e, int rows, const Lane& l, fl
     const ptrdiff_t sequence = static_cast<ptrdiff_t>(steps_) * plan_dim_;
 
     kernels.normalise(center_.data(), scale_.data(), rows, static_cast<int>(sequence), l.actions);
+    const int before = look_back(now, e, rows, l);
     const float* start = now.states + static_cast<ptrdiff_t>(e) * latent_;
     for (int r = 0; r < rows; ++r)
         std::copy_n(start, latent_, l.state + static_cast<ptrdiff_t>(r) * state_ld_);
@@ -326,14 +350,14 @@ int NativeRollout::roll(const Situation& now, int e, int rows, const Lane& l, fl
         cost_.add(Cost::Of::action, step, last, l.cost, report, l.scratch);
         recurrence.more = last ? nullptr : step.actions + plan_dim_;
         predictor_.advance(kernels, l.state, state_ld_, rows, l.state, state_ld_, predictor_.residual(),
-                           l.network, past(l, t), &recurrence);
+                           l.network, past(l, before, t), &recurrence);
         cost_.add(Cost::Of::state, step, last, l.cost, report, l.scratch);
         if (states != nullptr)
             std::copy_n(l.state, latent_, states + static_cast<ptrdiff_t>(t + 1) * latent_);
         if (terms != nullptr)
             for (int i = 0; i < cost_.terms(); ++i) terms[static_cast<ptrdiff_t>(i) * steps_ + t] = each[i];
         if (last || bound == std::numeric_limits<float>::infinity()) continue;
-        const int left = give_up(rows, bound, l, t + 1);
+        const int left = give_up(rows, bound, l, before, t + 1);
         if (left == 0) return 0;
         if (left != rows) recurrence.ready = false;
         rows = step.rows = left;

@@ -56,24 +56,31 @@ class NativeRollout final : public Rollout {
     class Evaluation;  // one call of evaluate, as tiles
     Lane lane(int thread) noexcept;
     Evaluation& free_evaluation() noexcept;
-    // What the predictor keeps of a lane's rows, at step t.
-    Past past(const Lane& lane, int t) const noexcept { return {lane.past, block_, t}; }
+    // What the predictor keeps of a lane's rows, at step t of a rollout before which it looks back on
+    // `before` steps.
+    Past past(const Lane& lane, int before, int t) const noexcept { return {lane.past, block_, before + t}; }
+    // Takes the steps before the present one, for `rows` rows in environment e; returns how many.
+    int look_back(const Situation& now, int e, int rows, const Lane& lane) const noexcept;
     // Rolls `rows` sequences of lane.actions (rows, S, D), in action units, out from environment e's state.
     void normalise(float* actions, ptrdiff_t count) const noexcept;  // (count, A), in place
     // Candidates are given up once they cost more than `bound`. Returns how many are left, at lane.row with
     // lane.cost; -1 if the deadline passed first.
     int roll(const Situation& now, int e, int rows, const Lane& lane, float bound, const Deadline& deadline,
              float* states, float* terms) noexcept;
-    // After `done` steps; returns how many rows are left.
-    int give_up(int rows, float bound, const Lane& lane, int done) const noexcept;
+    // After `done` steps and `before`; returns how many rows are left.
+    int give_up(int rows, float bound, const Lane& lane, int before, int done) const noexcept;
+
+    size_t past_row() const noexcept {
+        return static_cast<size_t>(back_) * static_cast<size_t>(latent_ + plan_dim_);
+    }
 
     const Model& model_;
     const Network& predictor_;
     const Cost& cost_;
     const Policy* policy_;
     Pool& pool_;
-    int steps_, latent_, plan_dim_, state_ld_, block_;
-    size_t past_size_;  // floats that a lane keeps from step to step
+    int steps_, latent_, plan_dim_, state_ld_, back_, block_;  // back_: steps looked back on at most
+    size_t past_size_;                                         // floats that a lane keeps from step to step
     bool prunes_;
     size_t lane_size_, proposal_scratch_, network_work_, head_work_;
     std::vector<float> center_, scale_;  // (S, D): the actions' normalisation, repeated

@@ -63,7 +63,9 @@ float* NativeGradient::lay_out(float* memory, Lane& l) const noexcept {
     };
     place(l.actions, plan);
     place(l.slope, plan);
-    place(l.states, (steps + 1) * row);
+    const size_t before = static_cast<size_t>(predictor_->window() - 1) * row;
+    place(l.states, before + (steps + 1) * row);
+    l.states += before;
     place(l.tape, steps * predictor_->tape(block_));
     place(l.dy, row);
     place(l.dx, static_cast<size_t>(predictor_->window()) * row);
@@ -156,6 +158,12 @@ void NativeGradient::forward(const Situation& now, int e, int rows, const Lane& 
     for (int r = 0; r < rows; ++r)
         std::copy_n(now.states + static_cast<ptrdiff_t>(e) * latent_, latent_,
                     l.states + static_cast<ptrdiff_t>(r) * ld_);
+    const int before = now.pasts_of(e);
+    for (int i = 0; i < before; ++i) {
+        const ptrdiff_t row = latent_ + plan_dim_;
+        const float* from = now.past + (static_cast<ptrdiff_t>(e) * (predictor_->window() - 1) + i) * row;
+        for (int r = 0; r < rows; ++r) std::copy_n(from, row, l.states - (before - i) * apart() + r * ld_);
+    }
     std::fill_n(l.cost, rows, 0.0f);
     const bool residual = model_.predictor()->residual();
     for (int t = 0; t < steps_; ++t) {
@@ -169,7 +177,7 @@ void NativeGradient::forward(const Situation& now, int e, int rows, const Lane& 
         cost_.add(Cost::Of::action, view(Cost::Of::action, now, e, t, rows, l), last, l.cost, nullptr,
                   l.scratch);
         predictor_->forward(
-            simd::kernels(), state, ld_, steps_at(t), rows, next, ld_, residual,
+            simd::kernels(), state, ld_, steps_at(before, t), rows, next, ld_, residual,
             l.tape + static_cast<ptrdiff_t>(t) * static_cast<ptrdiff_t>(predictor_->tape(block_)), l.network);
         cost_.add(Cost::Of::state, view(Cost::Of::state, now, e, t, rows, l), last, l.cost, nullptr,
                   l.scratch);
@@ -188,13 +196,14 @@ void NativeGradient::backward(const Situation& now, int e, int rows, const Lane&
         const bool last = t + 1 == steps_;
         cost_.add_gradient(Cost::Of::state, view(Cost::Of::state, now, e, t, rows, l), last, to);
         std::copy_n(reached, static_cast<ptrdiff_t>(rows) * ld_, l.dy);
-        const Steps steps = steps_at(t);
+        const Steps steps = steps_at(now.pasts_of(e), t);
         predictor_->backward(
             simd::kernels(),
             l.tape + static_cast<ptrdiff_t>(t) * static_cast<ptrdiff_t>(predictor_->tape(block_)), l.dy, ld_,
             steps, rows, l.dx + (steps.count - 1) * apart(), ld_, l.network);
         for (int i = 0; i < steps.count; ++i) {
             const int step = t - steps.count + 1 + i;
+            if (step < 0) continue;  // what is past stays as it is
             for (int r = 0; r < rows; ++r) {
                 const float* dx = l.dx + i * apart() + static_cast<ptrdiff_t>(r) * ld_;
                 float* carry = l.carry + step * apart() + static_cast<ptrdiff_t>(r) * ld_;

@@ -23,7 +23,8 @@ class NativeGradient {
                   float* gradient, const Deadline& deadline);
 
   private:
-    // One worker's scratch. Rows are `ld_` apart: a state, the action behind it; steps `apart()`.
+    // One worker's scratch. Rows are `ld_` apart: a state, the action behind it; steps `apart()`. Before
+    // `states` is room for the steps that the predictor looks back on.
     struct Lane {
         float *actions, *slope, *states, *tape, *dy, *dx, *carry, *cost, *scratch, *proposal, *network,
             *heads;
@@ -32,8 +33,10 @@ class NativeGradient {
     float* lay_out(float* memory, Lane& lane) const noexcept;
     Lane lane(int thread) noexcept;
     ptrdiff_t apart() const noexcept { return static_cast<ptrdiff_t>(block_) * ld_; }
-    // The inputs that the predictor reads at step t.
-    Steps steps_at(int t) const noexcept { return {std::min(t + 1, predictor_->window()), apart()}; }
+    // The inputs that the predictor reads at step t, `before` steps before the present among them.
+    Steps steps_at(int before, int t) const noexcept {
+        return {std::min(before + t + 1, predictor_->window()), apart()};
+    }
     void forward(const Situation& now, int e, int rows, const Lane& lane) noexcept;
     void backward(const Situation& now, int e, int rows, const Lane& lane) noexcept;
     // What terms of actions, or of states, see of step t.

@@ -96,6 +96,11 @@ struct Situation {
     const float* previous;     // (E, D): the normalised action before this plan
     const bool* has_previous;  // (E,)
     const uint64_t* draws;     // (E,): random bits of this plan, for what is drawn once a plan
+    // What a predictor looks back on, where it does: (E, window - 1, L + D), the states before the present
+    // one, the oldest first, each with the normalised action taken in it; and (E,), how many there are.
+    const float* past = nullptr;
+    const int* pasts = nullptr;
+    int pasts_of(int e) const noexcept { return pasts == nullptr ? 0 : pasts[e]; }
 };
 
 // Moves of a tree search, all in one environment: each row holds an action for some predictor steps.

@@ -93,13 +93,15 @@ def drawn(spec, count, seed=0):
     return seen, goal, plans
 
 
-def naive(spec, modules, seen, goal, plans):
-    """States (N, S, L) and costs (N,) in double precision."""
+def naive(spec, modules, seen, goal, plans, past=None):
+    """States (N, S, L) and costs (N,) in double precision; past: states (T, L) and actions (T, A') before."""
     world = world_of(spec, modules).double()
     with torch.no_grad():
         start, target = (torch.from_numpy(x).double().expand(len(plans), -1) for x in (seen, goal))
         actions = torch.from_numpy(plans).double()
-        states = world.rollout(start, actions)
+        if past is not None:
+            past = tuple(torch.from_numpy(x).double().expand(len(plans), *x.shape) for x in past)
+        states = world.rollout(start, actions, past)
         return states.numpy(), plan_cost(world, states, actions, target).numpy()
 
 
@@ -232,6 +234,136 @@ def test_a_layer_keeps_the_precision_that_the_file_gives_it():
     short = dataclasses.replace(quantised, quantisation=Quantisation(weights="int8", precisions=("fp32",) * 3))
     with pytest.raises(pyjepa.AgentFileError, match="has 3 items, but the module's blocks have 12 layers"):
         agent_file.to_bytes(dataclasses.replace(spec, modules={"predictor": short}), weights(modules))
+
+
+def live_through(agent, states, actions, seen):
+    """The agent after what it saw and did: states (T, L) and actions (T, A'), then the present state."""
+    agent.observe(states[0])
+    for action, state in zip(actions, [*states[1:], seen], strict=True):
+        agent.observe(state, taken=action)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("length", [1, 2, 4, 5, 9])
+@pytest.mark.parametrize("case", ["small", "grows-deep", "moves", "projected", "residual", "no-past"])
+def test_what_was_seen_and_done_is_looked_back_on(case, length, precision):
+    """As many states as fit in the window; a shorter past makes a shorter window, which grows from there."""
+    spec = CASES[case]
+    modules = networks(spec)
+    model = pyjepa.Model.from_bytes(agent_file.to_bytes(spec, weights(modules)), precision=precision)
+    if model.precision != precision:
+        pytest.skip(f"this machine has no {precision}")
+    seen, goal, plans = drawn(spec, 61)
+    rng = np.random.default_rng(4)
+    states = rng.standard_normal((length, len(seen))).astype(np.float32)
+    actions = rng.uniform(-1, 1, (length, 4)).astype(np.float32)
+    kept = min(length, spec.modules["predictor"].blocks[0].window - 1)
+    past = (states[length - kept :], actions[length - kept :])
+    costs = naive(spec, modules, seen, goal, plans, past)[1]
+    error = {"fp32": 1e-5, "bf16": 0.03, "int8": 0.09}[precision]
+    agent = pyjepa.Agent(model, threads=2)
+    agent.configure(goal=goal, prune=False)
+    live_through(agent, states, actions, seen)
+    looked_back = agent.evaluate(plans)
+    np.testing.assert_allclose(looked_back, costs, rtol=error)
+    plan = agent.plan()
+    reached = naive(spec, modules, seen, goal, plan.actions.reshape(1, -1, 4), past)[0][0]
+    assert np.linalg.norm(plan.states[1:] - reached) < error * np.linalg.norm(reached)
+    # Told nothing, it looks at the present alone.
+    agent.observe(seen)
+    alone = agent.evaluate(plans)
+    np.testing.assert_allclose(alone, naive(spec, modules, seen, goal, plans)[1], rtol=error)
+    assert np.array_equal(alone, looked_back) == (kept == 0)
+    live_through(agent, states, actions, seen)
+    agent.reset()
+    agent.observe(seen, taken=actions[0])
+    np.testing.assert_array_equal(agent.evaluate(plans), alone)
+
+
+def test_gradients_look_back_on_what_was_done():
+    spec = CASES["grows-deep"]
+    modules = networks(spec)
+    seen, goal, plans = drawn(spec, 9)
+    rng = np.random.default_rng(4)
+    agent = pyjepa.Agent(engine_model(spec, modules), threads=2)
+    agent.configure(goal=goal)
+    for length in (1, 3, 4, 7):
+        states, actions = rng.standard_normal((length, 24)).astype(np.float32), rng.uniform(-1, 1, (length, 4))
+        live_through(agent, states, actions, seen)
+        costs, gradient = agent.gradient(plans)
+        np.testing.assert_allclose(costs, agent.evaluate(plans), rtol=1e-5)
+        world = world_of(spec, modules).double()
+        rows = torch.from_numpy(plans).double().requires_grad_()
+        start, target = (torch.from_numpy(x).double().expand(len(plans), -1) for x in (seen, goal))
+        past = tuple(torch.from_numpy(x[-4:]).double().expand(len(plans), -1, -1) for x in (states, actions))
+        plan_cost(world, world.rollout(start, rows, past), rows, target).sum().backward()
+        assert np.linalg.norm(gradient - rows.grad.numpy()) < 1e-4 * np.linalg.norm(rows.grad.numpy())
+
+
+def test_each_environment_has_its_own_past():
+    """Of a batch one is reset: it looks at the present alone, the others at what was told; threads change no bit."""
+    spec = CASES["grows"]
+    modules = networks(spec)
+    model = engine_model(spec, modules)
+    rng = np.random.default_rng(5)
+    states, goal = rng.standard_normal((6, 3, 24)).astype(np.float32), rng.standard_normal((3, 24)).astype(np.float32)
+    actions = rng.uniform(-1, 1, (5, 3, 4)).astype(np.float32)
+    plans = rng.uniform(-1, 1, (3, 40, 6, 4)).astype(np.float32)
+    costs = []
+    for threads in (1, 2):
+        agent = pyjepa.Agent(model, threads=threads)
+        agent.configure(goal=goal)
+        agent.observe(states[0])
+        for t in range(5):
+            if t == 3:
+                agent.reset(env=1)
+            agent.observe(states[t + 1], taken=actions[t].reshape(3, 2, 2))
+        costs.append(agent.evaluate(plans))
+    np.testing.assert_array_equal(*costs)
+    for e in range(3):
+        since = 4 if e == 1 else 0
+        past = (states[since:5, e], actions[since:, e])
+        np.testing.assert_allclose(
+            costs[0][e], naive(spec, modules, states[5, e], goal[e], plans[e], past)[1], rtol=1e-5
+        )
+
+
+def test_what_was_taken_is_what_the_next_action_is_compared_with():
+    """Also by a predictor that does not look back; and it counts instead of what was planned."""
+    terms = (CostTerm(kind="goal_distance", stage=0.0), CostTerm(kind="action_change", name="change"))
+    spec = dataclasses.replace(CASES["no-past"], cost=terms)
+    seen, goal, plans = drawn(spec, 5)
+    agent = pyjepa.Agent(engine_model(spec, networks(spec)))
+    agent.configure(goal=goal, weights={"change": 1.0})
+    agent.plan(seen)
+    agent.observe(seen, taken=plans[0, 0])
+    agent.plan()
+    with_change = agent.evaluate(plans)
+    low, high = (np.tile(bound, 2) for bound in (spec.actions.low, spec.actions.high))
+    steps = np.diff(np.concatenate([np.tile(plans[0, 0], (5, 1, 1)), plans], axis=1), axis=1) / (
+        (np.array(high) - low) / 2
+    )
+    agent.configure(goal=goal, weights={"change": 0.0})
+    agent.observe(seen)
+    np.testing.assert_allclose(with_change - agent.evaluate(plans), np.square(steps).sum((1, 2)), rtol=1e-4, atol=1e-4)
+
+
+def test_what_cannot_have_been_taken_is_named():
+    spec = CASES["small"]
+    agent = pyjepa.Agent(engine_model(spec, networks(spec)))
+    agent.configure(goal=np.zeros(24, np.float32))
+    seen, taken = np.zeros(24, np.float32), np.zeros(4, np.float32)
+    with pytest.raises(pyjepa.InvalidArgumentError, match=r"taken has shape \(3,\), expected \(4,\)"):
+        agent.observe(seen, taken=taken[:3])
+    with pytest.raises(pyjepa.InvalidArgumentError, match="taken is not finite"):
+        agent.observe(seen, taken=taken + np.nan)
+    with pytest.raises(pyjepa.InvalidArgumentError, match="steps must be 2, got 1"):
+        agent.observe(seen, taken=taken, steps=1)
+    agent.configure(rollout=lambda states, goals, plans: np.zeros(plans.shape[:2], np.float32))
+    agent.observe(seen, taken=taken)  # what it looks back on is the callback's own business
+    world = world_of(spec, networks(spec))
+    with pytest.raises(ValueError, match="3 states of the past and the present one exceed the window of 3"):
+        world.rollout(torch.zeros(1, 24), torch.zeros(1, 2, 4), (torch.zeros(1, 3, 24), torch.zeros(1, 3, 4)))
 
 
 def test_flops_count_what_is_computed():

@@ -344,6 +344,15 @@ PYJEPA_API const char* pyjepa_precision_isa(int32_t precision);
 PYJEPA_API pyjepa_status pyjepa_evaluate(pyjepa_agent* agent, const float* plans, size_t n, float* cost,
                                          float* gradient);
 
+/* pyjepa_observe, told what was done since the previous call: taken (E, D), `count` numbers as
+ * pyjepa_evaluate has them of one predictor step, so that `steps` is action_block (or -1). A predictor that
+ * looks back sees up to window - 1 states before this one, each with its action, the oldest forgotten first;
+ * after pyjepa_observe, which does not say what was done, it sees the present one alone, and so it does in an
+ * environment just reset, whatever is said of that. What was taken is also what the next plan's first action
+ * is compared with. PYJEPA_UNSUPPORTED where a rollout_call stands in for a predictor that looks back. */
+PYJEPA_API pyjepa_status pyjepa_observe_taken(pyjepa_agent* agent, const void* observation, size_t bytes,
+                                              int32_t steps, const float* taken, size_t count);
+
 #ifdef __cplusplus
 }
 #endif

@@ -285,6 +285,18 @@ class Agent {
         check(pyjepa_observe(handle(), observation.data(), observation.size() * sizeof(float), steps));
     }
 
+    // Told what was done since the last call, too: taken (E, D), what the predictor reads at one step.
+    void observe(Span<const std::uint8_t> observation, Span<const float> taken, int steps = -1) {
+        check_dtype(PYJEPA_UINT8, "the observation");
+        check(pyjepa_observe_taken(handle(), observation.data(), observation.size(), steps, taken.data(),
+                                   taken.size()));
+    }
+    void observe(Span<const float> observation, Span<const float> taken, int steps = -1) {
+        check_dtype(PYJEPA_FLOAT32, "the observation");
+        check(pyjepa_observe_taken(handle(), observation.data(), observation.size() * sizeof(float), steps,
+                                   taken.data(), taken.size()));
+    }
+
     // Mode-1: the policy's actions (E, A).
     void act(Span<float> actions) { check(pyjepa_act(handle(), actions.data(), actions.size())); }
     void explore(Span<float> actions) { check(pyjepa_explore(handle(), actions.data(), actions.size())); }
