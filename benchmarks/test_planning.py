@@ -11,7 +11,7 @@ import pytest
 
 from pyjepa import _engine
 from pyjepa.bench import engine, peers
-from pyjepa.bench.workloads import WORKLOADS, Problem
+from pyjepa.bench.workloads import WORKLOADS, Problem, problem_of
 from pyjepa.errors import UnsupportedError
 from pyjepa.quantise import Situation, calibrate
 
@@ -32,7 +32,7 @@ def test_engine(benchmark, name, precision):
 @pytest.mark.skipif(find_spec("torch") is None, reason="torch is not installed")
 @pytest.mark.parametrize("name", PLANNED)
 def test_torch(benchmark, name):
-    prepared = peers.prepare("torch", Problem.of(WORKLOADS[name]()), threads=1)
+    prepared = peers.prepare("torch", problem_of(WORKLOADS[name]()), threads=1)
     benchmark.group = name
     benchmark(prepared.plan)
 

@@ -400,6 +400,12 @@ class Spec:
     provenance: Mapping[str, str] = field(default_factory=dict)
     version: int = SPEC_VERSION
 
+    @property
+    def reads_goal(self) -> bool:
+        """Whether a term of the cost or a module asks for one."""
+        asked = any("goal" in module.inputs for module in self.modules.values())
+        return asked or any(term.kind == "goal_distance" for term in self.cost)
+
     def to_json(self, *, indent: int | None = None) -> str:
         """The JSON text that agent files carry under the metadata key ``pyjepa``."""
         return json.dumps(dataclasses.asdict(self), indent=indent, allow_nan=False)

@@ -123,7 +123,11 @@ def engine(results: Path) -> str:
 def against_torch(results: Path, *, name: str) -> str:
     """Models of others in the engine and in torch, at the same thread counts."""
     document = load(results, name)
-    base = {(row["workload"], row["threads"]): row["plan_ms_p50"] for row in document["rows"] if row["peer"] == "torch"}
+
+    def task(row: Row) -> tuple[str, int, str]:
+        return row["workload"], row["threads"], row.get("operation", "")
+
+    base = {task(row): row["plan_ms_p50"] for row in document["rows"] if row["peer"] == "torch"}
     lines = [
         [
             row["workload"],
@@ -132,13 +136,35 @@ def against_torch(results: Path, *, name: str) -> str:
             milliseconds(row["plan_ms_p50"]),
             milliseconds(row["plan_ms_p99"]),
             "" if row["gflops"] is None else f"{row['gflops']:.0f}",
-            f"{base[row['workload'], row['threads']] / row['plan_ms_p50']:.2f}×",
+            "" if row["final_cost"] is None else f"{row['final_cost']:.4g}",
+            f"{base[task(row)] / row['plan_ms_p50']:.2f}×" if task(row) in base else "",
         ]
         for row in document["rows"]
-        if (row["workload"], row["threads"]) in base
     ]
-    headings = ["workload", "", "threads", "p50 ms", "p99", "GFLOP/s", "times as fast as torch"]
+    headings = ["workload", "", "threads", "p50 ms", "p99", "GFLOP/s", "cost", "times as fast as torch"]
     return markdown(headings, lines, left=2) + "\n" + source(document)
+
+
+def memory(results: Path) -> str:
+    """What loading a file and planning with it takes."""
+    document = load(results, "memory")
+    size = document["file_bytes"]
+    lines = [
+        [
+            row["precision"],
+            *(f"{row[key] / 1e6:.0f}" for key in ("before", "loaded", "peak")),
+            f"{row['peak'] / size:.2f}×",
+            milliseconds(row["load_ms"]),
+            milliseconds(row["load_cpu_ms"]),
+        ]
+        for row in document["rows"]
+    ]
+    headings = [
+        f"`{document['agent']}`, a file of {size / 1e6:.0f} MB", "MB before", "loaded", "at the peak", "of the file",
+        "load, ms", "CPU time of it",
+    ]  # fmt: skip
+    machine = document["machine"]
+    return markdown(headings, lines) + f"\n{machine['cpu']}, pyjepa {machine['pyjepa']}; {document['date']}.\n"
 
 
 def neighbour(results: Path) -> str:
@@ -253,6 +279,7 @@ TABLES = {
     "engine": engine,
     "w1": partial(against_torch, name="w1"),
     "large": partial(against_torch, name="large"),
+    "memory": memory,
     "neighbour": neighbour,
     "paced": paced,
     "mode1": mode1,

@@ -229,7 +229,7 @@ class Solver:
         picture = len(spec.observation.shape) == 3
         seen = self._perceived(info, self._observation or ("pixels" if picture else "state"), row)
         goal_key = self._goal if self._goal is not None else ("goal" if picture else "goal_state")
-        goal = self._perceived(info, goal_key, row) if goal_key and _reads_goal(spec) else None
+        goal = self._perceived(info, goal_key, row) if goal_key and spec.reads_goal else None
         goals = None if goal is None else goal.tobytes()
         if slot not in self._configured or not goes_on or self._goals.get(slot) != goals:
             agent.configure(
@@ -282,12 +282,6 @@ def _expanded(value: Any, row: int, count: int) -> Any:
     if isinstance(value, np.ndarray):
         return np.repeat(value[row : row + 1][:, None], count, axis=1)
     return value[row : row + 1] if isinstance(value, list) else value
-
-
-def _reads_goal(spec: Spec) -> bool:
-    return any(term.kind == "goal_distance" for term in spec.cost) or any(
-        "goal" in module.inputs for module in spec.modules.values()
-    )
 
 
 def _state(model: Any) -> Mapping[str, Any]:

@@ -23,6 +23,10 @@ Progress = Callable[[str, float], None]
 """Told what is going on and which fraction is done."""
 
 
+WARM = 0.3
+"""Seconds of work after which an implementation is warm."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """How long to measure what, and under which conditions."""
@@ -97,6 +101,7 @@ def measure(
         "settings": {
             "seconds": settings.seconds,
             "rounds": settings.rounds,
+            "plans_for_cost": settings.plans_for_cost,
             "pinned": not (settings.neighbour or settings.pace),
             "neighbour": settings.neighbour,
             "niceness": os.getpriority(os.PRIO_PROCESS, 0),
@@ -147,9 +152,11 @@ def _measure_one(
             stack.callback(worker.close)
             try:
                 facts = dict(worker.prepare(workload))
+                began = time.perf_counter()
                 costs = None if workload.name == "mode1" else worker.final_costs(settings.plans_for_cost)
-                for operation in facts["flops"]:
-                    worker.run(operation, min(0.3, settings.seconds / 4))  # warms up
+                if time.perf_counter() - began < WARM:
+                    for operation in facts["flops"]:
+                        worker.run(operation, min(WARM, settings.seconds / 4))
             except WorkerError as error:
                 problem_found(f"{title}: {error}")
                 continue

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pyjepa.bench.workloads import FloatArray, PlanningProblem, Workload, random_tensors
+from pyjepa.bench.workloads import FloatArray, Perception, PlanningProblem, Workload, random_tensors
 from pyjepa.spec import Actions, CostTerm, Gru, Impala, Layer, Level, Mlp, Module, Observation, Planner, Spec
 
 RESIDUAL_CONVOLUTIONS = tuple(f"res{r}.conv{c}" for r in range(2) for c in range(2))
@@ -104,8 +104,6 @@ class GruProblem(PlanningProblem):
     """(L,)."""
     weight: float
     """Of each step's squared distance."""
-    encoding: int
-    """Operations that encoding an observation takes."""
 
     @staticmethod
     def of(workload: Workload) -> GruProblem:
@@ -138,18 +136,13 @@ class GruProblem(PlanningProblem):
             weights={k.removeprefix(prefix): v for k, v in workload.tensors.items() if k.startswith(prefix)},
             goal=goal,
             weight=term.stage,
-            encoding=encoder_flops(workload),
+            perception=Perception.of(workload, encoder_flops(workload)),
         )
 
     @property
     def algorithm(self) -> str:
         """The planner's, over this model."""
         return f"{self.planner.algorithm}-gru"
-
-    @property
-    def encoder_flops(self) -> int:
-        """See `PlanningProblem`."""
-        return self.encoding
 
     @property
     def flops(self) -> int:

@@ -22,6 +22,9 @@ from pyjepa.agent import Precision
 from pyjepa.bench.workloads import Workload
 from pyjepa.errors import PyjepaError
 
+ENCODING = "encode and plan"
+"""The operation that begins with pictures: observation and goal are encoded once, then planned with."""
+
 
 @dataclass(frozen=True)
 class Contestant:
@@ -190,15 +193,18 @@ class _Stage:
                 workload, given.threads, precision=given.precision, static=static, deadline=given.deadline
             )
             self.operations = {"plan": planning.plan}
-            if problem.encoder_flops and given.deadline is None:
-                self.operations["encode and plan"] = planning.perceive_and_plan
-                flops["encode and plan"] = problem.flops + 2 * problem.encoder_flops
+            if problem.perception is not None and given.deadline is None:
+                self.operations[ENCODING] = planning.perceive_and_plan
+                flops[ENCODING] = problem.flops + 2 * problem.perception.flops
             self.fresh = lambda plans: planning.final_costs(problem, plans)
             self.elapsed = lambda: planning.elapsed
             facts: dict[str, Any] = {"impl": engine.IMPL, "precision": given.precision, "flops": flops}
             return facts if given.deadline is None else facts | {"tile_seconds": planning.tile_seconds()}
         prepared = peers.prepare(given.peer, problem, threads=given.threads, variant=given.variant)
         self.operations = {"plan": prepared.plan}
+        if problem.perception is not None and prepared.encode_and_plan is not None:
+            self.operations[ENCODING] = prepared.encode_and_plan
+            flops[ENCODING] = problem.flops + 2 * problem.perception.flops
 
         def fresh(plans: int) -> list[float] | None:
             found = [prepared.plan() for _ in range(plans)]

@@ -13,8 +13,8 @@ W1           TD-MPC2's 5M model: z 512, a 6, five Q heads    MPPI on elites, 512
              (`pyjepa.bench.tdmpc2`)                        policy, horizon 3, 6 iterations, 64 elites
 W2           EB-JEPA's two rooms: IMPALA, z 512, GRU    CEM, 200 candidates, horizon 90, 20 iterations,
              (`pyjepa.bench.eb_jepa`)                       20 elites
-W3           LeWM: z 192, transformer over 3 states         CEM, 300 candidates, horizon 5 blocks, 10
-             (`pyjepa.bench.lewm`)                          iterations, 30 elites
+W3           LeWM: ViT-Ti/14 at 224, z 192, transformer     CEM, 300 candidates, horizon 5 blocks, 10
+             over 3 states (`pyjepa.bench.lewm`)            iterations, 30 elites
 two-rooms    the shipped agent's, one held-out episode      CEM, 128 candidates, horizon 80 in blocks of 4
 mode1        policy 128-128-128-2, encoder of 64x64 images  no plan: `Agent.act`, `Agent.observe` (see `mode1`)
 ===========  =============================================  ==========================================================
@@ -88,6 +88,43 @@ class Dense:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Perception:
+    """What a problem's start and goal are encoded from, where encoding is measured too."""
+
+    encoder: Module
+    weights: Mapping[str, FloatArray]
+    """As the agent file names them, from the block's number on: ``0.patch.weight``, ``1.linear0.bias``."""
+    observation: npt.NDArray[Any]
+    """(C, H, W), in the spec's dtype."""
+    goal: npt.NDArray[Any]
+    """The same."""
+    scale: float
+    """What both are multiplied by."""
+    flops: int
+    """Of one observation: two per multiply-add."""
+
+    @staticmethod
+    def of(workload: Workload, flops: int) -> Perception | None:
+        """None for a workload without an encoder."""
+        spec = workload.spec
+        name = spec.levels[0].encoder
+        if name is None or workload.goal is None:
+            return None
+        return Perception(
+            encoder=spec.modules[name],
+            weights={k.removeprefix(f"{name}."): v for k, v in workload.tensors.items() if k.startswith(f"{name}.")},
+            observation=workload.observation,
+            goal=workload.goal,
+            scale=spec.observation.scale,
+            flops=flops,
+        )
+
+    def images(self) -> FloatArray:
+        """Observation and goal as they enter the network, (2, C, H, W)."""
+        return np.stack([self.observation, self.goal]).astype(np.float32) * np.float32(self.scale)
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlanningProblem(ABC):
     """What implementations are given to solve. Symbols: N candidates, S predictor steps, A action dimension, L latent
     dimension. Actions are in the environment's units; a plan has shape (S, A).
@@ -102,6 +139,8 @@ class PlanningProblem(ABC):
     steps: int
     planner: Planner
     engine: Model = field(compare=False, repr=False)
+    perception: Perception | None = None
+    """Where encoding is measured too."""
 
     @property
     def algorithm(self) -> str:
@@ -122,11 +161,6 @@ class PlanningProblem(ABC):
     @abstractmethod
     def flops(self) -> int:
         """Of one plan: two per multiply-add of all that is evaluated."""
-
-    @property
-    def encoder_flops(self) -> int:
-        """Of one observation; 0 where encoding is not measured."""
-        return 0
 
     @abstractmethod
     def costs(self, plans: npt.ArrayLike) -> FloatArray:
@@ -381,9 +415,10 @@ def eb_jepa() -> Workload:
 
 def lewm() -> Workload:
     """See `pyjepa.bench.lewm`."""
+    from pyjepa.bench.lewm import VIT
     from pyjepa.bench.lewm import lewm as made
 
-    return made("W3")
+    return made("W3", vit=VIT)
 
 
 WORKLOADS: dict[str, Callable[[], Workload]] = {

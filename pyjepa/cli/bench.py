@@ -18,7 +18,8 @@ from pyjepa.bench.workloads import WORKLOADS
 
 DEFAULT = ("W0s", "W0", "W0L")
 PRECISIONS = (*engine.PRECISIONS, f"int8-{engine.STATIC}")
-OTHERS = {"vicreg": "bench_losses", "sigreg": "bench_losses", "quality": "bench_quality", "rollouts": "bench_rollouts"}
+OTHERS = {"vicreg": "bench_losses", "sigreg": "bench_losses", "quality": "bench_quality", "rollouts": "bench_rollouts",
+          "memory": "bench_memory"}  # fmt: skip
 """Benchmarks with a command line of their own: click commands of that name in a module of pyjepa.cli."""
 
 
@@ -56,8 +57,8 @@ class _Command(click.Command):
 
 @click.command(
     cls=_Command,
-    epilog="`pyjepa bench vicreg` and `sigreg` measure the losses, `pyjepa bench rollouts` plans on a GPU; they have "
-    "options of their own.",
+    epilog="`pyjepa bench vicreg` and `sigreg` measure the losses, `pyjepa bench rollouts` plans on a GPU, `pyjepa "
+    "bench memory` says how much memory an agent takes; they have options of their own.",
 )
 @click.argument("workloads", nargs=-1, type=click.Choice(tuple(WORKLOADS)), metavar="[WORKLOAD]...")
 @click.option(
@@ -76,6 +77,13 @@ class _Command(click.Command):
 )
 @click.option("--rounds", type=click.IntRange(1), default=10, show_default=True, help="Turns that it is split into.")
 @click.option(
+    "--cost-plans",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    help="Plans from scratch whose median cost is a row's.",
+)
+@click.option(
     "--paced", type=click.FloatRange(0, min_open=True), metavar="HZ", help="One plan on every tick; count those missed."
 )
 @click.option(
@@ -90,6 +98,7 @@ def command(
     peers: tuple[str, ...],
     seconds: float,
     rounds: int,
+    cost_plans: int,
     paced: float | None,
     deadline: float | None,
     neighbour: bool,
@@ -99,9 +108,9 @@ def command(
 
     WORKLOADS: W0s, W0 and W0L (CEM on small to large state-based models; the default), W0s-mppi, W0L-mppi (one
     iteration of MPPI), W1 (TD-MPC2's model and planner), W2 (EB-JEPA's recurrent model: a plan takes seconds), W3
-    (LeWM's transformer: seconds, too), two-rooms (the shipped agent) and mode1 (acting without planning).
-    Implementations take turns in processes of their own; peers run only when named, and only if the costs they compute
-    are the engine's.
+    (LeWM's transformer: seconds, too; both with their encoders and without), two-rooms (the shipped agent) and
+    mode1 (acting without planning). Implementations take turns in processes of their own; peers run only when named,
+    and only if the costs they compute are the engine's.
     """
     from pyjepa.atomic import write_text
     from pyjepa.bench.comparison import Settings, measure
@@ -112,6 +121,7 @@ def command(
     settings = Settings(
         seconds=seconds,
         rounds=rounds,
+        plans_for_cost=cost_plans,
         pace=paced,
         deadline=None if deadline is None else deadline / 1e3,
         neighbour=neighbour,
@@ -183,7 +193,7 @@ def _table(result: dict[str, Any]) -> Table:
         previous = group
         name = " ".join(filter(None, (row["impl"], row.get("variant"), row["precision"])))
         table.add_row(
-            row.get("operation") or row["workload"],
+            ", ".join(filter(None, (row["workload"], row.get("operation")))),
             name,
             str(row["threads"]),
             *("" if row.get(key) is None else format(row[key], form) for key, (_, form) in used.items()),

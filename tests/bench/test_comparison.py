@@ -114,9 +114,11 @@ def test_a_recurrent_workload_is_also_measured_with_its_encoding():
     result, notes = run([tiny_eb_jepa()], peers=("torch",))
     assert not notes
     rows = {(row["peer"], row.get("operation")): row for row in result["rows"]}
-    assert set(rows) == {("pyjepa", None), ("pyjepa", "encode and plan"), ("torch", None)}
+    assert set(rows) == {(peer, what) for peer in ("pyjepa", "torch") for what in (None, "encode and plan")}
     alone, both = rows["pyjepa", None], rows["pyjepa", "encode and plan"]
     assert both["plan_ms_p50"] > alone["plan_ms_p50"]
+    theirs = rows["torch", "encode and plan"]
+    assert theirs["gflops"] * theirs["plan_ms_p50"] == pytest.approx(both["gflops"] * both["plan_ms_p50"], rel=0.05)
     assert rows["torch", None]["final_cost"] == pytest.approx(alone["final_cost"], rel=0.1)
 
 
@@ -126,6 +128,7 @@ def test_a_workload_that_looks_back_is_measured_beside_torch():
     assert not notes
     rows = {row["peer"]: row for row in result["rows"]}
     assert set(rows) == {"pyjepa", "torch", "torch-bf16"}
+    assert len([row for row in result["rows"] if row.get("operation") == "encode and plan"]) == 3
     assert rows["torch"]["final_cost"] == pytest.approx(rows["pyjepa"]["final_cost"], rel=0.1)
 
 

@@ -58,15 +58,54 @@ def test_costs_agree_and_plans_are_good(peer, planner):
 @pytest.mark.parametrize("peer", peers.PEERS)
 def test_a_model_with_a_past_is_planned_by_those_who_state_it(peer, make):
     problem = problem_of(make())
-    if peer not in ("torch", "torch-bf16", *(("onnxruntime",) if make is tiny_eb_jepa else ())):
+    own = ("stable-worldmodel",) if make is tiny_lewm else ()  # it has no recurrent model
+    if peer not in ("torch", "torch-bf16", "onnxruntime", *own):
         assert peers.variants(peer, problem) == ()
         return
     need(peer)
-    assert peers.variants(peer, problem) == ("",)
-    prepared = peers.prepare(peer, problem, threads=1)
+    (variant,) = peers.variants(peer, problem)
+    prepared = peers.prepare(peer, problem, threads=1, variant=variant)
     drawn = np.sort(problem.costs(problem.sample(2000, seed=3)))
-    costs = problem.costs([prepared.plan() for _ in range(9)])
+    for plan in (prepared.plan, prepared.encode_and_plan):
+        costs = problem.costs([peers.clamp(problem, plan()) for _ in range(9)])
+        assert np.median(costs) < drawn[100]
+
+
+@pytest.mark.parametrize("make", [tiny_eb_jepa, tiny_lewm])
+@pytest.mark.parametrize("peer", ["torch", "torch-bf16", "onnxruntime", "stable-worldmodel"])
+def test_who_plans_from_pictures_plans_from_those_of_the_problem(peer, make):
+    """Another pair of pictures, other latents; and the plan is for what was encoded last."""
+    problem = problem_of(make())
+    if not peers.variants(peer, problem):
+        return
+    need(peer)
+    (variant,) = peers.variants(peer, problem)
+    prepared = peers.prepare(peer, problem, threads=1, variant=variant)
+    seen = problem.perception
+    latents = problem.engine.encode(np.stack([seen.observation, seen.goal]))
+    assert np.linalg.norm(latents[0] - latents[1]) > 0.05 * np.linalg.norm(latents[0]), "pictures matter"
+    turned = dataclasses.replace(seen, observation=seen.goal, goal=seen.observation)
+    module = peers.module(peer).prepare(dataclasses.replace(problem, perception=turned), 1, variant)
+    tolerance = peers.LATENT_TOLERANCE[prepared.precision]
+    for found, expected in ((prepared.encode(), latents), (module.encode(), latents[::-1])):
+        assert np.linalg.norm(found - expected) < tolerance * np.linalg.norm(expected)
+    # Planned from the turned pictures, as the turned problem judges it.
+    judge = problem_of(dataclasses.replace(make(), observation=seen.goal, goal=seen.observation))
+    drawn = np.sort(judge.costs(judge.sample(2000, seed=3)))
+    costs = judge.costs([peers.clamp(judge, module.encode_and_plan()) for _ in range(9)])
     assert np.median(costs) < drawn[100]
+
+
+def test_a_peer_that_sees_something_else_is_not_timed():
+    problem = problem_of(tiny_eb_jepa())
+    seen = problem.perception
+    latents = problem.engine.encode(np.stack([seen.observation, seen.goal]))
+    prepared = peers.Prepared("someone 1.0", lambda: None, problem.costs, encode=lambda: 1.001 * latents)
+    with pytest.raises(peers.PeerError, match="'someone': its latents differ from the engine's by"):
+        peers.check_latents("someone", prepared, problem)
+    with pytest.raises(peers.PeerError, match="latents of shape"):
+        peers.check_latents("someone", dataclasses.replace(prepared, encode=lambda: latents[:1]), problem)
+    peers.check_latents("someone", dataclasses.replace(prepared, encode=lambda: latents), problem)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 from tiny import tiny, tiny_eb_jepa, tiny_lewm, tiny_tdmpc2
 
 from pyjepa.agent import Agent
+from pyjepa.bench.lewm import lewm
 from pyjepa.bench.tdmpc2 import TdMpc2Problem
 from pyjepa.bench.workloads import WORKLOADS, Problem, problem_of, two_rooms
 from pyjepa.spec import Layer, Mlp
@@ -84,7 +85,7 @@ def test_w2_is_eb_jepas_model_and_its_work_is_counted_as_the_engine_counts_it():
         9 * (i * o * entry + 4 * o * o * rest)
         for i, o, entry, rest in zip((2, 16, 32), (16, 32, 32), positions, positions[1:], strict=False)
     ]
-    assert problem.encoder_flops == 2 * (sum(convolutions) + 2592 * 512)
+    assert problem.perception.flops == 2 * (sum(convolutions) + 2592 * 512)
 
 
 def test_a_recurrent_problem_costs_plans_as_the_engine_does():
@@ -115,6 +116,9 @@ def test_w3_is_lewms_model_and_its_work_is_counted_as_the_engine_counts_it():
     agent = Agent(workload.model())
     agent.configure(goal=workload.goal)
     assert agent.settings["flops"] == problem.flops
+    layer = 4 * 192 * 192 + 2 * 192 * 768
+    attended = 12 * (257 * layer + 2 * 257 * 257 * 192)
+    assert problem.perception.flops == 2 * (256 * 3 * 14 * 14 * 192 + attended + 2 * 192 * 2048)
 
 
 def test_a_problem_that_looks_back_costs_plans_as_the_engine_does():
@@ -125,8 +129,10 @@ def test_a_problem_that_looks_back_costs_plans_as_the_engine_does():
     assert problem.costs(plan.actions.reshape(1, 5, 4))[0] == pytest.approx(plan.cost, rel=1e-5)
     assert plan.cost < problem.costs(problem.sample(64, seed=0)).min()
     other = dataclasses.replace(workload.spec, cost=(dataclasses.replace(workload.spec.cost[0], stage=2.0),))
-    with pytest.raises(ValueError, match="a predictor or cost that peers do not state"):
+    with pytest.raises(ValueError, match="an encoder, predictor or cost that peers do not state"):
         problem_of(dataclasses.replace(workload, spec=other))
+    assert lewm("tiny").spec.levels[0].encoder is None, "without a vit, the state is what is observed"
+    assert problem_of(lewm("tiny", planner=problem.planner, block=2)).perception is None
 
 
 def test_a_workload_is_the_same_every_time():

@@ -6,7 +6,7 @@ from pyjepa.bench.eb_jepa import eb_jepa
 from pyjepa.bench.lewm import TRANSFORMER, lewm
 from pyjepa.bench.tdmpc2 import tdmpc2
 from pyjepa.bench.workloads import residual_mlp
-from pyjepa.spec import Planner
+from pyjepa.spec import Planner, Vit
 
 CEM = Planner(algorithm="cem", horizon=4, candidates=48, iterations=3, elites=6)
 MPPI = Planner(algorithm="mppi", horizon=4, candidates=48, iterations=1)
@@ -47,10 +47,12 @@ def tiny_eb_jepa():
 
 
 def tiny_lewm():
-    """W3 in small: 24 numbers of state, two layers, blocks of two steps."""
+    """W3 in small: pictures of 12x12, 24 numbers of state, two layers, blocks of two steps."""
     return lewm(
         "tiny-lewm",
-        transformer=dataclasses.replace(TRANSFORMER, depth=2, width=24, heads=3, head_dim=8, hidden=40, embedding=20),
+        vit=Vit(patch=4, width=24, depth=2, heads=3, hidden=48, norm_eps=1e-12),
+        side=12,
+        transformer=dataclasses.replace(TRANSFORMER, depth=2, width=24, heads=3, head_dim=8, hidden=40, embedding=48),
         projector=32,
         block=2,
         planner=dataclasses.replace(CEM, horizon=10, iterations=10),

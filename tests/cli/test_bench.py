@@ -39,6 +39,7 @@ def test_options_take_several_values_wherever_they_stand():
         (("--peers", "matlab"), "'matlab' is not one of"),
         (("W7",), "'W7' is not one of"),
         (("--seconds", "0"), "'--seconds'"),
+        (("--cost-plans", "0"), "'--cost-plans'"),
         (("--paced", "-1"), "'--paced'"),
         (("mode1", "--paced", "200"), "mode1 does not"),
     ],

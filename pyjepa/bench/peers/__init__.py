@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjepa.bench.workloads import PlanningProblem
-from pyjepa.errors import PyjepaError
+from pyjepa.errors import MissingPackageError, PyjepaError
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -53,6 +53,14 @@ class Prepared:
     precision: str = "fp32"
     tolerance: float = 1e-4
     """Largest relative 2-norm of the difference between `costs` and the engine's."""
+    encode: Callable[[], FloatArray] | None = None
+    """Encodes the problem's observation and goal, (2, L); None where the problem or the peer has no encoder."""
+    encode_and_plan: Callable[[], FloatArray | None] | None = None
+    """`plan` from what was just encoded."""
+
+
+LATENT_TOLERANCE = {"fp32": 1e-4, "bf16": 0.05}
+"""Largest relative 2-norm of the difference between latents that `Prepared.encode` finds and the engine's."""
 
 
 def module(peer: str) -> ModuleType:
@@ -76,12 +84,15 @@ def environment(peer: str, threads: int) -> dict[str, str]:
 
 
 def prepare(peer: str, problem: PlanningProblem, *, threads: int, variant: str = "") -> Prepared:
-    """A peer on a problem. Raises `PeerError` if it is not installed or its costs differ from the engine's."""
+    """A peer on a problem. Raises `PeerError` if it is not installed or its costs or latents are not the engine's."""
     try:
         prepared: Prepared = module(peer).prepare(problem, threads, variant)
     except ModuleNotFoundError as error:
         raise PeerError(f"peer {peer!r} needs {error.name}: pip install {PEERS[peer][1]}") from error
+    except MissingPackageError as error:
+        raise PeerError(f"peer {peer!r}: {error}") from error
     check(peer, prepared, problem)
+    check_latents(peer, prepared, problem)
     return prepared
 
 
@@ -104,6 +115,23 @@ def check(peer: str, prepared: Prepared, problem: PlanningProblem) -> float:
             f"(at most {prepared.tolerance:g})"
         )
     return error
+
+
+def check_latents(peer: str, prepared: Prepared, problem: PlanningProblem) -> None:
+    """Raises `PeerError` where a peer that encodes does not find the engine's latents."""
+    seen = problem.perception
+    if prepared.encode is None or seen is None:
+        return
+    expected = problem.engine.encode(np.stack([seen.observation, seen.goal]))
+    found = np.asarray(prepared.encode())
+    if found.shape != expected.shape:
+        raise PeerError(f"peer {peer!r}: latents of shape {found.shape}, expected {expected.shape}")
+    error = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+    if not error <= LATENT_TOLERANCE[prepared.precision]:
+        raise PeerError(
+            f"peer {peer!r}: its latents differ from the engine's by {error:.2g} of their norm "
+            f"(at most {LATENT_TOLERANCE[prepared.precision]:g})"
+        )
 
 
 def clamp(problem: PlanningProblem, plan: Any) -> FloatArray:

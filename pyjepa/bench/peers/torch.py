@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -13,7 +14,8 @@ from pyjepa.bench.eb_jepa import GruProblem
 from pyjepa.bench.lewm import AdalnProblem
 from pyjepa.bench.peers import FloatArray, Prepared
 from pyjepa.bench.tdmpc2 import TdMpc2Problem
-from pyjepa.bench.workloads import PlanningProblem, Problem
+from pyjepa.bench.workloads import Perception, PlanningProblem, Problem
+from pyjepa.blocks import Network
 
 ALGORITHMS = {"cem": ("",), "mppi": ("",), "td-mpc2": ("",), "cem-gru": ("",), "cem-adaln": ("",)}
 
@@ -123,7 +125,7 @@ class AdalnModel:
     """
 
     def __init__(self, problem: AdalnProblem, dtype: torch.dtype = torch.float32) -> None:
-        """``dtype``: of weights and activations; latent states and norms stay in float32."""
+        """``dtype``: of weights and activations; latent states, norms and attention stay in float32."""
         self.dtype, self.block, self.steps = dtype, problem.transformer, problem.steps
         self.weights = {
             name: torch.tensor(value).to(torch.float32 if ".norm" in name or "position" in name else dtype)
@@ -134,7 +136,9 @@ class AdalnModel:
 
     def linear(self, name: str, x: Tensor) -> Tensor:
         """``x W^T + b`` by the name of the weights."""
-        return functional.linear(x.to(self.dtype), self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
+        rows = x.to(self.dtype).reshape(-1, x.shape[-1])  # one product: what attention leaves would be many small ones
+        weight, bias = self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias")
+        return functional.linear(rows, weight, bias).view(*x.shape[:-1], -1)
 
     def norm(self, name: str, x: Tensor) -> Tensor:
         """LayerNorm by the name of its parameters."""
@@ -144,7 +148,8 @@ class AdalnModel:
         """Tokens (N, T, W) -> (N, T, W), modulated by conditions (N, T, W)."""
         shift, scale, gate, shift1, scale1, gate1 = self.linear(f"{name}.modulation", condition).chunk(6, dim=-1)
         h = torch.addcmul(shift, functional.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
-        qkv = self.linear(f"{name}.qkv", self.norm(f"{name}.norm0", h.float()))
+        # In float32 whatever the dtype: over three tokens, torch's attention in bf16 takes three times as long.
+        qkv = self.linear(f"{name}.qkv", self.norm(f"{name}.norm0", h.float())).float()
         q, k, v = qkv.view(*qkv.shape[:-1], 3, self.block.heads, -1).permute(2, 0, 3, 1, 4)
         mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = torch.addcmul(x, gate.float(), self.linear(f"{name}.out", mixed.transpose(1, 2).flatten(2)).float())
@@ -170,6 +175,25 @@ class AdalnModel:
             first = max(0, t + 1 - self.block.window)
             states.append(self.predict(torch.stack(states[first:], dim=1), conditions[:, first : t + 1]))
         return (states[-1] - self.goal).square().sum(-1)
+
+
+class Encoder:
+    """A `Perception` in torch."""
+
+    def __init__(self, perception: Perception, dtype: torch.dtype = torch.float32) -> None:
+        """``dtype``: of weights and activations."""
+        self.perception, self.dtype = perception, dtype
+        self.network = Network(perception.encoder, {"observation": perception.observation.shape}).to(dtype).eval()
+        self.network.load_state_dict({name: torch.tensor(value) for name, value in perception.weights.items()})
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) -> latents (B, L) in float32."""
+        latents: Tensor = self.network({"observation": images.to(self.dtype)})
+        return latents.float()
+
+    def encode(self) -> Tensor:
+        """The problem's observation and goal, (2, L)."""
+        return self(torch.from_numpy(self.perception.images()))
 
 
 class Planner:
@@ -245,7 +269,22 @@ def prepare_with(
         result: FloatArray = model.costs(torch.from_numpy(plans)).numpy()
         return result
 
-    return Prepared(f"torch {torch.__version__}", planner.plan, costs, precision, tolerance)
+    prepared = Prepared(f"torch {torch.__version__}", planner.plan, costs, precision, tolerance)
+    if problem.perception is None:
+        return prepared
+    encoder = Encoder(problem.perception, dtype)
+
+    @torch.inference_mode()
+    def encode() -> FloatArray:
+        result: FloatArray = encoder.encode().numpy()
+        return result
+
+    @torch.inference_mode()
+    def encode_and_plan() -> FloatArray:
+        model.start, model.goal = encoder.encode()
+        return planner.plan()
+
+    return dataclasses.replace(prepared, encode=encode, encode_and_plan=encode_and_plan)
 
 
 def prepare(problem: PlanningProblem, threads: int, variant: str) -> Prepared:
