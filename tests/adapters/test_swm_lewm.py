@@ -449,6 +449,18 @@ def test_their_own_module_agrees(kind):
     engine.configure(goal=goal, horizon=12)
     engine.observe(seen)
     np.testing.assert_allclose(engine.evaluate(plans.numpy()), theirs.numpy(), rtol=1e-4)
+    # Theirs takes the actions of the past as a plan's first ones.
+    before, done = images(2), torch.rand(2, 6) * 2 - 1
+    for known in (1, 2):
+        past, acted = before[2 - known :], done[2 - known :]
+        frames = torch.from_numpy(np.stack([*past, seen]))[None, None].expand(1, 5, -1, -1, -1, -1) / 255
+        info = {"pixels": frames, "goal": expanded(goal), "action": torch.zeros(1, 5, known + 1, 6)}
+        with torch.no_grad():
+            theirs = model.get_cost(info, torch.cat([acted.expand(5, -1, -1), plans], dim=1)[None])[0]
+        engine.observe(past[0])
+        for action, image in zip(acted, [*past[1:], seen], strict=True):
+            engine.observe(image, taken=action.numpy())
+        np.testing.assert_allclose(engine.evaluate(plans.numpy()), theirs.numpy(), rtol=1e-4)
     assert not Solver(model).native  # what its pixels and actions are, it does not say
 
 

@@ -232,6 +232,58 @@ TEST(Abi, NothingIsAllocatedAndNoPageIsTouchedForTheFirstTimeAfterConfigure) {
         }
 }
 
+TEST(Abi, WhatWasTakenIsLookedBackOn) {
+    constexpr size_t d = 8, n = 5, size = 6 * d;  // four steps of two actions
+    Loaded l(adaln_spec, 2);
+    const auto goal = pixels(2, 1), seen = pixels(2, 2), other = pixels(2, 3);
+    const pyjepa_task task = task_with(goal, 2, PYJEPA_CEM);
+    ASSERT_EQ(pyjepa_configure(l.agent, &task), PYJEPA_OK) << pyjepa_last_error();
+    std::mt19937 generator(4);
+    std::uniform_real_distribution<float> uniform(-2.9f, 2.9f);
+    std::vector<float> plans(2 * n * size), taken(2 * d);
+    for (float& p : plans) p = uniform(generator);
+    for (float& t : taken) t = uniform(generator);
+    const auto evaluated = [&] {
+        std::vector<float> cost(2 * n);
+        EXPECT_EQ(pyjepa_evaluate(l.agent, plans.data(), n, cost.data(), nullptr), PYJEPA_OK);
+        return cost;
+    };
+    const auto observe = [&](const std::vector<unsigned char>& what, bool told) {
+        return told ? pyjepa_observe_taken(l.agent, what.data(), what.size(), -1, taken.data(), taken.size())
+                    : pyjepa_observe(l.agent, what.data(), what.size(), -1);
+    };
+    ASSERT_EQ(observe(seen, false), PYJEPA_OK);
+    const std::vector<float> alone = evaluated();
+    std::vector<std::vector<float>> looked_back;
+    for (const auto& first : {other, seen}) {
+        ASSERT_EQ(observe(first, false), PYJEPA_OK);
+        const long before = allocations.load();
+        for (int i = 0; i < 4; ++i) ASSERT_EQ(observe(other, true), PYJEPA_OK);
+        ASSERT_EQ(observe(seen, true), PYJEPA_OK);
+        EXPECT_EQ(allocations.load(), before);
+        looked_back.push_back(evaluated());
+    }
+    EXPECT_NE(looked_back[0], alone);
+    EXPECT_EQ(looked_back[0], looked_back[1]);  // what no longer fits in the window is forgotten
+    ASSERT_EQ(pyjepa_reset(l.agent, 1), PYJEPA_OK);
+    ASSERT_EQ(observe(seen, true), PYJEPA_OK);
+    const std::vector<float> half = evaluated();
+    for (size_t i = n; i < 2 * n; ++i) EXPECT_EQ(half[i], alone[i]);
+    EXPECT_NE(half[0], alone[0]);
+
+    const auto refused = [&](const float* what, size_t count, int32_t steps, const char* message) {
+        EXPECT_EQ(pyjepa_observe_taken(l.agent, seen.data(), seen.size(), steps, what, count),
+                  PYJEPA_INVALID_ARGUMENT);
+        EXPECT_NE(std::string(pyjepa_last_error()).find(message), std::string::npos) << pyjepa_last_error();
+    };
+    refused(nullptr, taken.size(), -1, "taken is NULL");
+    refused(taken.data(), d, -1, "taken has 8 numbers, expected 16");
+    refused(taken.data(), taken.size(), 3, "steps must be 4, got 3");
+    taken[3] = std::nanf("");
+    refused(taken.data(), taken.size(), -1, "taken is not finite: element 3");
+    EXPECT_EQ(evaluated(), half);  // what is refused changes nothing
+}
+
 TEST(Abi, ThreadsDoNotChangeABit) {
     const auto goal = pixels(1, 1), seen = pixels(1, 2);
     for (const Case& c : every_case) {
