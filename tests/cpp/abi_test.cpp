@@ -72,6 +72,15 @@ struct Loaded {
     pyjepa_agent* agent = nullptr;
 };
 
+double relative_error(const std::vector<float>& got, const std::vector<float>& expected) {
+    double difference = 0.0, size = 0.0;
+    for (size_t i = 0; i < got.size(); ++i) {
+        difference += (double{got[i]} - double{expected[i]}) * (double{got[i]} - double{expected[i]});
+        size += double{expected[i]} * double{expected[i]};
+    }
+    return std::sqrt(difference / size);
+}
+
 std::vector<unsigned char> pixels(int environments, unsigned seed) {
     std::mt19937 generator(seed);
     std::vector<unsigned char> out(static_cast<size_t>(environments) * 2 * 16 * 16);
@@ -230,6 +239,72 @@ TEST(Abi, NothingIsAllocatedAndNoPageIsTouchedForTheFirstTimeAfterConfigure) {
                 }
             }
         }
+}
+
+// An encoder of these blocks with so many layers, each of which may go as low as `limit`.
+std::string seeing_spec(const std::string& blocks, int layers, const std::string& limit) {
+    std::string limits;
+    for (int i = 0; i < layers; ++i) limits += (i == 0 ? "\"" : ", \"") + limit + "\"";
+    return R"({"observation": {"shape": [3, 15, 9]}, "actions": {"low": [-1], "high": [1]}, "modules": {
+        "encoder": {"inputs": ["observation"], "blocks": [)" +
+           blocks + R"(, {"kind": "mlp", "layers": [{"out": 24}]}], "quantisation": {"weights": "int8",
+        "precisions": [)" +
+           limits + R"(]}},
+        "predictor": {"inputs": ["state", "action"], "blocks": [{"kind": "mlp", "layers": [{"out": 24}]}]}},
+        "levels": [{"encoder": "encoder", "predictor": "predictor"}], "cost": [{"kind": "goal_distance"}],
+        "planner": {"horizon": 2}, "version": 1})";
+}
+
+TEST(Abi, AnEncoderInALowerPrecisionAllocatesNothingAndNeedsNoThreads) {
+    const std::pair<const char*, int> encoders[] = {
+        {R"({"kind": "conv", "layers": [{"out": 5, "kernel": 4, "stride": 2, "activation": "gelu"},
+                                        {"out": 21, "kernel": 3, "padding": 1, "activation": "relu"}]})",
+         3},
+        {R"({"kind": "impala", "channels": [7, 16]})", 11},
+        {R"({"kind": "vit", "patch": 3, "width": 20, "depth": 2, "heads": 4, "hidden": 33})", 10},
+    };
+    constexpr size_t environments = 3, size = 3 * 15 * 9, latent = 24;
+    std::mt19937 generator(5);
+    std::normal_distribution<float> normal;
+    std::vector<float> seen(environments * size);
+    for (float& s : seen) s = normal(generator);
+    for (const auto& [blocks, layers] : encoders) {
+        std::vector<float> full;
+        for (const auto& [limit, precision] : {std::pair<const char*, int32_t>{"fp32", PYJEPA_INT8},
+                                               {"bf16", PYJEPA_BF16},
+                                               {"int8", PYJEPA_INT8}}) {
+            const std::string bytes = agent_bytes(seeing_spec(blocks, layers, limit), 3);
+            std::vector<float> first;
+            for (const int threads : {1, 2, 3}) {
+                pyjepa_model* model = nullptr;
+                pyjepa_agent* agent = nullptr;
+                ASSERT_EQ(pyjepa_model_parse_as(bytes.data(), bytes.size(), precision, &model), PYJEPA_OK)
+                    << pyjepa_last_error();
+                ASSERT_EQ(pyjepa_agent_create(model, threads, &agent), PYJEPA_OK);
+                pyjepa_task task;
+                pyjepa_task_init(&task, sizeof task);
+                task.environments = environments;
+                task.goal = seen.data();
+                task.goal_bytes = sizeof(float) * seen.size();
+                ASSERT_EQ(pyjepa_configure(agent, &task), PYJEPA_OK) << pyjepa_last_error();
+                std::vector<float> states(environments * latent);
+                const long before = allocations.load();
+                EXPECT_EQ(pyjepa_observe(agent, seen.data(), sizeof(float) * seen.size(), -1), PYJEPA_OK);
+                EXPECT_EQ(allocations.load(), before) << blocks;
+                EXPECT_EQ(pyjepa_state(agent, states.data(), states.size()), PYJEPA_OK);
+                if (threads == 1) first = states;
+                EXPECT_EQ(states, first) << blocks << ", " << limit << ", threads " << threads;
+                pyjepa_agent_free(agent);
+                pyjepa_model_free(model);
+            }
+            if (full.empty()) full = first;
+            const double error = relative_error(first, full);
+            EXPECT_LT(error, 0.05) << blocks << ", " << limit;
+            EXPECT_EQ(error > 0.0,
+                      std::strcmp(limit, "fp32") != 0 && *pyjepa_precision_isa(precision) != '\0')
+                << blocks << ", " << limit;
+        }
+    }
 }
 
 TEST(Abi, WhatWasTakenIsLookedBackOn) {
