@@ -2,9 +2,11 @@
 // tokens.
 //
 // Attention runs through the dense kernel, too: of an image and a head, the keys and then the values are
-// packed as if they were weights.
+// packed as if they were weights. Where what makes queries, keys and values runs in fewer bits than fp32,
+// their products are those of bf16, if the machine has them.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 #include "model/block.hpp"
@@ -161,14 +163,22 @@ class Vit final : public Block {
     void run(const simd::Kernels& kernels, const Layer& l, float* tokens, float* work) const noexcept {
         constexpr auto none = simd::Act::none;
         const int width = spec_.width;
+        const simd::Bf16Kernels* const bf16 =
+            l.qkv.precision() == simd::Precision::fp32 ? nullptr : simd::bf16_kernels();
         float* const narrow = work;
         float* const normed = narrow + narrow_;
         float* const wide = normed + size();
         normalise(kernels, tokens, tokens_, l.norm0, normed);
         apply(kernels, l.qkv, normed, tokens_, none, wide, false, narrow);
-        for (int h = 0; h < spec_.heads; ++h)
-            attend(kernels, wide + h * head_dim_, normed + h * head_dim_,
-                   wide + lines(3 * static_cast<size_t>(tokens_) * static_cast<size_t>(width)));
+        float* const scratch = wide + lines(3 * static_cast<size_t>(tokens_) * static_cast<size_t>(width));
+        for (int h = 0; h < spec_.heads; ++h) {
+            const float* const queries = wide + h * head_dim_;
+            float* const found = normed + h * head_dim_;
+            if (bf16 != nullptr)
+                attend_bf16(kernels, *bf16, queries, found, scratch);
+            else
+                attend(kernels, queries, found, scratch);
+        }
         apply(kernels, l.out, normed, tokens_, none, tokens, true, narrow);
         normalise(kernels, tokens, tokens_, l.norm1, normed);
         for (int i = 0; i < tokens_; i += kGroup) {
@@ -180,11 +190,17 @@ class Vit final : public Block {
     }
 
     size_t attention_workspace() const noexcept {
-        const auto tokens = static_cast<size_t>(tokens_), head = static_cast<size_t>(head_dim_);
-        return head * static_cast<size_t>(simd::padded(tokens_)) +
-               tokens * static_cast<size_t>(simd::padded(head_dim_)) +
-               kQueries * static_cast<size_t>(simd::padded(tokens_));
+        const auto tokens = static_cast<size_t>(tokens_), head = static_cast<size_t>(head_dim_),
+                   wide_tokens = static_cast<size_t>(simd::padded(tokens_)),
+                   wide_head = static_cast<size_t>(simd::padded(head_dim_));
+        const size_t fp32 = head * wide_tokens + tokens * wide_head, rows = static_cast<size_t>(pairs_row());
+        const size_t bf16 = (3 * tokens + 1) * rows + (head + 1) * wide_tokens + (tokens + 1) * wide_head +
+                            kQueries * static_cast<size_t>(scores_row());
+        return std::max(fp32, lines(bf16) / 2 + 5 * 16) + kQueries * wide_tokens;
     }
+    // Numbers in a row of bf16: of a head, and of what one query sees.
+    ptrdiff_t pairs_row() const noexcept { return (head_dim_ + 31) / 32 * 32; }
+    ptrdiff_t scores_row() const noexcept { return (tokens_ + 31) / 32 * 32; }
 
     // One head: what its queries find goes to y, rows of the layer's width. work: attention_workspace().
     void attend(const simd::Kernels& kernels, const float* queries, float* y, float* work) const noexcept {
@@ -206,6 +222,64 @@ class Vit final : public Block {
             kernels.simnorm(scores, score_ld, rows, tokens_, tokens_);  // softmax
             kernels.dense(mix, scores, score_ld, rows, y + static_cast<ptrdiff_t>(i) * width, width,
                           simd::Act::none, false);
+        }
+    }
+
+    // The same with products of bf16.
+    void attend_bf16(const simd::Kernels& kernels, const simd::Bf16Kernels& bf16, const float* queries,
+                     float* y, float* work) const noexcept {
+        constexpr auto none = simd::Act::none;
+        const int width = spec_.width, ld = 3 * width, score_ld = simd::padded(tokens_);
+        const ptrdiff_t row = pairs_row(), seen_row = scores_row();
+        float* const scores = work;
+        auto* at = reinterpret_cast<uint16_t*>(scores + ptrdiff_t{kQueries} * score_ld);
+        const auto take = [&at](ptrdiff_t count) {
+            uint16_t* const here = at;
+            at += (count + 31) / 32 * 32;
+            return here;
+        };
+        // Rows of queries, keys and values; after the last value a row of zeros.
+        uint16_t *const q = take(tokens_ * row), *const k = take(tokens_ * row),
+                        *const v = take((tokens_ + 1) * row);
+        bf16.convert(queries, ld, tokens_, head_dim_, q, row);
+        bf16.convert(queries + width, ld, tokens_, head_dim_, k, row);
+        bf16.convert(queries + 2 * width, ld, tokens_, head_dim_, v, row);
+        std::fill_n(v + tokens_ * row, row, uint16_t{0});
+        // Packed as simd::DenseBf16 has them, pair by pair: of a key two numbers, of two values one number.
+        const int key_pairs = (head_dim_ + 1) / 2, value_pairs = (tokens_ + 1) / 2;
+        uint16_t* const packed_keys = take(ptrdiff_t{2} * key_pairs * score_ld);
+        uint16_t* to = packed_keys;
+        for (int c0 = 0; c0 < tokens_; c0 += simd::kPanel) {
+            const int columns = std::min(simd::kPanel, score_ld - c0),
+                      there = std::min(columns, tokens_ - c0);
+            for (int pair = 0; pair < key_pairs; ++pair, to += 2 * columns) {
+                for (int c = 0; c < there; ++c)
+                    std::memcpy(to + 2 * c, k + (c0 + c) * row + 2 * pair, 2 * sizeof *to);
+                std::fill(to + 2 * there, to + 2 * columns, uint16_t{0});
+            }
+        }
+        uint16_t* const packed_values = take(ptrdiff_t{2} * value_pairs * simd::padded(head_dim_));
+        to = packed_values;
+        for (int c0 = 0; c0 < head_dim_; c0 += simd::kPanel) {
+            const int columns = std::min(simd::kPanel, simd::padded(head_dim_) - c0);
+            for (int pair = 0; pair < value_pairs; ++pair, to += 2 * columns) {
+                const uint16_t *const even = v + 2 * pair * row + c0, *const odd = even + row;
+                for (int c = 0; c < columns; ++c) {
+                    to[2 * c] = even[c];
+                    to[2 * c + 1] = odd[c];
+                }
+            }
+        }
+        uint16_t* const seen = take(kQueries * seen_row);
+        const simd::DenseBf16 score{packed_keys, no_bias_.data(), head_dim_, tokens_},
+            mix{packed_values, no_bias_.data(), tokens_, head_dim_};
+        for (int i = 0; i < tokens_; i += kQueries) {
+            const int rows = std::min(kQueries, tokens_ - i);
+            bf16.dense(score, q + i * row, row, rows, scores, score_ld, nullptr, 0, none, false);
+            kernels.simnorm(scores, score_ld, rows, tokens_, tokens_);  // softmax
+            bf16.convert(scores, score_ld, rows, tokens_, seen, seen_row);
+            bf16.dense(mix, seen, seen_row, rows, y + static_cast<ptrdiff_t>(i) * width, width, nullptr, 0,
+                       none, false);
         }
     }
 

@@ -1,6 +1,7 @@
 """Encoders in bf16 and int8: each layer that the file lets go lower, against its statement in torch and fp32."""
 
 import dataclasses
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 import pyjepa
-from pyjepa import Model, agent_file
+from pyjepa import Model, _engine, agent_file
 from pyjepa.mixed_precision import layers, with_precisions
 from pyjepa.spec import ActivationScale, Conv, ConvLayer, Impala, Layer, Level, Mlp, Module, Observation, Quantisation
 
@@ -59,9 +60,21 @@ def narrow(x, weight, precision, scale=None):
 
 
 def statement(spec, modules, inputs, precisions, scales=()):
-    """The encoder's output (N, L) in double precision, but for the numbers that its dense layers multiply."""
+    """The encoder's output (N, L) in double precision, but for what its dense layers multiply, and what attention does
+    where such a layer made queries, keys and values.
+    """
     modules = modules.double()
     handles = []
+    narrowed = [False]
+
+    def attention(q, k, v):
+        if not narrowed[0] or not _engine.precision_isa("bf16"):
+            return exact_attention(q, k, v)
+        q, k, v = (x.bfloat16().double() for x in (q * q.shape[-1] ** -0.5, k, v))
+        return (q @ k.transpose(-1, -2)).softmax(dim=-1).bfloat16().double() @ v
+
+    def seen(precision):
+        narrowed[0] = precision != "fp32"
 
     def linear(module, given, _, precision, scale):
         x, weight = narrow(given[0], module.weight, precision, scale)
@@ -75,14 +88,18 @@ def statement(spec, modules, inputs, precisions, scales=()):
         return functional.linear(x, weight, module.bias).transpose(1, 2).unflatten(2, (height, -1))
 
     for i, (layer, precision) in enumerate(zip(layers(spec, encoder=True), precisions, strict=True)):
+        module = modules.get_submodule(layer.name)
+        if layer.name.endswith(".qkv"):
+            handles.append(module.register_forward_pre_hook(lambda m, x, p=precision: seen(p)))
         if precision == "fp32":
             continue
-        module = modules.get_submodule(layer.name)
         hook = linear if isinstance(module, nn.Linear) else convolution
         scale = scales[i] if scales else None
         handles.append(module.register_forward_hook(lambda m, x, y, h=hook, p=precision, s=scale: h(m, x, y, p, s)))
+    exact_attention = functional.scaled_dot_product_attention
     try:
-        return torch_forward(spec, modules, "encoder", inputs)
+        with mock.patch.object(functional, "scaled_dot_product_attention", attention):
+            return torch_forward(spec, modules, "encoder", inputs)
     finally:
         for handle in handles:
             handle.remove()
