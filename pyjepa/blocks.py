@@ -90,26 +90,27 @@ class ConvBlock(nn.Module):
 
 
 class _Residual(nn.Module):
-    """``x + conv1(relu(conv0(relu(x))))``."""
+    """``x + conv1(relu(conv0(relu(x))))``, or ``relu(x + conv1(relu(conv0(x))))``."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, preactivation: bool) -> None:
         super().__init__()
+        self.preactivation = preactivation
         self.conv0 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        inner: Tensor = self.conv1(functional.relu(self.conv0(functional.relu(x))))
-        return x + inner
+        inner: Tensor = self.conv1(functional.relu(self.conv0(functional.relu(x) if self.preactivation else x)))
+        return x + inner if self.preactivation else functional.relu(x + inner)
 
 
 class _Stage(nn.Module):
     """conv3 -> maxpool3/2 -> two residual blocks."""
 
-    def __init__(self, inputs: int, channels: int) -> None:
+    def __init__(self, inputs: int, channels: int, preactivation: bool) -> None:
         super().__init__()
         self.conv = nn.Conv2d(inputs, channels, 3, padding=1)
-        self.res0 = _Residual(channels)
-        self.res1 = _Residual(channels)
+        self.res0 = _Residual(channels, preactivation)
+        self.res1 = _Residual(channels, preactivation)
 
     def forward(self, x: Tensor) -> Tensor:
         x = functional.max_pool2d(self.conv(x), 3, stride=2, padding=1)
@@ -126,7 +127,7 @@ class ImpalaBlock(nn.Module):
         self.block = block
         inputs, height, width = _image(input_shape, "impala")
         for s, channels in enumerate(block.channels):
-            self.add_module(f"stage{s}", _Stage(inputs, channels))
+            self.add_module(f"stage{s}", _Stage(inputs, channels, block.preactivation))
             inputs, height, width = channels, (height + 1) // 2, (width + 1) // 2
         self.output_shape = (inputs, height, width)
 

@@ -120,9 +120,11 @@ class Impala:
     """The IMPALA encoder: per stage conv3 -> maxpool3/2 -> two residual blocks; a ReLU at the end.
 
     A residual block is ``x + conv3(relu(conv3(relu(x))))``; all convolutions have padding 1 (Espeholt et al. 2018).
+    Without ``preactivation`` it is ``relu(x + conv3(relu(conv3(x))))``, as EB-JEPA has it.
     """
 
     channels: tuple[int, ...]
+    preactivation: bool = True
     kind: Literal["impala"] = "impala"
 
 

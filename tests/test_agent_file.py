@@ -425,6 +425,7 @@ GOLDEN_FILES = {
     "version-1-recurrent": "f28222e873d70573b30fbe0f00a162009aaac69608634408567b77ff5e900f6b",
     "version-1-vit": "e8b166df0f889c7047284251d4a6f2eb3ab04f24f86b73bf27af7e68c212cfb7",
     "version-1-vit-mixed": "37cba89d1f617865631017c726e84e87761ba6d19615822c68f6ac307d199cb7",
+    "version-1-eb-jepa": "14d14567ee20082446ba3766a4a02d8b4009a44b85331fd733f0e723bfec3ccd",
     "version-1-adaln": "51c366234c058d857a06623cba512f27cb365208b7899bb8a062698719f51447",
 }
 
@@ -502,6 +503,8 @@ def test_inspect_shows_what_the_file_holds() -> None:
     assert "2 of: gru 5 layer" in recurrent
     adaln = inspect(GOLDEN / "version-1-adaln.safetensors").stdout
     assert "adaln_transformer 2 layers of 4-7" in adaln
+    eb_jepa = inspect(GOLDEN / "version-1-eb-jepa.safetensors").stdout
+    assert "impala 3 → 4, ReLU after the sum" in eb_jepa
 
 
 def test_inspect_json_is_for_machines() -> None:

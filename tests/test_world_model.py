@@ -109,20 +109,22 @@ def test_convolutions_know_their_output_shape():
     assert set(built.state_dict()) == {f"conv{j}.{p}" for j in (0, 1) for p in ("weight", "bias")}
 
 
-def test_impala_is_the_encoder_of_espeholt_et_al():
+@pytest.mark.parametrize("first", [True, False], ids=["espeholt", "eb-jepa"])
+def test_impala_is_the_encoder_of_espeholt_et_al_or_of_eb_jepa(first):
     torch.manual_seed(0)
-    built = ImpalaBlock(Impala(channels=(4, 6)), (2, 9, 12))
+    built = ImpalaBlock(Impala(channels=(4, 6), preactivation=first), (2, 9, 12))
     w = built.state_dict()
     x = h = numbers(2, 2, 9, 12)
     for s in (0, 1):
         h = functional.conv2d(h, w[f"stage{s}.conv.weight"], w[f"stage{s}.conv.bias"], padding=1)
         h = functional.max_pool2d(h, 3, stride=2, padding=1)
         for r in (0, 1):
-            inner = h
+            inner = h.relu() if first else h
             for c in (0, 1):
                 name = f"stage{s}.res{r}.conv{c}"
-                inner = functional.conv2d(inner.relu(), w[f"{name}.weight"], w[f"{name}.bias"], padding=1)
-            h = h + inner
+                inner = functional.conv2d(inner, w[f"{name}.weight"], w[f"{name}.bias"], padding=1)
+                inner = inner.relu() if c == 0 else inner
+            h = h + inner if first else (h + inner).relu()
     assert torch.allclose(built(x), h.relu(), atol=1e-6)
     assert built.output_shape == tuple(h.shape[1:])
     assert len(w) == 2 * (1 + 4) * 2

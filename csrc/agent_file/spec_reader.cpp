@@ -169,8 +169,9 @@ ConvSpec read_conv(const Json& value, const std::string& where) {
 }
 
 ImpalaSpec read_impala(const Json& value, const std::string& where) {
-    const JsonObject object(value, where, {"kind", "channels"});
+    const JsonObject object(value, where, {"kind", "channels", "preactivation"});
     ImpalaSpec impala;
+    impala.preactivation = object.flag("preactivation", impala.preactivation);
     const std::string list = object.where("channels");
     for (const Json& channels : as_list(object.at("channels"), list, 1, limits::layers)) {
         const std::string place = item(list, impala.channels.size());

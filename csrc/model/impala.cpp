@@ -1,5 +1,6 @@
 // impala: per stage conv3 -> maxpool 3/2 -> two residual blocks x + conv3(relu(conv3(relu(x)))), then a ReLU
-// (Espeholt et al. 2018, the deep network of figure 3).
+// (Espeholt et al. 2018, the deep network of figure 3). Without preactivation they are relu(x +
+// conv3(relu(conv3(x)))).
 #include <algorithm>
 #include <cstring>
 #include <limits>
@@ -37,6 +38,7 @@ class Impala final : public Block {
   public:
     Impala(const ImpalaSpec& spec, const Shape& in, Layout layout, const Weights& weights,
            std::span<const simd::Precision> precisions, std::span<const ActivationScale> activations) {
+        preactivation_ = spec.preactivation;
         Shape shape = in;
         size_t layer = 0;
         for (size_t s = 0; s < spec.channels.size(); ++s) {
@@ -80,9 +82,10 @@ class Impala final : public Block {
                 size = static_cast<size_t>(stage.pooled[0]) *
                        static_cast<size_t>(stage.pooled[1] * stage.pooled[2]);
                 for (size_t i = 0; i < stage.residual.size(); i += 2) {
-                    relu(state, size, a);
-                    stage.residual[i].forward(kernels, a, b, false, work);
+                    if (preactivation_) relu(state, size, a);
+                    stage.residual[i].forward(kernels, preactivation_ ? a : state, b, false, work);
                     stage.residual[i + 1].forward(kernels, b, state, true, work);
+                    if (!preactivation_) relu(state, size, state);
                 }
                 from = state;
             }
@@ -106,6 +109,7 @@ class Impala final : public Block {
   private:
     std::vector<Stage> stages_;
     size_t patches_ = 0, image_ = 0;
+    bool preactivation_ = true;
 };
 
 }  // namespace

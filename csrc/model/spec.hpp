@@ -77,6 +77,7 @@ struct ConvSpec {
 
 struct ImpalaSpec {
     std::vector<int> channels;
+    bool preactivation = true;  // else residual blocks end with their last ReLU: EB-JEPA's
 };
 
 // A GRU cell. Tied: its LayerNorm's parameters are those of the one that ends the encoder.

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjepa import agent_file
-from pyjepa.adapters import swm_lewm
+from pyjepa.adapters import eb_jepa, swm_lewm
 from pyjepa.agent import Agent, Model
 from pyjepa.errors import InvalidArgumentError, NotReadyError, UnsupportedError
 from pyjepa.spec import Actions, CostTerm, Observation, Planner, Spec
@@ -332,11 +332,16 @@ def lift(model: Any, **options: Any) -> tuple[Spec, dict[str, FloatArray]]:
 
 
 def load_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A state dict from a file of weights, executing nothing in it. Raises `InvalidArgumentError` for anything else."""
+    """A state dict from a file of weights or a checkpoint of training, executing nothing in it.
+
+    What else a checkpoint holds, objects of any class (schedulers, settings), is passed over. Raises
+    `InvalidArgumentError` for anything else.
+    """
     import torch
 
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_passed_over(path)):
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
     except Exception as error:
@@ -345,11 +350,41 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{os.fspath(path)}: no file of weights alone ({type(error).__name__}); a pickled model is not read, save "
             "its state_dict"
         ) from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):  # a training framework's checkpoint
-        state = state["state_dict"]
+    for key in ("state_dict", *eb_jepa.STATE_DICTS):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+            break
     if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
-        raise InvalidArgumentError(f"{os.fspath(path)}: expected a state dict of tensors")
+        raise InvalidArgumentError(
+            f"{os.fspath(path)}: expected a state dict of tensors; a pickled model is not read, save its state_dict"
+        )
     return state
+
+
+class _PassedOver:
+    """Stands for whatever a file names: made of anything, it does nothing."""
+
+    def __init__(self, *arguments: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _empty(*arguments: Any) -> dict[Any, Any]:
+    return {}
+
+
+def _passed_over(path: str | os.PathLike[str]) -> list[Any]:
+    """What stands for every name in a checkpoint that torch does not know to be harmless."""
+    import torch
+
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(os.fspath(path))
+    except ValueError:  # of torch's older format: read as it is, or not at all
+        return []
+    # An optimiser's state is a defaultdict, and what is filled must be a dict.
+    return [(_empty if name == "collections.defaultdict" else _PassedOver, name) for name in names]
 
 
 class CostModel:

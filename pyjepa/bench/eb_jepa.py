@@ -1,8 +1,9 @@
 """W2: EB-JEPA's action-conditioned model of two rooms and its planner.
 
-Observations 2 x 65 x 65 → IMPALA (16, 32, 32) → Linear 2592-512 → LayerNorm; the predictor is one GRU cell (input: the
-two actions, hidden state: the latent, 512) and the same LayerNorm. CEM, 200 candidates, 20 iterations, 20 elites,
-horizon 90; the cost is the sum over the steps of mean squared distances to the goal's latent.
+Observations 2 x 65 x 65 → IMPALA (16, 32, 32) whose residual blocks end in their ReLU → Linear 2592-512 → LayerNorm;
+the predictor is one GRU cell (input: the two actions, hidden state: the latent, 512) and the same LayerNorm. CEM, 200
+candidates, 20 iterations, 20 elites, horizon 90; the cost is the sum over the steps of mean squared distances to the
+goal's latent.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def eb_jepa(
         modules={
             "encoder": Module(
                 inputs=("observation",),
-                blocks=(Impala(channels=channels), Mlp(layers=(Layer(out=latent, norm="layer"),))),
+                blocks=(Impala(channels=channels, preactivation=False), Mlp(layers=(Layer(out=latent, norm="layer"),))),
             ),
             "predictor": Module(inputs=("state", "action"), combine="cell", blocks=(Gru(hidden=latent, norm="tied"),)),
         },

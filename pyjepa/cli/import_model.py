@@ -8,11 +8,14 @@ import math
 import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pyjepa.cli.train import require_training
+
+if TYPE_CHECKING:
+    from pyjepa.spec import Actions
 
 
 def _numbers(context: click.Context, option: click.Parameter, text: str | None) -> tuple[float, ...] | None:
@@ -28,7 +31,16 @@ def _numbers(context: click.Context, option: click.Parameter, text: str | None) 
     return numbers
 
 
-@click.command(short_help="Write an agent file from stable-worldmodel's weights.")
+TAKES = {
+    "LeWM and PLDM": {"action_block", "low", "high", "action_mean", "action_std", "pixels", "heads", "encoder_heads",
+                      "window"},
+    "TD-MPC2": {"value_range", "image_size"},
+    "EB-JEPA": {"low", "high", "action_mean", "action_std", "image_size"},
+}  # fmt: skip
+"""Which options say something of a model."""
+
+
+@click.command(short_help="Write an agent file from another library's weights.")
 @click.argument("source", metavar="FILE", type=click.Path(exists=True, path_type=Path))
 @click.option(
     "--out", type=click.Path(dir_okay=False, path_type=Path), metavar="AGENT", required=True, help="The file to write."
@@ -41,8 +53,12 @@ def _numbers(context: click.Context, option: click.Parameter, text: str | None) 
 )
 @click.option("--name", default="", help="The agent's.  [default: the model's kind]")
 @click.option("--action-block", type=click.IntRange(1), help="Environment steps of one of the model's actions.  [1]")
-@click.option("--low", callback=_numbers, metavar="L[,L…]", help="Least actions of the environment.  [-1]")
-@click.option("--high", callback=_numbers, metavar="H[,H…]", help="Largest actions of the environment.  [1]")
+@click.option(
+    "--low", callback=_numbers, metavar="L[,L…]", help="Least actions of the environment.  [-1; EB-JEPA's: -2.45]"
+)
+@click.option(
+    "--high", callback=_numbers, metavar="H[,H…]", help="Largest actions of the environment.  [1; EB-JEPA's: 2.45]"
+)
 @click.option("--action-mean", callback=_numbers, metavar="M[,M…]", help="What training took from actions.  [0]")
 @click.option("--action-std", callback=_numbers, metavar="S[,S…]", help="What training divided actions by.  [1]")
 @click.option(
@@ -54,22 +70,28 @@ def _numbers(context: click.Context, option: click.Parameter, text: str | None) 
 @click.option("--encoder-heads", type=click.IntRange(1), help="Of the encoder, where no config says it.")
 @click.option("--window", type=click.IntRange(1), help="States to look back on.  [all that have a position]")
 @click.option("--value-range", callback=_numbers, metavar="MIN,MAX", help="TD-MPC2's vmin and vmax without a config.")
+@click.option(
+    "--image-size", type=click.IntRange(1), help="Side of the pictures of TD-MPC2 or EB-JEPA.  [EB-JEPA's: 65]"
+)
 def command(source: Path, out: Path, config_file: Path | None, name: str, **given: Any) -> None:
-    """Make an agent file of FILE: a state dict of stable-worldmodel's LeWM, PLDM or TD-MPC2.
+    """Make an agent file of FILE: a state dict of stable-worldmodel's LeWM, PLDM or TD-MPC2, or of EB-JEPA's
+    action-conditioned two rooms.
 
-    FILE is a weights.pt, or the folder that holds one and its config.json. Nothing in it is executed: a pickled model
-    is refused. A tensor that is missing, unknown or of another shape is named; half precision is widened to float32.
-    What neither weights nor config say has to be told: how actions and pictures were normalised, and over how many
-    steps one action goes.
+    FILE is a weights.pt or a checkpoint of training, or the folder that holds one (EB-JEPA's latest.pth.tar) and its
+    config.json. Nothing in it is executed: a pickled model is refused, and what lies beside the weights is passed over.
+    A tensor that is missing, unknown or of another shape is named; half precision is widened to float32. What neither
+    weights nor config say has to be told: how actions and pictures were normalised, and over how many steps one action
+    goes.
 
-    TD-MPC2 takes --value-range alone of the options after --name.
+    Of the options after --name, TD-MPC2 takes --value-range and --image-size, EB-JEPA --image-size and those of actions
+    but --action-block, LeWM and PLDM all others. An agent of EB-JEPA perceives pictures as
+    pyjepa.adapters.eb_jepa.normalised leaves them.
     """
     require_training("torch")
     from pyjepa import agent_file
-    from pyjepa.adapters import swm_lewm
+    from pyjepa.adapters import eb_jepa, swm_lewm
     from pyjepa.adapters.stable_worldmodel import lift, load_weights
     from pyjepa.agent import Model
-    from pyjepa.spec import Actions
 
     if not out.absolute().parent.is_dir():
         raise click.BadParameter(f"there is no folder {out.parent}", param_hint="--out")
@@ -77,27 +99,22 @@ def command(source: Path, out: Path, config_file: Path | None, name: str, **give
     config = _config(config_file or source.parent / "config.json", needed=config_file is not None)
     state = load_weights(source)
     options = {key: value for key, value in given.items() if value is not None}
-    if not swm_lewm.is_one(list(state)):
-        unread = sorted(set(options) - {"value_range"})
-        if unread:
-            raise click.UsageError(f"--{unread[0].replace('_', '-')}: only LeWM and PLDM take it")
+    names = list(state)
+    kind = "LeWM and PLDM" if swm_lewm.is_one(names) else "EB-JEPA" if eb_jepa.is_one(names) else "TD-MPC2"
+    for option in sorted(set(options) - TAKES[kind]):
+        takers = [other for other, taken in TAKES.items() if option in taken]
+        raise click.UsageError(f"--{option.replace('_', '-')}: {kind} has no such option, but {', '.join(takers)}")
+    if kind == "EB-JEPA":
+        actions = _actions(options, eb_jepa.action_size(state), eb_jepa.STEP)
+        spec, tensors = eb_jepa.lift(state, actions=actions, **options)
+    elif kind == "TD-MPC2":
         spec, tensors = _td_mpc2(state, config, options, lift)
     else:
-        if "value_range" in options:
-            raise click.UsageError("--value-range: only TD-MPC2 takes it")
         if options.pop("pixels", "unit") == "imagenet":
             options["pixels"] = swm_lewm.IMAGENET
         block = options.setdefault("action_block", 1)
-        size = swm_lewm.action_size(state) // block
-        limits = {key: options.pop(key, (default,)) for key, default in
-                  (("low", -1.0), ("high", 1.0), ("action_mean", 0.0), ("action_std", 1.0))}  # fmt: skip
-        for key, value in limits.items():
-            if len(value) not in (1, size):
-                hint = f"--{key.replace('_', '-')}"
-                raise click.BadParameter(f"{len(value)} numbers, an action has {size}", param_hint=hint)
-        low, high, center, scale = (value * size if len(value) == 1 else value for value in limits.values())
-        options["actions"] = Actions(low=low, high=high, center=center, scale=scale)
-        spec, tensors = lift(state, config=config, **options)
+        actions = _actions(options, swm_lewm.action_size(state) // block, 1.0)
+        spec, tensors = lift(state, config=config, actions=actions, **options)
     if name:
         spec = dataclasses.replace(spec, name=name)
     agent_file.save(out, spec, tensors)
@@ -106,12 +123,28 @@ def command(source: Path, out: Path, config_file: Path | None, name: str, **give
     click.echo(f"{out}: {model.spec.name}, latent {model.latent_dim}, {count:,} weights")
 
 
+def _actions(options: dict[str, Any], size: int, reach: float) -> Actions:
+    """What the options say of actions of ``size`` numbers, and takes them out; bounds left out are ``reach`` from 0."""
+    from pyjepa.spec import Actions
+
+    limits = {key: options.pop(key, (default,)) for key, default in
+              (("low", -reach), ("high", reach), ("action_mean", 0.0), ("action_std", 1.0))}  # fmt: skip
+    for key, value in limits.items():
+        if len(value) not in (1, size):
+            raise click.BadParameter(
+                f"{len(value)} numbers, an action has {size}", param_hint=f"--{key.replace('_', '-')}"
+            )
+    low, high, center, scale = (value * size if len(value) == 1 else value for value in limits.values())
+    return Actions(low=low, high=high, center=center, scale=scale)
+
+
 def _weights(source: Path) -> Path:
     if not source.is_dir():
         return source
-    found = sorted(source.glob("*.pt"))
+    found = sorted([*source.glob("*.pt"), *source.glob("latest.pth.tar")])
     if len(found) != 1:
-        raise click.BadParameter(f"{source} holds {len(found)} files of weights (*.pt): name one", param_hint="FILE")
+        what = f"{source} holds {len(found)} files of weights (*.pt, latest.pth.tar): name one"
+        raise click.BadParameter(what, param_hint="FILE")
     return found[0]
 
 

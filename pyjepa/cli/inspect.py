@@ -125,7 +125,8 @@ def _block_text(block: Block) -> str:
             )
             return "conv " + " → ".join(convolutions)
         case Impala():
-            return "impala " + " → ".join(map(str, block.channels))
+            after = "" if block.preactivation else ", ReLU after the sum"
+            return "impala " + " → ".join(map(str, block.channels)) + after
         case Gru():
             norm = {"none": "none", "layer": "layer", "tied": "the encoder's layer"}[block.norm]
             return _words(f"gru {block.hidden}", norm)

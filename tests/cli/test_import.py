@@ -96,7 +96,7 @@ def test_what_cannot_be_imported_is_said(folder, tmp_path_factory):
     assert "3 numbers, an action has 4" in refused(folder, "--low", "1,2,3")
     assert "numbers between commas" in refused(folder, "--low", "a")
     assert "action_block 3 does not divide" in refused(folder, "--action-block", 3)
-    assert "only TD-MPC2 takes it" in refused(folder, "--value-range", "-1,1")
+    assert "LeWM and PLDM has no such option, but TD-MPC2" in refused(folder, "--value-range", "-1,1")
     (folder / "config.json").write_text("{")
     assert "no JSON" in refused(folder)
     (folder / "config.json").write_text("[]")
@@ -113,7 +113,7 @@ def test_what_cannot_be_imported_is_said(folder, tmp_path_factory):
     assert not (bare / "executed").exists()
     torch.save({"wheel.weight": torch.zeros(2)}, bare / "weights.pt")
     assert "none of PLDM, LeWM, DINO-WM and TD-MPC2" in refused(bare)
-    assert "only LeWM and PLDM take it" in refused(bare, "--heads", 2)
+    assert "TD-MPC2 has no such option, but LeWM and PLDM" in refused(bare, "--heads", 2)
 
 
 def test_td_mpc2_is_imported(tmp_path):
@@ -151,3 +151,25 @@ def test_td_mpc2_is_imported(tmp_path):
     assert found.exit_code == 0, found.output
     spec = Model.load(out).spec
     assert (spec.modules["reward"].blocks[-1].low, spec.discount) == (-4.0, pytest.approx(0.9))
+
+
+def test_eb_jepa_is_imported_from_a_checkpoint_of_its_training(tmp_path):
+    shapes = {"encoder.mlp": (8, 3 * 9 * 9), "encoder.final_ln": (8,), "predictor.final_ln": (8,)}
+    for name, size in (("initial_conv", 2), *((f"blocks.{r}.conv{c}", 3) for r in (0, 1) for c in (1, 2))):
+        shapes[f"encoder.stack_blocks.0.{name}"] = (3, size, 3, 3)
+    state = {f"{name}.weight": torch.ones(shape) for name, shape in shapes.items()}
+    state |= {f"{name}.bias": torch.zeros(shape[0]) for name, shape in shapes.items()}
+    for part, *shape in (("weight_ih", 2), ("weight_hh", 8), ("bias_ih",), ("bias_hh",)):
+        state[f"predictor.rnn.{part}_l0"] = torch.ones(24, *shape)
+    torch.save({"epoch": 1, "jepa_state_dict": state}, tmp_path / "latest.pth.tar")
+    out = tmp_path / "agent.safetensors"
+    found = run(tmp_path, "--out", out, "--image-size", 17)
+    assert found.exit_code == 0, found.output
+    assert "eb-jepa, latent 8" in found.output
+    assert Model.load(out).spec.actions.low == (-2.45, -2.45)
+    found = run(tmp_path, "--out", out, "--image-size", 18, "--low", -1, "--action-std", "2,3")
+    assert found.exit_code == 0, found.output
+    spec = Model.load(out).spec
+    assert (spec.observation.shape, spec.actions.low, spec.actions.scale) == ((2, 18, 18), (-1.0, -1.0), (2.0, 3.0))
+    assert "image_size" in run(tmp_path, "--out", out).output
+    assert "EB-JEPA has no such option, but LeWM and PLDM" in run(tmp_path, "--out", out, "--window", 1).output

@@ -701,6 +701,8 @@ INSTANTIATE_TEST_SUITE_P(
               "spec.modules.policy.blocks[0]: block 'conv' needs an input (C, H, W), got [8]"},
         Fault{"ImpalaOnVector", "{\"kind\": \"mlp\", \"layers\": [{\"out\": 2}]}",
               "{\"kind\": \"impala\", \"channels\": [2]}", "block 'impala' needs an input (C, H, W)"},
+        Fault{"ImpalaPreactivation", "{\"kind\": \"mlp\", \"layers\": [{\"out\": 2}]}",
+              "{\"kind\": \"impala\", \"channels\": [2], \"preactivation\": 1}", "blocks[0].preactivation: "},
         Fault{"Norm", "\"norm\": \"layer\"", "\"norm\": \"batch\"", "'batch' is not one of 'none'"},
         Fault{"Activation", "\"mish\"", "\"elu\"", "'elu' is not one of 'none'"},
         Fault{"SimnormGroup", "\"simnorm_group\": 2", "\"simnorm_group\": 3",

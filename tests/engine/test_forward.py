@@ -112,6 +112,7 @@ def cases():
     yield "conv-mlp", encoder((2, 32, 40), pyramid, Mlp(layers=(Layer(out=50, activation="tanh"), Layer(out=20))))
     yield "conv-conv", encoder((2, 32, 40), pyramid, Conv(layers=(ConvLayer(out=5, kernel=3, padding=1),)))
     yield "impala", encoder((2, 33, 21), Impala(channels=(8, 12)))
+    yield "impala-after", encoder((2, 33, 21), Impala(channels=(8, 12), preactivation=False))
     yield "impala-mlp", encoder((2, 65, 65), Impala(channels=(16, 32, 32)), Mlp(layers=(Layer(out=64, norm="layer"),)))
     yield "conv-impala", encoder((2, 32, 40), pyramid, Impala(channels=(6,)))
     yield "vit", encoder((3, 28, 42), vit(14, 24, 2, 3))

@@ -283,8 +283,9 @@ def _impala(graph: _Graph, x: str, block: Impala, name: str, weights: Mapping[st
         x = node("MaxPool", convolution(x, f"{name}.stage{s}.conv"), kernel_shape=[3, 3], strides=[2, 2],
                  pads=[1, 1, 1, 1])  # fmt: skip
         for r in range(2):
-            h = convolution(node("Relu", x), f"{name}.stage{s}.res{r}.conv0")
+            h = convolution(node("Relu", x) if block.preactivation else x, f"{name}.stage{s}.res{r}.conv0")
             x = node("Add", x, convolution(node("Relu", h), f"{name}.stage{s}.res{r}.conv1"))
+            x = x if block.preactivation else node("Relu", x)
     return node("Flatten", node("Relu", x), axis=1)
 
 
