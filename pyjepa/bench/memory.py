@@ -12,8 +12,10 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pyjepa.agent import Agent, Model, Precision
 from pyjepa.errors import PyjepaError, UnsupportedError
@@ -28,7 +30,7 @@ LOADS = 9
 class Footprint:
     """Bytes of resident memory, and milliseconds."""
 
-    precision: Precision
+    precision: str
     before: int
     """When all is imported."""
     loaded: int
@@ -67,7 +69,7 @@ def _resident(key: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in STATUS.read_text().splitlines() if line.startswith(f"{key}:"))
 
 
-def _noise(observation: Observation, rng: np.random.Generator) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
+def _noise(observation: Observation, rng: np.random.Generator) -> npt.NDArray[Any]:
     if observation.dtype == "uint8":
         return rng.integers(0, 256, observation.shape, dtype=np.uint8)
     return rng.standard_normal(observation.shape, dtype=np.float32)

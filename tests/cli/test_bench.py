@@ -1,11 +1,13 @@
 """`pyjepa bench`: the command line."""
 
 import json
+from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
+from pyjepa import agents
 from pyjepa.bench import comparison
 from pyjepa.bench.workloads import WORKLOADS
 from pyjepa.cli import main
@@ -84,3 +86,26 @@ def test_the_loss_has_a_command_line_of_its_own():
     found = command.make_context("bench", ["vicreg", "--help"], parent=context, resilient_parsing=True)
     assert found.command is not command
     assert CliRunner().invoke(main, ["bench", "vicreg", "--help"]).exit_code == 0
+
+
+def test_memory_of_a_workload_and_of_a_file(tmp_path):
+    if not Path("/proc/self/status").is_file():
+        pytest.skip("the system does not tell a process's memory")
+    file = tmp_path / "memory.json"
+    done = CliRunner().invoke(main, ["bench", "memory", "W0L", "--precision", "fp32", "--json", str(file)])
+    assert done.exit_code == 0, done.output
+    result = json.loads(file.read_text())
+    (row,) = result["rows"]
+    assert result["agent"] == "W0L"
+    assert 4 * (66 * 256 + 256 * 256 + 256 * 64) < result["file_bytes"] < 1e6
+    assert 0 < row["before"] <= row["loaded"] <= row["peak"] < 1e9
+    done = CliRunner().invoke(main, ["bench", "memory", str(agents.path("two_rooms")), "--precision", "fp32"])
+    assert done.exit_code == 0, done.output
+    assert "fp32" in done.stdout
+    done = CliRunner().invoke(main, ["bench", "memory", "W7"])
+    assert done.exit_code == 2
+    assert "W7: neither a file nor a workload" in done.stderr
+    (tmp_path / "broken.safetensors").write_bytes(b"no agent")
+    done = CliRunner().invoke(main, ["bench", "memory", str(tmp_path / "broken.safetensors")])
+    assert done.exit_code == 2
+    assert "is this a safetensors file?" in done.stderr
