@@ -99,7 +99,7 @@ def lift(
     if actions.kind != "box" or len(actions.low) != inputs:
         raise InvalidArgumentError(f"actions: a box of {inputs} numbers is expected, as many as the model reads")
     tensors.check_all_taken()
-    reach = (max(actions.high) - min(actions.low)) / 2
+    reach = (max(actions.high) - min(actions.low)) / 2  # bounds the wrong way round are for the file's reader to name
     spec = Spec(
         name=name or "eb-jepa",
         observation=Observation(shape=(colours, side, side)),
@@ -120,7 +120,7 @@ def lift(
         # Its temperature, 0.005, multiplies; its first deviation is 2, and no least one is kept.
         planner=planner
         or Planner(algorithm="mppi", horizon=90, candidates=200, iterations=20, elites=20, elite_refit=True,
-                   temperature=200.0, temperature_scale="absolute", std=2 / reach, min_std=0.0),
+                   temperature=200.0, temperature_scale="absolute", std=2 / reach if reach > 0 else 1.0, min_std=0.0),
     )  # fmt: skip
     return spec, tensors.made
 
@@ -129,7 +129,11 @@ class _Tensors:
     """A state dict from which every tensor is taken once, and what was made of them for the agent file."""
 
     def __init__(self, state: Mapping[str, Any]) -> None:
-        short = {PREFIXES.sub("", name): value for name, value in state.items()}
+        short: dict[str, Any] = {}
+        for name, value in state.items():
+            if PREFIXES.sub("", name) in short:
+                raise InvalidArgumentError(f"tensor {name!r}: there already under another prefix")
+            short[PREFIXES.sub("", name)] = value
         self._left = {name: value for name, value in short.items() if not name.startswith(TRAINING)}
         self.made: dict[str, FloatArray] = {}
         for name in sorted(self._left):

@@ -160,6 +160,14 @@ def test_its_planner_and_bounds_are_in_the_file():
     assert eb_jepa.lift(own, image_size=33)[0].modules["predictor"].blocks[0].norm == "layer"
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_are_made_float32(kind):
+    state = {name: value.to(kind) for name, value in state_dict().items()}
+    _, tensors = eb_jepa.lift(state, image_size=33)
+    assert all(tensor.dtype == np.float32 for tensor in tensors.values())
+    assert np.array_equal(tensors["encoder.1.linear0.weight"], state["encoder.mlp.weight"].float().numpy())
+
+
 def test_pictures_are_normalised_one_by_one():
     raw = pictures(33)
     seen = eb_jepa.normalised(raw)
@@ -215,6 +223,10 @@ def test_what_is_wrong_with_a_checkpoint_is_named():
         eb_jepa.lift(state, image_size=64)
     with pytest.raises(InvalidArgumentError, match="a box of 2 numbers is expected"):
         eb_jepa.lift(state, image_size=33, actions=Actions(low=(-1.0,), high=(1.0,)))
+    with pytest.raises(InvalidArgumentError, match=r"'module.*bias': there already under another prefix"):
+        eb_jepa.lift(state | {"module.encoder.mlp.bias": torch.zeros(24)}, image_size=33)
+    with pytest.raises(AgentFileError, match=r"spec\.actions"):
+        agent_file.to_bytes(*eb_jepa.lift(state, image_size=33, actions=Actions(low=(1.0, 1.0), high=(1.0, 1.0))))
     with pytest.raises(AgentFileError, match="non-finite"):
         agent_file.to_bytes(*eb_jepa.lift(state | {"encoder.mlp.bias": torch.full((24,), torch.nan)}, image_size=33))
 
