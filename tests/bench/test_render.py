@@ -1,5 +1,6 @@
 """The documents say what the results say."""
 
+import json
 import re
 import subprocess
 import sys
@@ -51,6 +52,33 @@ def test_a_stale_document_is_found_and_brought_up_to_date(copy):
     assert text.endswith("\n<!-- /render -->\nafter\n")
     assert "old" not in text
     assert render("--check", script=script).returncode == 0
+
+
+def test_rows_with_encoding_stand_beside_torchs_with_encoding(copy):
+    readme, script = copy("<!-- render: large -->\n<!-- /render -->\n")
+    file = readme.parent / "benchmarks" / "results" / "large.json"
+    document = json.loads(file.read_text())
+    row = document["rows"][0] | {"workload": "W3", "threads": 1, "final_cost": 3.25}
+    document["rows"] = [
+        row | {"plan_ms_p50": 100.0},
+        row | {"plan_ms_p50": 110.0, "operation": "encode and plan"},
+        row | {"peer": "torch", "plan_ms_p50": 200.0},
+        row | {"peer": "torch", "plan_ms_p50": 330.0, "operation": "encode and plan"},
+        row | {"peer": "stable-worldmodel", "variant": "CEM", "plan_ms_p50": 400.0},
+        row | {"peer": "onnxruntime", "plan_ms_p50": 50.0, "threads": 2},
+    ]
+    file.write_text(json.dumps(document))
+    assert render(script=script).returncode == 0
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in readme.read_text().splitlines()[3:9]]
+    assert [(name, times) for _, name, *_, times in lines] == [
+        ("pyjepa fp32", "2.00×"),
+        ("pyjepa fp32, encode and plan", "3.00×"),
+        ("torch", "1.00×"),
+        ("torch, encode and plan", "1.00×"),
+        ("stable-worldmodel CEM", "0.50×"),
+        ("onnxruntime", ""),
+    ]
+    assert all(line[-2] == "3.25" for line in lines)
 
 
 @pytest.mark.parametrize(
