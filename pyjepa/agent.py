@@ -122,23 +122,86 @@ class Diagnostics:
     """The standard deviation of those candidates, in halves of the action range: how far they agree."""
 
 
-@dataclass(frozen=True)
+class _Outline:
+    """What the plans of a task look like, found out once: a plan takes tenths of a millisecond."""
+
+    def __init__(self, agent: Agent, settings: Mapping[str, Any]) -> None:
+        spec = agent.spec
+        self.batch = agent._batch
+        self.steps, self.latent = settings["horizon"] // agent.model.action_block, agent.model.latent_dim
+        self.iterations = settings["iterations"]
+        self.terms = [term.label for term in spec.cost]
+        self.native = agent._native
+        self.layout = agent._engine.plan_layout
+        self.size = max(end for _, end in self.layout.values())
+
+    def array(self, numbers: FloatArray, name: str, *shape: int) -> FloatArray:
+        """One of a plan's results; of a batch with a leading axis E."""
+        first, end = self.layout[name]
+        return numbers[first:end].reshape(shape if self.batch is None else (self.batch, *shape))
+
+    def number(self, numbers: npt.NDArray[Any], name: str) -> Any:
+        """One with a number for each environment: a Python number where there is no batch."""
+        first, end = self.layout[name]
+        return numbers.item(first) if self.batch is None else numbers[first:end]
+
+
 class Plan:
     """What Mode-2 decided. Arrays of a batch have a leading axis E."""
 
+    __slots__ = ("_numbers", "_outline", "actions", "elapsed", "iterations")
+
     actions: ActionArray
     """(H, A), or int64 indices (H,): the whole plan; execute the first few, then plan again."""
-    cost: float | FloatArray
-    """The predicted cost of `actions`; (E,) for a batch."""
-    cost_terms: Mapping[str, FloatArray]
-    """Each term's weighted share of the cost at every predictor step (S,); empty for callback rollouts."""
-    states: FloatArray | None
-    """(S + 1, L): the predicted latent states, the present one first; None for callback rollouts."""
     iterations: int
     """Planner iterations completed: the configured number, unless a deadline passed."""
     elapsed: float
     """Seconds spent planning."""
-    diagnostics: Diagnostics
+
+    def __init__(
+        self, actions: ActionArray, iterations: int, elapsed: float, outline: _Outline, numbers: FloatArray
+    ) -> None:
+        self.actions, self.iterations, self.elapsed = actions, iterations, elapsed
+        self._outline, self._numbers = outline, numbers
+
+    @property
+    def cost(self) -> float | FloatArray:
+        """The predicted cost of `actions`; (E,) for a batch."""
+        cost: float | FloatArray = self._outline.number(self._numbers, "cost")
+        return cost
+
+    @property
+    def cost_terms(self) -> Mapping[str, FloatArray]:
+        """Each term's weighted share of the cost at every predictor step (S,); empty for callback rollouts."""
+        outline = self._outline
+        if not outline.native:
+            return {}
+        terms = outline.array(self._numbers, "cost_terms", len(outline.terms), outline.steps)
+        return {name: terms[..., i, :] for i, name in enumerate(outline.terms)}
+
+    @property
+    def states(self) -> FloatArray | None:
+        """(S + 1, L): the predicted latent states, the present one first; None for callback rollouts."""
+        outline = self._outline
+        if not outline.native:
+            return None
+        return outline.array(self._numbers, "states", outline.steps + 1, outline.latent)
+
+    @property
+    def diagnostics(self) -> Diagnostics:
+        """How it was found."""
+        outline, numbers = self._outline, self._numbers
+        return Diagnostics(
+            best_cost=outline.array(numbers, "best_cost", outline.iterations + 1)[..., : self.iterations + 1],
+            converged=outline.number(numbers.view(np.int32), "converged"),
+            effective_samples=outline.number(numbers, "effective_samples"),
+            elite_spread=outline.number(numbers, "elite_spread"),
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"Plan(cost={self.cost}, iterations={self.iterations}, elapsed={self.elapsed:.6f}, actions={self.actions})"
+        )
 
 
 class Agent:
@@ -153,6 +216,7 @@ class Agent:
         self._batch: int | None = None
         self._native = True
         self._settings: dict[str, Any] | None = None
+        self._outline: _Outline | None = None
         self._elsewhere: TritonRollout | None = None
         self._way: tuple[str, str, str] = ("native", "native", "")
 
@@ -262,7 +326,8 @@ class Agent:
         self._way = way
         self._batch = batch
         self._native = rollout is None
-        self._settings = self._engine.settings()
+        settings = self._engine.settings()
+        self._settings, self._outline = settings, _Outline(self, settings)
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -347,40 +412,20 @@ class Agent:
         thread is inside this agent.
         """
         settings = self._configured()
-        number = isinstance(deadline, (int, float, np.integer, np.floating)) and not isinstance(deadline, bool)
-        if deadline is not None and not (number and deadline >= 0.0):
-            raise InvalidArgumentError(f"deadline must be a number of seconds, not negative, got {deadline!r}")
+        seconds = 0.0  # the engine takes it as "no deadline"; a deadline of 0 has passed already
+        if deadline is not None:
+            number = isinstance(deadline, (int, float, np.integer, np.floating)) and not isinstance(deadline, bool)
+            if not (number and deadline >= 0.0):
+                raise InvalidArgumentError(f"deadline must be a number of seconds, not negative, got {deadline!r}")
+            seconds = 0.0 if math.isinf(deadline) else max(float(deadline), 1e-12)
         if observation is not None:
             self.observe(observation)
-        steps = settings["horizon"] // self.model.action_block
-        latent, terms = self.model.latent_dim, [term.label for term in self.spec.cost]
         raw, actions = self._actions(out, settings["horizon"])
-        cost = np.empty(self._shape(1), np.float32)
-        states = np.empty(self._shape(steps + 1, latent), np.float32) if self._native else None
-        cost_terms = np.empty(self._shape(len(terms), steps), np.float32) if self._native else None
-        # The engine takes 0 as "no deadline"; a deadline of 0 has passed already.
-        seconds = 0.0 if deadline is None or math.isinf(deadline) else max(deadline, 1e-12)
-        best_cost = np.empty(self._shape(settings["iterations"] + 1), np.float32)
-        converged = np.empty(self._shape(1), np.int32)
-        effective_samples, elite_spread = (np.empty(self._shape(1), np.float32) for _ in range(2))
-        iterations, elapsed = self._engine.plan(
-            seconds, raw, cost, states, cost_terms, best_cost, converged, effective_samples, elite_spread
-        )
-        alone = self._batch is None
-        return Plan(
-            actions=self._converted(raw, actions),
-            cost=float(cost[0]) if alone else cost[:, 0],
-            cost_terms={} if cost_terms is None else {name: cost_terms[..., i, :] for i, name in enumerate(terms)},
-            states=states,
-            iterations=iterations,
-            elapsed=elapsed,
-            diagnostics=Diagnostics(
-                best_cost=best_cost[..., : iterations + 1],
-                converged=int(converged[0]) if alone else converged[:, 0],
-                effective_samples=float(effective_samples[0]) if alone else effective_samples[:, 0],
-                elite_spread=float(elite_spread[0]) if alone else elite_spread[:, 0],
-            ),
-        )
+        outline = self._outline
+        assert outline is not None
+        numbers = np.empty(outline.size, np.float32)
+        iterations, elapsed = self._engine.plan(seconds, raw, numbers)
+        return Plan(self._converted(raw, actions), iterations, elapsed, outline, numbers)
 
     def evaluate(self, plans: npt.ArrayLike) -> FloatArray:
         """What plans (N, S, A') cost from the last observation, under the task's cost: (N,), infinite where the
@@ -457,7 +502,7 @@ class Agent:
         """A second agent with the same model, threads and task, and none of the history."""
         twin = Agent.__new__(Agent)
         twin.model, twin._batch = self.model, self._batch
-        twin._native, twin._settings = self._native, self._settings
+        twin._native, twin._settings, twin._outline = self._native, self._settings, self._outline
         twin._elsewhere, twin._way = self._elsewhere, self._way
         twin._engine = self._engine.clone()
         return twin

@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -17,7 +18,6 @@ namespace py = pybind11;
 namespace {
 
 using Floats = py::array_t<float, py::array::c_style>;
-using Integers = py::array_t<int32_t, py::array::c_style>;
 
 [[noreturn]] void raise(const char* name, const std::string& message) {
     const py::object type = py::module_::import("pyjepa.errors").attr(name);
@@ -138,7 +138,11 @@ class Model {
 
 class Agent {
   public:
-    Agent(const Model& model, int threads) { check(pyjepa_agent_create(model.handle(), threads, &handle_)); }
+    Agent(const Model& model, int threads) {
+        dims_.size = sizeof dims_;
+        check(pyjepa_model_get_dims(model.handle(), &dims_));
+        check(pyjepa_agent_create(model.handle(), threads, &handle_));
+    }
     Agent(const Agent&) = delete;
     Agent& operator=(const Agent&) = delete;
     ~Agent() {
@@ -149,7 +153,12 @@ class Agent {
     std::unique_ptr<Agent> clone() const {
         auto twin = std::unique_ptr<Agent>(new Agent());
         check(pyjepa_agent_clone(handle_, &twin->handle_));
+        twin->dims_ = dims_;
         twin->task_ = task_;
+        twin->at_ = at_;
+        twin->layout_ = layout_;
+        twin->layout_size_ = layout_size_;
+        twin->actions_size_ = actions_size_;
         // A callback still reaches the original through its context: give the clone one of its own.
         if (!task_.rollout.is_none() || !task_.rollout_call.is_none()) twin->configure_task(task_);
         return twin;
@@ -226,22 +235,25 @@ class Agent {
         check(pyjepa_state(handle_, out.mutable_data(), static_cast<size_t>(out.size())));
     }
 
-    // Writes into the arrays given; returns (iterations, elapsed).
-    std::pair<int, double> plan(double deadline, Floats& actions, Floats& cost, std::optional<Floats>& states,
-                                std::optional<Floats>& cost_terms, Floats& best_cost, Integers& converged,
-                                Floats& effective_samples, Floats& elite_spread) {
+    // Where plan() puts each result among its numbers: name -> (first, end).
+    const std::map<std::string, std::pair<size_t, size_t>>& plan_layout() const { return layout_; }
+
+    // Writes into the arrays given, `numbers` as plan_layout says; returns (iterations, elapsed). A plan
+    // takes tenths of a millisecond, and pybind11 a third of a microsecond to make sure of an array_t.
+    std::pair<int, double> plan(double deadline, py::array& actions, py::array& numbers) {
+        float* const to = floats(numbers, layout_size_, "numbers");
         pyjepa_plan_out out{};
         out.size = sizeof out;
-        out.actions = actions.mutable_data();
-        out.cost = cost.mutable_data();
-        out.states = states ? states->mutable_data() : nullptr;
-        out.cost_terms = cost_terms ? cost_terms->mutable_data() : nullptr;
+        out.actions = floats(actions, actions_size_, "actions");
+        out.cost = to + at_.cost;
+        out.states = native() ? to + at_.states : nullptr;
+        out.cost_terms = native() ? to + at_.cost_terms : nullptr;
+        out.best_cost = to + at_.best_cost;
+        out.converged = reinterpret_cast<int32_t*>(to + at_.converged);
+        out.effective_samples = to + at_.effective_samples;
+        out.elite_spread = to + at_.elite_spread;
         std::optional<py::error_already_set> signal;
         const bool main = runs_signal_handlers();
-        out.best_cost = best_cost.mutable_data();
-        out.converged = converged.mutable_data();
-        out.effective_samples = effective_samples.mutable_data();
-        out.elite_spread = elite_spread.mutable_data();
         pyjepa_status status;
         {
             const py::gil_scoped_release release;
@@ -349,6 +361,44 @@ class Agent {
 
     Agent() = default;
 
+    bool native() const { return task_.rollout.is_none(); }
+
+    static float* floats(py::array& array, size_t count, const char* name) {
+        if (array.dtype().kind() != 'f' || array.itemsize() != sizeof(float) ||
+            static_cast<size_t>(array.size()) != count || (array.flags() & py::array::c_style) == 0 ||
+            !array.writeable())
+            raise("InvalidArgumentError",
+                  std::string(name) + " must be a contiguous float32 array of " + std::to_string(count));
+        return static_cast<float*>(array.mutable_data());
+    }
+
+    void lay_out() {
+        pyjepa_settings s{};
+        s.size = sizeof s;
+        check(pyjepa_get_settings(handle_, &s));
+        const auto e = static_cast<size_t>(s.environments), i = static_cast<size_t>(s.iterations);
+        const size_t steps = static_cast<size_t>(s.horizon / dims_.action_block);
+        const auto latent = static_cast<size_t>(dims_.latent_dim),
+                   terms = static_cast<size_t>(dims_.cost_terms);
+        layout_.clear();
+        layout_size_ = 0;
+        const auto take = [this](const char* name, size_t count) {
+            const size_t first = layout_size_;
+            layout_size_ += count;
+            layout_[name] = {first, layout_size_};
+            return first;
+        };
+        at_ = {take("cost", e),
+               take("best_cost", e * (i + 1)),
+               take("converged", e),
+               take("effective_samples", e),
+               take("elite_spread", e),
+               take("states", native() ? e * (steps + 1) * latent : 0),
+               take("cost_terms", native() ? e * terms * steps : 0)};
+        actions_size_ = e * static_cast<size_t>(s.horizon) *
+                        static_cast<size_t>(dims_.action_count > 0 ? 1 : dims_.action_dim);
+    }
+
     // Of a call that may have called back: the callback's own exception, if that is what went wrong.
     void check_plan(pyjepa_status status) {
         if (status == PYJEPA_CALLBACK && callback_error_) {
@@ -395,12 +445,15 @@ class Agent {
         check(status);
         callback_ = task.rollout_call.is_none() ? task.rollout : task.rollout_call;
         task_ = std::move(task);
+        lay_out();
     }
 
     // Python runs signal handlers (Ctrl-C's raises KeyboardInterrupt) in its main thread, and only if asked
     // while it is in here.
     static bool runs_signal_handlers() {
-        const py::object main = py::module_::import("threading").attr("main_thread")();
+        static PyObject* const main_thread =  // for as long as the process runs
+            py::object(py::module_::import("threading").attr("main_thread")).release().ptr();
+        const py::object main = py::handle(main_thread)();
         return main.attr("ident").cast<unsigned long>() == PyThread_get_thread_ident();
     }
     static int check_signals(void* user) {
@@ -459,7 +512,13 @@ class Agent {
     }
 
     pyjepa_agent* handle_ = nullptr;
+    pyjepa_model_dims dims_{};
     Task task_;
+    struct {
+        size_t cost, best_cost, converged, effective_samples, elite_spread, states, cost_terms;
+    } at_{};
+    std::map<std::string, std::pair<size_t, size_t>> layout_;
+    size_t layout_size_ = 0, actions_size_ = 0;
     py::object callback_ = py::none();
     std::optional<py::error_already_set> callback_error_;
     std::string callback_message_;
@@ -521,10 +580,8 @@ PYBIND11_MODULE(_engine, m) {
              py::arg("taken") = py::none())
         .def("act", &Agent::act, py::arg("out").noconvert(), py::arg("explore"))
         .def("state", &Agent::state, py::arg("out").noconvert())
-        .def("plan", &Agent::plan, py::arg("deadline"), py::arg("actions").noconvert(),
-             py::arg("cost").noconvert(), py::arg("states").noconvert(), py::arg("cost_terms").noconvert(),
-             py::arg("best_cost").noconvert(), py::arg("converged").noconvert(),
-             py::arg("effective_samples").noconvert(), py::arg("elite_spread").noconvert())
+        .def_property_readonly("plan_layout", &Agent::plan_layout)
+        .def("plan", &Agent::plan, py::arg("deadline"), py::arg("actions"), py::arg("numbers"))
         .def("evaluate", &Agent::evaluate, py::arg("plans"), py::arg("gradient"))
         .def("reset", &Agent::reset, py::arg("environment"))
         .def("remember", &Agent::remember, py::arg("capacity"))
