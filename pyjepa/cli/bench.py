@@ -182,7 +182,10 @@ def _table(result: dict[str, Any]) -> Table:
     ]
     used = {key: how for key, how in columns.items() if any(row.get(key) is not None for row in rows)}
     for heading in ("workload", "implementation", "threads"):
-        table.add_column(heading, no_wrap=heading != "implementation")
+        # Where the terminal is narrow, numbers are cut before names are.
+        table.add_column(
+            heading, no_wrap=heading != "implementation", min_width=18 if heading == "implementation" else 0
+        )
     for heading, _ in used.values():
         table.add_column(heading, justify="right", no_wrap=True)
     previous = None
@@ -192,8 +195,10 @@ def _table(result: dict[str, Any]) -> Table:
             table.add_section()
         previous = group
         name = " ".join(filter(None, (row["impl"], row.get("variant"), row["precision"])))
+        if "operation" in row:
+            name += f", {row['operation']}"
         table.add_row(
-            ", ".join(filter(None, (row["workload"], row.get("operation")))),
+            row["workload"],
             name,
             str(row["threads"]),
             *("" if row.get(key) is None else format(row[key], form) for key, (_, form) in used.items()),
