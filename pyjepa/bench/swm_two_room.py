@@ -6,17 +6,20 @@ import contextlib
 import io
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from pyjepa import agent_file
 from pyjepa.adapters import needed
 from pyjepa.adapters.stable_worldmodel import CostModel, Solver
 from pyjepa.adapters.torchvision import import_stable_worldmodel
 from pyjepa.agent import Model
 from pyjepa.bench.percentiles import milliseconds
+from pyjepa.spec import Spec
 from pyjepa.training import swm_two_room
 
 HORIZON = 10
@@ -76,6 +79,29 @@ def planned(solver: Any, recorded: Recording, *, episodes: int, seed: int) -> di
         "plan_cpu_ms_p99": milliseconds(times, 99),
         "plans": len(times),
     }
+
+
+def calibrated(
+    spec: Spec,
+    tensors: Mapping[str, npt.NDArray[np.float32]],
+    recorded: Recording,
+    *,
+    episodes: int,
+    seed: int,
+    told: Callable[[float], None] = lambda reach: None,
+) -> tuple[Spec, list[dict[str, Any]]]:
+    """The spec with that reach of its goal distance that reaches most goals of a recording kept for this.
+
+    Of as many it is the one that gets there in fewer plans. Also returns what each reach gave.
+    """
+    rows = []
+    for reach in swm_two_room.REACHES:
+        model = Model.from_bytes(agent_file.to_bytes(swm_two_room.with_reach(spec, reach), tensors))
+        found = planned(EngineSolver(model), recorded, episodes=episodes, seed=seed)
+        rows.append({"reach": reach, "success": found["success"], "plans": found["plans"]})
+        told(reach)
+    best = max(rows, key=lambda row: (row["success"], -row["plans"]))
+    return swm_two_room.with_reach(spec, best["reach"]), rows
 
 
 def references(recorded: Recording, *, episodes: int, seed: int) -> dict[str, float]:
