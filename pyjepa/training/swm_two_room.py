@@ -72,8 +72,9 @@ def _goal_within(reach: float) -> tuple[CostTerm, ...]:
 def holding(expert: type, hold: int) -> type:
     """The policy class ``expert``, deciding at every ``hold``-th step and keeping to that in between.
 
-    A block of a recording then has one action, as a plan's have, and some of these run into walls for a whole block:
-    actions disturbed anew at every step average out, and a model that has only seen their means goes through walls.
+    A block of a recording then has one action, as a plan's have, and some of these run into walls: actions disturbed
+    anew at every step average out, and a model that has seen only their means plans through walls. (The expert's own
+    ``action_repeat_prob`` does nothing in 0.1.1: it never keeps the action that it would repeat.)
     """
 
     class Holding(expert):  # type: ignore[misc]
