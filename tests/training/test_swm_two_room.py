@@ -144,6 +144,7 @@ def test_every_seed_is_trained_calibrated_and_judged(small, monkeypatch, tmp_pat
     assert (tmp_path / "agent.safetensors").read_bytes() == written
 
 
+@pytest.mark.filterwarnings("ignore")  # its world, its data sets and gymnasium warn of one another
 def test_with_stable_worldmodel_itself(small, tmp_path):
     try:
         import_stable_worldmodel("stable_worldmodel.policy")
