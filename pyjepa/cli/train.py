@@ -55,10 +55,16 @@ def _arguments(context: click.Context, option: click.Parameter, given: tuple[str
 @click.option("--collect", type=click.IntRange(min=1), help="Episodes to record, every round.")
 @click.option("--collect-own", type=click.IntRange(min=1), help="The same of the rounds after the first.")
 @click.option("--episode-steps", type=click.IntRange(min=2), help="Steps after which a recorded episode is left.")
+@click.option(
+    "--action-scale",
+    type=click.FloatRange(0.0, 1.0, min_open=True),
+    help="Share of a box that random actions are drawn from, around its middle.",
+)
 @click.option("--steps", type=click.IntRange(min=1), help="Training steps, every round.")
 @click.option("--shift", type=click.IntRange(min=0, max=16), help="Pixels by which clips are moved in training.")
 @click.option("--history", type=click.IntRange(min=1, max=16), help="Pictures that one observation stacks.")
 @click.option("--grey", is_flag=True, default=None, help="Pictures of one channel.")
+@click.option("--past-actions", is_flag=True, default=None, help="Each picture comes with the action that led to it.")
 @click.option("--repeat", type=click.IntRange(min=1), help="Steps that the environment repeats an action for.")
 @click.option("--action-block", type=click.IntRange(min=1), help="Steps for which an action is held.")
 @click.option("--window", type=click.IntRange(min=2), help="Predicted steps per training clip.")
@@ -67,6 +73,12 @@ def _arguments(context: click.Context, option: click.Parameter, given: tuple[str
 @click.option("--iterations", type=click.IntRange(min=1), help="Of a search.")
 @click.option("--channels", type=click.IntRange(min=1), nargs=3, default=None, help="Of the encoder's convolutions.")
 @click.option("--inverse-dynamics", type=click.FloatRange(min=0.0), help="Weight of telling actions from states.")
+@click.option("--temporal-variance", type=click.FloatRange(min=0.0), help="Weight of latents that vary within a clip.")
+@click.option(
+    "--discount",
+    type=click.FloatRange(0.0, 1.0),
+    help="Below 1, a critic of what is still to be earned, discounted so every block, closes each plan.",
+)
 @click.option("--seed", type=click.IntRange(min=0), help="Of data, weights and plans.")
 @click.pass_context
 def command(
@@ -80,10 +92,12 @@ def command(
     collect: int | None,
     collect_own: int | None,
     episode_steps: int | None,
+    action_scale: float | None,
     steps: int | None,
     shift: int | None,
     history: int | None,
     grey: bool | None,
+    past_actions: bool | None,
     repeat: int | None,
     action_block: int | None,
     window: int | None,
@@ -92,6 +106,8 @@ def command(
     iterations: int | None,
     channels: tuple[int, int, int] | None,
     inverse_dynamics: float | None,
+    temporal_variance: float | None,
+    discount: float | None,
     seed: int | None,
 ) -> None:
     """Train a world model and write an agent file.
@@ -113,9 +129,11 @@ def command(
 
     chosen: dict[str, Any] = {
         "rounds": rounds, "episodes": collect, "own_episodes": collect_own, "episode_steps": episode_steps,
-        "steps": steps, "shift": shift, "history": history, "grey": grey, "repeat": repeat,
-        "action_block": action_block, "window": window, "horizon": horizon, "candidates": candidates,
-        "iterations": iterations, "channels": channels, "inverse_dynamics": inverse_dynamics, "seed": seed,
+        "action_scale": action_scale, "steps": steps, "shift": shift, "history": history, "grey": grey,
+        "past_actions": past_actions, "repeat": repeat, "action_block": action_block, "window": window,
+        "horizon": horizon, "candidates": candidates, "iterations": iterations, "channels": channels,
+        "inverse_dynamics": inverse_dynamics, "temporal_variance": temporal_variance, "discount": discount,
+        "seed": seed,
     }  # fmt: skip
     given = {name: value for name, value in chosen.items() if value is not None}
     with _stages() as (stage, advance):

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from pyjepa.adapters import needed
@@ -65,6 +65,9 @@ class Settings:
     rounds: int = 1
     explore: float = 0.2
     """Share of an agent's actions that are random where it is recorded."""
+    action_scale: float = 1.0
+    """Random actions of a box are drawn from so much of it, around its middle, and plans are searched as near: where
+    full ones fling the body about, small ones show what skilled play looks like."""
     steps: int = 2000
     """Of training, in every round."""
     batch: int = 64
@@ -74,6 +77,9 @@ class Settings:
     """Pictures that one observation stacks."""
     grey: bool = False
     """Pictures have one channel, the mean of their colours."""
+    past_actions: bool = False
+    """Each picture of an observation comes with the action that led to it, as constant planes (as in MuZero,
+    Schrittwieser et al. 2020): what an action does to speeds shows in pictures only later."""
     action_block: int = 1
     """Environment steps for which an action is held."""
     repeat: int = 1
@@ -88,14 +94,24 @@ class Settings:
     prediction: float = 10.0
     variance: float = 5.0
     covariance: float = 0.5
+    temporal_variance: float = 5.0
     inverse_dynamics: float = 2.0
     reward: float = 10.0
     hazard: float = 5.0
+    value: float = 10.0
+    discount: float = 1.0
+    """Of what is earned a block later. Below 1 a critic learns what is still to be earned from a state and closes every
+    plan: it foresees what lies behind the horizon."""
     horizon: int = 12
     """Environment steps to plan, at least one block."""
     candidates: int = 200
     iterations: int = 5
     seed: int = 0
+
+    @property
+    def gap(self) -> int:
+        """Steps between two states of which neither shows the action after the first."""
+        return self.history + 1 if self.past_actions else 1
 
 
 class World:
@@ -103,7 +119,7 @@ class World:
 
     def __init__(
         self, name: str, *, history: int, action_block: int, repeat: int = 1, grey: bool = False,
-        arguments: dict[str, Any] | None = None,
+        past_actions: bool = False, arguments: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
         """Raises `UnservedError` for what cannot be served, `MissingPackageError` without gymnasium."""
         gymnasium = needed("gymnasium", "gymnasium", "training in an environment")
@@ -116,7 +132,7 @@ class World:
         except TypeError as error:
             raise UnservedError(f"{name}: it shows no pictures (render_mode 'rgb_array'): {error}") from error
         self.name, self._history, self._block = name, history, action_block
-        self._repeat, self.channels = repeat, 1 if grey else 3
+        self._repeat, self.channels, self._past_actions = repeat, 1 if grey else 3, past_actions
         try:
             self.actions = self._checked_actions(gymnasium.spaces)
             self._env.reset(seed=0)
@@ -150,7 +166,16 @@ class World:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Of an observation."""
-        return (self.channels * self._history, SIZE, SIZE)
+        return (
+            self._history * (self.channels + (action_planes(self.actions) if self._past_actions else 0)),
+            SIZE,
+            SIZE,
+        )
+
+    def newest(self, observation: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """The newest picture of an observation, (channels, 64, 64)."""
+        begin = (self._history - 1) * (len(observation) // self._history)
+        return observation[begin : begin + self.channels]
 
     @property
     def unwrapped(self) -> Any:
@@ -161,16 +186,18 @@ class World:
         """What `sample` draws from."""
         self._env.action_space.seed(seed)
 
-    def sample(self) -> Any:
-        """A random action of the space: (A,), or an index from 0."""
+    def sample(self, scale: float = 1.0) -> Any:
+        """A random action of the space, or of ``scale`` times it around its middle: (A,), or an index from 0."""
         action = self._env.action_space.sample()
-        return int(action) - self._first if self.actions.kind == "discrete" else action
+        if self.actions.kind == "discrete":
+            return int(action) - self._first
+        center = np.asarray(self.actions.center, action.dtype)
+        return center + scale * (action - center)
 
     def reset(self, seed: int | None = None) -> npt.NDArray[np.uint8]:
         """Begin an episode."""
         self._env.reset(seed=seed)
-        picture = self._picture()
-        self._frames = [picture] * self._history
+        self._frames = [self._framed(None)] * self._history
         return np.concatenate(self._frames)
 
     def step(self, action: Any) -> tuple[npt.NDArray[np.uint8], float, bool, bool]:
@@ -187,12 +214,22 @@ class World:
                 break
         if not np.isfinite(earned):
             raise UnservedError(f"{self.name}: the reward is not a finite number ({earned})")
-        self._frames = [*self._frames[1:], self._picture()]
+        self._frames = [*self._frames[1:], self._framed(action)]
         return np.concatenate(self._frames), earned, bool(ended), bool(late)
 
     def close(self) -> None:
         """Close the environment."""
         self._env.close()
+
+    def _framed(self, action: Any) -> npt.NDArray[np.uint8]:
+        """The picture now, and what led to it, if that is asked for."""
+        picture = self._picture()
+        if not self._past_actions:
+            return picture
+        levels = np.full(action_planes(self.actions), NO_ACTION, np.uint8)
+        if action is not None:
+            levels = action_levels(self.actions, np.asarray(action))
+        return np.concatenate([picture, np.broadcast_to(levels[:, None, None], (len(levels), SIZE, SIZE))])
 
     def _picture(self) -> npt.NDArray[np.uint8]:
         picture = self._env.render()
@@ -206,6 +243,25 @@ class World:
             raise UnservedError(f"{self.name}: render() gives {told}: a uint8 picture (H, W, 3) is needed")
         small = shrunk(picture)
         return small if self.channels == 3 else small.mean(axis=0, keepdims=True).round().astype(np.uint8)
+
+
+NO_ACTION = 128
+"""What an action's planes show where none has been taken."""
+
+
+def action_planes(actions: Actions) -> int:
+    """How many planes show an action: one for each of its numbers."""
+    return 1 if actions.kind == "discrete" else actions.size
+
+
+def action_levels(actions: Actions, taken: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Grey levels (..., planes) that show actions: the way from the lowest to the highest, or of indices (...)."""
+    if actions.kind == "discrete":
+        share = taken[..., None] / max(actions.size - 1, 1)
+    else:
+        low, high = np.asarray(actions.low), np.asarray(actions.high)
+        share = np.clip((taken - low) / (high - low), 0, 1)
+    return np.round(255 * share).astype(np.uint8)
 
 
 def shrunk(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -255,18 +311,18 @@ def collect(
             agent.reset()
         total, over = 0.0, False
         while not over:
-            action = world.sample()
+            action = world.sample(settings.action_scale)
             if agent is not None:
                 planned = agent.plan(seen).actions[0]
                 action = action if rng.random() < settings.explore else planned
             after, reward, dead, late = world.step(action)
             late |= len(pictures) - begin + 1 >= limit
-            pictures.append(seen[-world.channels :])
+            pictures.append(world.newest(seen))
             actions.append(action)
             rewards.append(reward)
             ended.append(dead)
             total, seen, over = total + reward, after, dead or late
-        pictures.append(seen[-world.channels :])
+        pictures.append(world.newest(seen))
         actions.append(action)
         rewards.append(0.0)
         ended.append(False)
@@ -275,6 +331,11 @@ def collect(
         returns.append(total)
         if progress is not None:
             progress(1)
+    if settings.window < settings.gap:
+        raise UnservedError(
+            f"a clip of {settings.window} steps is too short beside {settings.history} pictures with their past "
+            f"actions: choose a window of {settings.gap} or more"
+        )
     lengths = np.array(last) - np.array(first)
     if lengths.max() < settings.window:
         raise UnservedError(
@@ -302,16 +363,18 @@ def joined(parts: Sequence[Recorded]) -> Recorded:
 def build_spec(world: World, settings: Settings, data: Recorded) -> Spec:
     """The agent's spec: encoder, predictor, a head for reward and one for the hazard that the episode ends.
 
-    Pixels are standardised as in ``data``: what moves on a wide empty ground would hardly be seen.
+    Pixels are standardised as in ``data``, around a whole grey level: what moves on a wide empty ground would hardly be
+    seen.
     """
     some = data.pictures[:: max(1, len(data.pictures) // 500)]
-    mean, std = float(some.mean()), max(float(some.std()), 1.0)
+    mean, std = round(float(some.mean())), max(float(some.std()), 1.0)
     sizes = Architecture(
         channels=list(settings.channels), kernels=[8, 3, 3], strides=[4, 2, 2], paddings=[2, 1, 1],
         encoder_hidden=settings.hidden, latent=settings.latent, predictor_hidden=[settings.hidden] * 2,
     )  # fmt: skip
     hidden = (Layer(out=settings.hidden, activation="relu"),)
-    discrete = world.actions.kind == "discrete"
+    discrete, foresees = world.actions.kind == "discrete", settings.discount < 1
+    of_state = Module(inputs=("state",), blocks=(Mlp(layers=(*hidden, Layer(out=1))),))
     return Spec(
         name=world.name,
         observation=Observation(shape=world.shape, dtype="uint8", scale=1 / std, offset=-mean / std),
@@ -320,20 +383,25 @@ def build_spec(world: World, settings: Settings, data: Recorded) -> Spec:
             "encoder": encoder(sizes),
             "predictor": predictor(sizes),
             "reward": Module(inputs=("state", "action"), blocks=(Mlp(layers=(*hidden, Layer(out=1))),)),
-            "hazard": Module(inputs=("state",), blocks=(Mlp(layers=(*hidden, Layer(out=1))),)),
+            "hazard": of_state,
+            **({"critic": of_state} if foresees else {}),
         },
         levels=(
             Level(encoder="encoder", predictor="predictor", action_block=settings.action_block,
                   hold=settings.action_block > 1),
         ),
+        critic="critic" if foresees else None,
+        discount=settings.discount,
         cost=(
             CostTerm(kind="reward", module="reward"),
             CostTerm(kind="hazard", module="hazard", sigmoid=True),
+            *((CostTerm(kind="critic", stage=0.0),) if foresees else ()),
         ),
         planner=Planner(
             algorithm="categorical-cem" if discrete else "cem",
             horizon=max(settings.horizon // settings.action_block, 1) * settings.action_block,
             candidates=settings.candidates, iterations=settings.iterations, elites=max(settings.candidates // 10, 1),
+            std=0.5 * settings.action_scale, min_std=0.05 * settings.action_scale,
         ),
     )  # fmt: skip
 
@@ -350,23 +418,87 @@ class Training:
         assert self.model.encoder_name is not None  # it sees pictures
         encoder = self.model.get_submodule(self.model.encoder_name)
         encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        own = data.rewards[np.arange(len(data.first)) < data.last]
+        self.data = data
+        self._first_layer = f"{self.model.encoder_name}.0.conv0"
+        seen = spec.observation
+        gains = torch.from_numpy(self._whitening() * seen.scale).bfloat16()  # of grey levels, which it holds exactly
+        self._whiten = gains.float() / seen.scale
+        self._gains, self._middle = gains[..., None, None], round(-seen.offset / seen.scale)
+        own_rows = np.flatnonzero(np.arange(len(data.first)) < data.last)
+        own = data.rewards[own_rows]
         self.reward_mean, self.reward_std = float(own.mean()), float(own.std())
+        self.value_mean, self.value_std = 0.0, 1.0
+        self._slow = copy.deepcopy(self.model.get_submodule("critic")) if settings.discount < 1 else None
         self._rng = np.random.default_rng(settings.seed)
+        self._blind = float(self._actions(own_rows).var(dim=0, correction=0).mean())
         self._parameters = [*self.model.parameters(), *self.inverse.parameters()]
 
         self.learn_from(data)
 
     def learn_from(self, data: Recorded) -> None:
-        """Go on with other data; rewards stay in the units of the first."""
-        rows = np.arange(len(data.first))
-        self.data, self.starts = data, rows[rows + self.settings.window <= data.last]
+        """Go on with other data; rewards stay in the units of the first.
+
+        The end of an episode is in its last clip alone, other rows in as many as a clip has steps: where it is more
+        than time that was up, that clip counts as often.
+        """
+        rows, window = np.arange(len(data.first)), self.settings.window
+        self.data, starts = data, rows[rows + window <= data.last]
+        ends = starts[data.ended[starts + window - 1]]
+        self.starts = np.concatenate([starts, np.repeat(ends, window - 1)])
+        if self._slow is not None:
+            self._in_units_of(data)
+
+    def _in_units_of(self, data: Recorded) -> None:
+        """Let the critic speak in deviations of what recorded episodes still earned, and say what it said (PopArt,
+        van Hasselt et al. 2016).
+        """
+        worth, later = np.zeros(len(data.first)), 0.0
+        for row in range(len(worth) - 1, -1, -1):
+            later = 0.0 if row == data.last[row] else float(data.rewards[row]) + self.settings.discount * later
+            worth[row] = later
+        mean, std = float(worth.mean()), max(float(worth.std()), 1e-6)
+        assert self._slow is not None
+        for critic in (self.model.get_submodule("critic"), self._slow):
+            rescale(critic, self.value_std / std, (self.value_mean - mean) / std)
+        self.value_mean, self.value_std = mean, std
 
     def stacked(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
         """The observations (..., history * channels, 64, 64) of these rows."""
-        depth = self.settings.history
-        back = [self.data.pictures[np.maximum(rows - k, self.data.first[rows])] for k in range(depth - 1, -1, -1)]
-        return np.concatenate(back, axis=-3)
+        data, frames = self.data, []
+        for k in range(self.settings.history - 1, -1, -1):
+            row = np.maximum(rows - k, data.first[rows])
+            frames.append(data.pictures[row])
+            if self.settings.past_actions:
+                levels = action_levels(self.model.spec.actions, data.actions[np.maximum(row - 1, 0)])
+                levels[row == data.first[row]] = NO_ACTION
+                frames.append(np.broadcast_to(levels[..., None, None], (*levels.shape, SIZE, SIZE)))
+        return np.concatenate(frames, axis=-3)
+
+    def _whitening(self) -> npt.NDArray[np.float64]:
+        """The matrix that makes all that changes in the channels as loud as what changes most in pictures (ZCA).
+
+        What moves is in small differences of pictures that are nearly alike, and of colours: a network that reads them
+        as they come hardly hears it. What changes by less than half a grey level stays as it is.
+        """
+        count = len(self.data.first)
+        some = self.stacked(np.arange(0, count, max(1, count // 300))).astype(np.float32)
+        flat = np.moveaxis(some - some.mean(axis=0), 1, 0).reshape(some.shape[1], -1)
+        covariance = np.cov(flat).reshape(len(flat), -1).astype(np.float64)
+        seen = np.arange(len(flat)) % (len(flat) // self.settings.history) < self.data.pictures.shape[1]
+        loudest = np.linalg.eigvalsh(covariance[np.ix_(seen, seen)])[-1]
+        variances, directions = np.linalg.eigh(covariance)
+        gains = np.where(variances > 0.25, np.sqrt(loudest / np.maximum(variances, 0.25)), 1.0)
+        return (directions * gains) @ directions.T
+
+    def encode(self, pictures: npt.NDArray[np.uint8]) -> Tensor:
+        """Observations (..., history * channels, 64, 64) -> latents (..., L)."""
+        batch, image = pictures.shape[:-3], pictures.shape[-3:]
+        pixels = torch.from_numpy(pictures.reshape(-1, *image)).to(memory_format=torch.channels_last)
+        whitened = functional.conv2d(pixels.bfloat16() - self._middle, self._gains)
+        assert self.model.encoder_name is not None
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            latents = self.model.get_submodule(self.model.encoder_name)({"observation": whitened})
+        return latents.float().reshape(*batch, -1)
 
     def run(self, progress: Callable[[int, dict[str, float]], None] | None = None) -> None:
         """The steps of a round."""
@@ -381,17 +513,19 @@ class Training:
             losses["total"].backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(self._parameters, 10.0)
             optimiser.step()
+            if self._slow is not None:
+                with torch.no_grad():
+                    fast = self.model.get_submodule("critic").parameters()
+                    for old, new in zip(self._slow.parameters(), fast, strict=True):
+                        old.lerp_(new, 0.01)
             if progress is not None:
                 progress(step + 1, {name: float(value.detach()) for name, value in losses.items()})
 
     def _losses(self, starts: npt.NDArray[np.int64]) -> dict[str, Tensor]:
         settings, data = self.settings, self.data
         rows = starts[:, None] + np.arange(settings.window + 1)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            seen = self.model.encode(torch.from_numpy(self._moved(self.stacked(rows))))
-        seen = seen.float()
-        acted = torch.from_numpy(data.actions[rows[:, :-1]])
-        actions = self.model.normalise(acted.unsqueeze(-1) if acted.dim() == 2 else acted)  # discrete: an axis of 1
+        seen = self.encode(self._moved(self.stacked(rows)))
+        actions = self._actions(rows[:, :-1])
         states = [seen[:, 0]]
         for t in range(settings.window):
             inputs = {"state": states[-1], "action": actions[:, t]}
@@ -399,6 +533,7 @@ class Training:
         imagined = torch.stack(states, dim=1)
         reward = torch.from_numpy((data.rewards[rows[:, :-1]] - self.reward_mean) / max(self.reward_std, 1e-6)).float()
         ended = torch.from_numpy(data.ended[rows[:, :-1]]).float()
+        worth = self._worth(seen, torch.from_numpy(data.rewards[rows[:, :-1]]), ended)
         regularised = [VICReg().terms(seen[:, t], seen[:, t]) for t in (0, settings.window)]
         told, danger = zip(*(self._heads(source, actions) for source in (imagined, seen)), strict=True)
         losses = {
@@ -407,13 +542,17 @@ class Training:
             "covariance": torch.stack([terms.covariance for terms in regularised]).mean() / 2,
             "temporal_variance": temporal_variance(seen, target=0.5),
             "temporal_similarity": temporal_similarity(seen),
-            "inverse_dynamics": self.inverse(seen, actions),
+            "inverse_dynamics": self._inverse(seen, actions),
             "reward": torch.stack([functional.mse_loss(t, reward) for t in told]).mean(),
             "hazard": torch.stack([functional.binary_cross_entropy_with_logits(d, ended) for d in danger]).mean(),
         }
-        weights = (settings.prediction, settings.variance, settings.covariance, settings.variance, 0.1,
+        weights = [settings.prediction, settings.variance, settings.covariance, settings.temporal_variance, 0.1,
                    settings.inverse_dynamics, settings.reward if self.reward_std > 1e-6 else 0.0,
-                   settings.hazard if data.ended.any() else 0.0)  # fmt: skip
+                   settings.hazard if data.ended.any() else 0.0]  # fmt: skip
+        if worth is not None:
+            told_worth = [self.model.head("critic", s.flatten(0, 1))[0].reshape(worth.shape) for s in (imagined, seen)]
+            losses["value"] = torch.stack([functional.mse_loss(t, worth) for t in told_worth]).mean()
+            weights.append(settings.value)
         losses["total"] = torch.stack([w * term for w, term in zip(weights, losses.values(), strict=True)]).sum()
         return losses
 
@@ -424,30 +563,73 @@ class Training:
         hazard = self.model.head("hazard", after)[0]
         return reward.reshape(actions.shape[:2]), hazard.reshape(actions.shape[:2])
 
+    def _worth(self, seen: Tensor, rewards: Tensor, ended: Tensor) -> Tensor | None:
+        """What is still to be earned at states (B, T + 1, L), as the critic says it: (B, T + 1). None without a critic.
+
+        The clip's rewards (B, T), closed by a slow copy of the critic (TD over as many steps), and nothing after an
+        end.
+        """
+        if self._slow is None:
+            return None
+        with torch.no_grad():
+            alive = 1 - ended
+            worth = [(self._slow({"state": seen[:, -1]})[:, 0] * self.value_std + self.value_mean) * alive[:, -1]]
+            for t in range(rewards.shape[1] - 1, -1, -1):
+                worth.append(rewards[:, t] + self.settings.discount * worth[-1] * alive[:, t])
+            return (torch.stack(worth[::-1], dim=1) - self.value_mean) / self.value_std
+
+    def _inverse(self, seen: Tensor, actions: Tensor) -> Tensor:
+        """How badly actions are told from the states around them, beside blind guessing. These must not show them, so
+        they are as many steps apart as that takes (Lamb et al. 2022).
+        """
+        gap = self.settings.gap
+        pairs = torch.stack([seen[:, :-gap], seen[:, gap:]], dim=2).flatten(0, 1)
+        found: Tensor = self.inverse(pairs, actions[:, : pairs.shape[0] // len(seen)].flatten(0, 1).unsqueeze(1))
+        return found / max(self._blind, 1e-6)
+
+    def _actions(self, rows: npt.NDArray[np.int64]) -> Tensor:
+        """The actions of these rows (...), normalised: (..., A)."""
+        taken = torch.from_numpy(self.data.actions[rows])
+        return self.model.normalise(taken.unsqueeze(-1) if self.model.spec.actions.kind == "discrete" else taken)
+
     def _moved(self, clips: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Clips (B, T, C, H, W), each moved as a whole by a random whole number of pixels; edges are repeated."""
         most = self.settings.shift
         if most == 0:
             return clips
-        size = np.arange(SIZE)
         moved = np.empty_like(clips)
+        aside = [(0, 0)] * (clips.ndim - 3) + [(most, most)] * 2
         for clip, out, (down, right) in zip(
-            clips, moved, self._rng.integers(-most, most + 1, (len(clips), 2)), strict=True
+            clips, moved, self._rng.integers(0, 2 * most + 1, (len(clips), 2)), strict=True
         ):
-            rows, columns = (np.clip(size + by, 0, SIZE - 1) for by in (down, right))
-            out[:] = clip[..., rows[:, None], columns]
+            out[:] = np.pad(clip, aside, mode="edge")[..., down : down + SIZE, right : right + SIZE]
         return moved
 
     def finished(self) -> WorldModel:
-        """A copy of the model, its rewards in the environment's units: the head learns standardised ones."""
+        """A copy of the model that reads pictures as they are and speaks in the environment's units: in training they
+        are whitened, and heads learn standardised numbers.
+        """
         model = copy.deepcopy(self.model)
-        last = model.get_submodule("reward.0.linear1")
+        first = model.get_submodule(self._first_layer)
+        assert isinstance(first.weight, Tensor)
+        units = {"reward": (self.reward_std if self.reward_std > 1e-6 else 0.0, self.reward_mean)}
+        if self._slow is not None:
+            units["critic"] = (self.value_std, self.value_mean)
         with torch.no_grad():
-            for name, parameter in last.named_parameters():
-                parameter.mul_(self.reward_std if self.reward_std > 1e-6 else 0.0)
-                if name == "bias":
-                    parameter.add_(self.reward_mean)
+            first.weight.copy_(torch.einsum("ochw,cd->odhw", first.weight, self._whiten))
+        for head, (scale, mean) in units.items():
+            rescale(model.get_submodule(head), scale, mean)
         return model
+
+
+def rescale(head: nn.Module, scale: float, mean: float) -> None:
+    """Let a head put out ``scale`` times what it did, and ``mean`` more."""
+    last = head.get_submodule("0.linear1")
+    with torch.no_grad():
+        for name, parameter in last.named_parameters():
+            parameter.mul_(scale)
+            if name == "bias":
+                parameter.add_(mean)
 
 
 def hazard_weight(data: Recorded) -> float:
@@ -518,7 +700,7 @@ def train_environment(
         import_module("triton")  # torch loads it when training begins: with Mesa's LLVM there before it, that crashes
     world = World(
         name, history=settings.history, action_block=settings.action_block, repeat=settings.repeat, grey=settings.grey,
-        arguments=arguments,
+        past_actions=settings.past_actions, arguments=arguments,
     )  # fmt: skip
     try:
         parts: list[Recorded] = []
@@ -545,7 +727,7 @@ def train_environment(
             weight = hazard_weight(data)
             spec = dataclasses.replace(
                 spec,
-                cost=(spec.cost[0], dataclasses.replace(spec.cost[1], stage=weight, terminal=weight)),
+                cost=(spec.cost[0], dataclasses.replace(spec.cost[1], stage=weight, terminal=weight), *spec.cost[2:]),
                 provenance={
                     "command": command,
                     "settings": json.dumps(dataclasses.asdict(settings), sort_keys=True),

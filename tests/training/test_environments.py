@@ -30,6 +30,7 @@ class Slide(gymnasium.Env):
             "dict": spaces.Dict({"a": spaces.Discrete(2)}),
             "tuple": spaces.Tuple([spaces.Discrete(2)]),
             "multi": spaces.MultiDiscrete([2, 2]),
+            "lopsided": spaces.Box(np.float32([-1.0]), np.float32([3.0])),
             "matrix": spaces.Box(-1.0, 1.0, (2, 2), np.float32),
             "unbounded": spaces.Box(-np.inf, np.inf, (1,), np.float32),
         }[kind]
@@ -108,13 +109,104 @@ def test_reward_and_danger_are_learned_from_pictures():
     import torch
 
     with torch.no_grad():
-        states = run.model.encode(torch.from_numpy(run.stacked(rows)))
+        states = run.encode(run.stacked(rows))
         actions = run.model.normalise(torch.from_numpy(data.actions[rows]))
         told = run.finished().head("reward", states, actions)[0][:, 0].numpy()
         standardised = run.model.head("reward", states, actions)[0][:, 0].numpy()
     error = np.square(told - data.rewards[rows]).mean()
     assert error < 0.3 * data.rewards[rows].var()
     assert np.allclose(told, standardised * run.reward_std + run.reward_mean, atol=1e-5)
+
+
+def trained(settings, kind="box", steps=0):
+    """A world, what was recorded in it, a training and its settings."""
+    settings = E.Settings(**{**TINY, **settings, "steps": steps})
+    world = E.World(
+        "pyjepa-tests/Slide-v0", history=settings.history, action_block=settings.action_block, arguments={"kind": kind}
+    )
+    data = E.collect(world, settings)
+    run = E.Training(E.build_spec(world, settings, data), data, settings)
+    run.run()
+    world.close()
+    return data, run
+
+
+def test_small_actions_are_recorded_around_the_middle_and_searched_as_near():
+    data, run = trained({"action_scale": 0.25}, kind="lopsided")
+    assert 0.5 <= data.actions.min() < 0.7
+    assert 1.3 < data.actions.max() <= 1.5
+    assert run.model.spec.planner.std == pytest.approx(0.125)
+
+
+def test_what_changes_is_whitened_and_the_agent_reads_pictures_as_they_are():
+    import torch
+
+    data, run = trained({"history": 2}, steps=2)
+    rows = np.arange(len(data.first))
+    seen = run.stacked(rows)
+    moving = seen - seen.mean(axis=0)
+    loud = np.einsum("dc,nchw->dnhw", run._whiten.numpy(), moving).reshape(6, -1)
+    variances = np.linalg.eigvalsh(np.cov(loud))
+    plain = np.linalg.eigvalsh(np.cov(np.moveaxis(moving, 1, 0).reshape(6, -1)))
+    assert variances[-2] > 0.5 * variances[-1]  # the difference of the two pictures beside their mean...
+    assert plain[-2] < 0.4 * plain[-1]  # ... which is far less as it comes
+    with torch.no_grad():
+        inside, outside = run.encode(seen), run.finished().encode(torch.from_numpy(seen))
+    assert torch.allclose(inside, outside, atol=0.03 * float(outside.std()))
+
+
+def test_the_end_of_an_episode_is_learned_from_as_often_as_what_comes_before():
+    data, run = trained({"window": 3, "episodes": 20}, kind="discrete")
+    ends = np.flatnonzero(data.ended) + 1
+    assert len(ends)
+    seen = np.bincount((run.starts[:, None] + np.arange(4)).ravel(), minlength=len(data.first))
+    for end in ends:
+        if end - data.first[end] >= 6:
+            assert seen[end] == 3
+            assert seen[data.first[end] + 3] == 4
+    late = np.setdiff1d(data.last, ends)
+    assert (seen[late] <= 1).all()
+
+
+def test_a_critic_learns_what_is_still_to_be_earned():
+    import torch
+
+    _, run = trained({"discount": 0.5, "window": 2})
+
+    class Sum(torch.nn.Module):
+        def forward(self, inputs):
+            return inputs["state"].sum(dim=-1, keepdim=True)
+
+    run._slow = Sum()
+    seen = torch.arange(24.0).reshape(2, 3, 4)
+    rewards = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    run.value_mean, run.value_std = 0.0, 1.0
+    worth = run._worth(seen, rewards, torch.tensor([[0.0, 0.0], [0.0, 1.0]]))
+    last = float(seen[0, 2].sum())
+    by_hand = torch.tensor([[1 + 0.5 * (2 + 0.5 * last), 2 + 0.5 * last, last], [3 + 0.5 * 4, 4, 0]])
+    assert torch.allclose(worth, by_hand)
+
+
+def test_the_critic_tells_returns_and_closes_the_plan(tmp_path):
+    import torch
+
+    data, run = trained({"discount": 0.8, "episodes": 60, "batch": 32, "latent": 16, "hidden": 32, "window": 3,
+                         "history": 1}, kind="discrete", steps=300)  # fmt: skip
+    model = run.finished()
+    model.export(tmp_path / "agent.safetensors")
+    spec = pyjepa.load(tmp_path / "agent.safetensors").spec
+    assert (spec.critic, spec.discount, spec.cost[-1].kind) == ("critic", 0.8, "critic")
+    assert (spec.cost[-1].stage, spec.cost[-1].terminal) == (0.0, 1.0)
+    togo, later = np.zeros(len(data.first)), 0.0
+    for row in range(len(togo) - 1, -1, -1):
+        togo[row] = later = 0.0 if row == data.last[row] else data.rewards[row] + 0.8 * later
+    rows = np.flatnonzero(data.last - np.arange(len(togo)) >= 6)
+    with torch.no_grad():
+        told = model.head("critic", model.encode(torch.from_numpy(run.stacked(rows))))[0][:, 0].numpy()
+    place = (data.pictures[rows, 0, 32].argmax(axis=1) + 5) / 64  # of the bar's middle
+    mean = np.polyval(np.polyfit(place, togo[rows], 4), place)  # what is earned from there, over all that may follow
+    assert np.corrcoef(told, mean)[0, 1] > 0.8
+    assert abs(told.mean() - mean.mean()) < 0.3
 
 
 def test_further_rounds_are_the_agents_own(tmp_path, monkeypatch):
@@ -200,9 +292,50 @@ def test_pixels_are_standardised():
     data = E.collect(world, E.Settings(**TINY))
     seen = E.build_spec(world, E.Settings(**TINY), data).observation
     scaled = data.pictures * seen.scale + seen.offset
-    assert scaled.mean() == pytest.approx(0, abs=1e-4)
+    assert scaled.mean() == pytest.approx(0, abs=0.51 * seen.scale)
+    assert seen.offset / seen.scale == pytest.approx(round(seen.offset / seen.scale))
     assert scaled.std() == pytest.approx(1, abs=1e-4)
     world.close()
+
+
+@pytest.mark.parametrize(("kind", "levels"), [("discrete", (0, 128, 255)), ("lopsided", (0, 64, 255))])
+def test_pictures_come_with_the_actions_that_led_to_them(kind, levels):
+    settings = E.Settings(**{**TINY, "past_actions": True, "window": 3})
+    world = E.World("pyjepa-tests/Slide-v0", history=2, action_block=1, past_actions=True, arguments={"kind": kind})
+    assert world.shape == (8, 64, 64)
+    given = [0, 1, 2] if kind == "discrete" else [np.float32([x]) for x in (-1.0, 0.0, 3.0)]
+    assert tuple(E.action_levels(world.actions, np.asarray(given)).ravel()) == levels
+    seen = world.reset(seed=2)
+    assert (seen[[3, 7]] == E.NO_ACTION).all()
+    assert np.array_equal(world.newest(seen), seen[4:7])
+    for action, level in zip(given, levels, strict=True):
+        after = world.step(action)[0]
+        assert np.array_equal(after[:4], seen[4:])
+        assert (after[7] == level).all()
+        seen = after
+    data = E.collect(world, settings)
+    run = E.Training(E.build_spec(world, settings, data), data, settings)
+    world.seed_actions(settings.seed)
+    seen = world.reset(seed=1_000_000)
+    for row in range(data.last[0] + 1):
+        assert np.array_equal(run.stacked(np.array([row]))[0], seen)
+        seen = world.step(data.actions[row])[0]
+    world.close()
+
+
+def test_actions_are_told_from_states_that_do_not_show_them():
+    import torch
+
+    _, run = trained({"past_actions": True, "history": 2, "window": 4})
+    shown = []
+    run.inverse = lambda states, actions: shown.append((states, actions)) or torch.tensor(0.5)
+    seen, actions = torch.arange(10.0).reshape(2, 5, 1), torch.arange(8.0).reshape(2, 4, 1)
+    assert run._inverse(seen, actions) == pytest.approx(0.5 / run._blind)
+    ((states, told),) = shown
+    assert states[..., 0].tolist() == [[0, 3], [1, 4], [5, 8], [6, 9]]
+    assert told[..., 0, 0].tolist() == [0, 1, 4, 5]
+    with pytest.raises(E.UnservedError, match="choose a window of 3 or more"):
+        trained({"past_actions": True, "history": 2, "window": 2})
 
 
 def test_grey_pictures_have_one_channel():
