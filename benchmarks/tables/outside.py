@@ -201,18 +201,18 @@ def games(results: Path) -> str:
     for document in documents:
         random, oracle = document["random"]["mean"], document["oracle"]["mean"]
         rows.append([
-            document["environment"], earned(document["random"]), earned(document.get("still")),
-            earned(document["agent"]), earned(document["oracle"]),
+            document["environment"], str(document["episodes"]), earned(document["random"]),
+            earned(document.get("still")), earned(document["agent"]), earned(document["oracle"]),
             percent((document["agent"]["mean"] - random) / (oracle - random)), f"{document['cpu_seconds'] / 60:.0f}",
             milliseconds(document.get("plan_cpu_ms_p50")), milliseconds(document.get("plan_cpu_ms_p99")),
         ])  # fmt: skip
     machine = documents[0]["machine"]
     about = (
-        f"What a game earns, mean and deviation over {documents[0]['episodes']}. {machine['cpu']}, one thread, "
-        f"{machine['isa']}, torch {machine['torch']}, Gymnasium {machine['gymnasium']}.\n"
+        f"What a game earns, mean and deviation. {machine['cpu']}, one thread, {machine['isa']}, "
+        f"torch {machine['torch']}, Gymnasium {machine['gymnasium']}.\n"
     )
     headings = [
-        "", "random", "no action", "agent", "oracle", "agent's share of the way from random to the oracle",
+        "", "games", "random", "no action", "agent", "oracle", "agent's share of the way from random to the oracle",
         "CPU minutes", "a plan, CPU ms", "p99",
     ]  # fmt: skip
     return about + "\n" + markdown(headings, rows)

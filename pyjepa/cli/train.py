@@ -58,7 +58,7 @@ def _arguments(context: click.Context, option: click.Parameter, given: tuple[str
 @click.option(
     "--action-scale",
     type=click.FloatRange(0.0, 1.0, min_open=True),
-    help="Share of a box that random actions are drawn from, around its middle.",
+    help="Share of a box of actions that is used, around its middle.",
 )
 @click.option("--steps", type=click.IntRange(min=1), help="Training steps, every round.")
 @click.option("--shift", type=click.IntRange(min=0, max=16), help="Pixels by which clips are moved in training.")

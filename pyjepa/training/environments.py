@@ -66,7 +66,7 @@ class Settings:
     explore: float = 0.2
     """Share of an agent's actions that are random where it is recorded."""
     action_scale: float = 1.0
-    """Random actions of a box are drawn from so much of it, around its middle, and plans are searched as near: where
+    """The agent keeps to so much of a box of actions, around its middle, and random ones are drawn from there: where
     full ones fling the body about, small ones show what skilled play looks like."""
     steps: int = 2000
     """Of training, in every round."""
@@ -119,7 +119,7 @@ class World:
 
     def __init__(
         self, name: str, *, history: int, action_block: int, repeat: int = 1, grey: bool = False,
-        past_actions: bool = False, arguments: dict[str, Any] | None = None,
+        past_actions: bool = False, action_scale: float = 1.0, arguments: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
         """Raises `UnservedError` for what cannot be served, `MissingPackageError` without gymnasium."""
         gymnasium = needed("gymnasium", "gymnasium", "training in an environment")
@@ -134,7 +134,7 @@ class World:
         self.name, self._history, self._block = name, history, action_block
         self._repeat, self.channels, self._past_actions = repeat, 1 if grey else 3, past_actions
         try:
-            self.actions = self._checked_actions(gymnasium.spaces)
+            self.actions = self._checked_actions(gymnasium.spaces, action_scale)
             self._env.reset(seed=0)
             self._picture()
         except PyjepaError:
@@ -142,7 +142,7 @@ class World:
             raise
         self._frames: list[npt.NDArray[np.uint8]] = []
 
-    def _checked_actions(self, spaces: Any) -> Actions:
+    def _checked_actions(self, spaces: Any, scale: float) -> Actions:
         space = self._env.action_space
         if "rgb_array" not in self._env.metadata.get("render_modes", []):
             modes = ", ".join(self._env.metadata.get("render_modes", [])) or "none"
@@ -150,6 +150,8 @@ class World:
         if isinstance(space, spaces.Discrete):
             if self._block > 1:
                 raise UnservedError(f"{self.name}: discrete actions come one at a time, action_block must be 1")
+            if scale != 1:
+                raise UnservedError(f"{self.name}: discrete actions cannot be scaled, action_scale must be 1")
             self._first = int(space.start)
             return Actions(kind="discrete", count=int(space.n))
         if not isinstance(space, spaces.Box):
@@ -161,7 +163,8 @@ class World:
             raise UnservedError(f"{self.name}: its actions have shape {space.shape}: (A,) is served")
         if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
             raise UnservedError(f"{self.name}: its actions are not bounded: rescale them with a wrapper")
-        return Actions(low=tuple(map(float, space.low)), high=tuple(map(float, space.high)))
+        middle, reach = (space.low + space.high) / 2, scale * (space.high - space.low) / 2
+        return Actions(low=tuple(map(float, middle - reach)), high=tuple(map(float, middle + reach)))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -186,13 +189,15 @@ class World:
         """What `sample` draws from."""
         self._env.action_space.seed(seed)
 
-    def sample(self, scale: float = 1.0) -> Any:
-        """A random action of the space, or of ``scale`` times it around its middle: (A,), or an index from 0."""
-        action = self._env.action_space.sample()
+    def sample(self) -> Any:
+        """A random one of the actions: (A,), or an index from 0."""
+        space = self._env.action_space
+        action = space.sample()
         if self.actions.kind == "discrete":
             return int(action) - self._first
-        center = np.asarray(self.actions.center, action.dtype)
-        return center + scale * (action - center)
+        share = (action - space.low) / (space.high - space.low)
+        low, high = np.asarray(self.actions.low), np.asarray(self.actions.high)
+        return (low + share * (high - low)).astype(np.float32)
 
     def reset(self, seed: int | None = None) -> npt.NDArray[np.uint8]:
         """Begin an episode."""
@@ -311,7 +316,7 @@ def collect(
             agent.reset()
         total, over = 0.0, False
         while not over:
-            action = world.sample(settings.action_scale)
+            action = world.sample()
             if agent is not None:
                 planned = agent.plan(seen).actions[0]
                 action = action if rng.random() < settings.explore else planned
@@ -401,7 +406,6 @@ def build_spec(world: World, settings: Settings, data: Recorded) -> Spec:
             algorithm="categorical-cem" if discrete else "cem",
             horizon=max(settings.horizon // settings.action_block, 1) * settings.action_block,
             candidates=settings.candidates, iterations=settings.iterations, elites=max(settings.candidates // 10, 1),
-            std=0.5 * settings.action_scale, min_std=0.05 * settings.action_scale,
         ),
     )  # fmt: skip
 
@@ -488,7 +492,8 @@ class Training:
         loudest = np.linalg.eigvalsh(covariance[np.ix_(seen, seen)])[-1]
         variances, directions = np.linalg.eigh(covariance)
         gains = np.where(variances > 0.25, np.sqrt(loudest / np.maximum(variances, 0.25)), 1.0)
-        return (directions * gains) @ directions.T
+        whitening: npt.NDArray[np.float64] = (directions * gains) @ directions.T
+        return whitening
 
     def encode(self, pictures: npt.NDArray[np.uint8]) -> Tensor:
         """Observations (..., history * channels, 64, 64) -> latents (..., L)."""
@@ -497,7 +502,7 @@ class Training:
         whitened = functional.conv2d(pixels.bfloat16() - self._middle, self._gains)
         assert self.model.encoder_name is not None
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            latents = self.model.get_submodule(self.model.encoder_name)({"observation": whitened})
+            latents: Tensor = self.model.get_submodule(self.model.encoder_name)({"observation": whitened})
         return latents.float().reshape(*batch, -1)
 
     def run(self, progress: Callable[[int, dict[str, float]], None] | None = None) -> None:
@@ -700,7 +705,7 @@ def train_environment(
         import_module("triton")  # torch loads it when training begins: with Mesa's LLVM there before it, that crashes
     world = World(
         name, history=settings.history, action_block=settings.action_block, repeat=settings.repeat, grey=settings.grey,
-        past_actions=settings.past_actions, arguments=arguments,
+        past_actions=settings.past_actions, action_scale=settings.action_scale, arguments=arguments,
     )  # fmt: skip
     try:
         parts: list[Recorded] = []

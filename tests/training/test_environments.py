@@ -122,8 +122,9 @@ def trained(settings, kind="box", steps=0):
     """A world, what was recorded in it, a training and its settings."""
     settings = E.Settings(**{**TINY, **settings, "steps": steps})
     world = E.World(
-        "pyjepa-tests/Slide-v0", history=settings.history, action_block=settings.action_block, arguments={"kind": kind}
-    )
+        "pyjepa-tests/Slide-v0", history=settings.history, action_block=settings.action_block,
+        action_scale=settings.action_scale, arguments={"kind": kind},
+    )  # fmt: skip
     data = E.collect(world, settings)
     run = E.Training(E.build_spec(world, settings, data), data, settings)
     run.run()
@@ -131,11 +132,16 @@ def trained(settings, kind="box", steps=0):
     return data, run
 
 
-def test_small_actions_are_recorded_around_the_middle_and_searched_as_near():
+def test_small_actions_keep_to_the_middle():
     data, run = trained({"action_scale": 0.25}, kind="lopsided")
     assert 0.5 <= data.actions.min() < 0.7
     assert 1.3 < data.actions.max() <= 1.5
-    assert run.model.spec.planner.std == pytest.approx(0.125)
+    assert (run.model.spec.actions.low, run.model.spec.actions.high) == ((0.5,), (1.5,))
+
+
+def test_discrete_actions_cannot_be_scaled():
+    with pytest.raises(E.UnservedError, match="discrete actions cannot be scaled"):
+        trained({"action_scale": 0.25}, kind="discrete")
 
 
 def test_what_changes_is_whitened_and_the_agent_reads_pictures_as_they_are():
@@ -401,13 +407,16 @@ def test_the_command(tmp_path):
     out, results = tmp_path / "a.safetensors", tmp_path / "r.json"
     done = run("--env", "pyjepa-tests/Slide-v0", "--out", out, "--collect", 5, "--steps", 2, "--episodes", 1,
                "--horizon", 2, "--results", results, "--argument", 'kind="discrete"', "--rounds", 2,
-               "--episode-steps", 6, "--shift", 1)  # fmt: skip
+               "--episode-steps", 6, "--shift", 1, "--past-actions", "--discount", 0.9, "--temporal-variance", 1,
+               "--action-scale", 1)  # fmt: skip
     assert done.exit_code == 0, done.output
     assert "a game over 1 (random -" in done.output
     found = json.loads(results.read_text())
     assert found["environment"] == "pyjepa-tests/Slide-v0"
     assert found["arguments"] == {"kind": "discrete"}
     assert found["settings"]["rounds"] == len(found["recorded"]) == 2
+    assert found["settings"]["past_actions"]
+    assert (found["settings"]["discount"], found["settings"]["temporal_variance"]) == (0.9, 1)
     assert found["machine"]["threads"] == 1
     assert pyjepa.load(out).spec.actions.count == 3
     assert pyjepa.load(out).spec.provenance["command"] == "pyjepa train --env pyjepa-tests/Slide-v0 --out a.safetensors"
