@@ -186,7 +186,7 @@ def plot_solvers(results: Path, path: Path) -> None:
     plt.close(figure)
 
 
-GAMES = ("reacher",)
+GAMES = ("reacher", "cartpole")
 """What results there are of `pyjepa train --env`."""
 
 

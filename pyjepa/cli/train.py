@@ -62,6 +62,7 @@ def _arguments(context: click.Context, option: click.Parameter, given: tuple[str
 )
 @click.option("--steps", type=click.IntRange(min=1), help="Training steps, every round.")
 @click.option("--shift", type=click.IntRange(min=0, max=16), help="Pixels by which clips are moved in training.")
+@click.option("--shift-sideways", type=click.IntRange(min=0, max=16), help="The same to the left or right.")
 @click.option("--history", type=click.IntRange(min=1, max=16), help="Pictures that one observation stacks.")
 @click.option("--grey", is_flag=True, default=None, help="Pictures of one channel.")
 @click.option("--past-actions", is_flag=True, default=None, help="Each picture comes with the action that led to it.")
@@ -95,6 +96,7 @@ def command(
     action_scale: float | None,
     steps: int | None,
     shift: int | None,
+    shift_sideways: int | None,
     history: int | None,
     grey: bool | None,
     past_actions: bool | None,
@@ -129,7 +131,8 @@ def command(
 
     chosen: dict[str, Any] = {
         "rounds": rounds, "episodes": collect, "own_episodes": collect_own, "episode_steps": episode_steps,
-        "action_scale": action_scale, "steps": steps, "shift": shift, "history": history, "grey": grey,
+        "action_scale": action_scale, "steps": steps, "shift": shift,
+        "shift_sideways": shift_sideways, "history": history, "grey": grey,
         "past_actions": past_actions, "repeat": repeat, "action_block": action_block, "window": window,
         "horizon": horizon, "candidates": candidates, "iterations": iterations, "channels": channels,
         "inverse_dynamics": inverse_dynamics, "temporal_variance": temporal_variance, "discount": discount,

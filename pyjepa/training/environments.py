@@ -86,7 +86,9 @@ class Settings:
     """Environment steps that every action lasts, as behind a wrapper that repeats it: the agent file knows nothing of
     it. What discrete actions do shows the better in pictures the longer they last."""
     shift: int = 0
-    """In training, clips are moved by up to so many pixels (Kostrikov et al. 2020): where a little does not matter."""
+    """Training moves clips by up to so many pixels (Kostrikov et al. 2020), where a little does not matter..."""
+    shift_sideways: int | None = None
+    """... and by so many to the left or right, if this is given."""
     latent: int = 48
     hidden: int = 128
     channels: tuple[int, ...] = (16, 32, 64)
@@ -599,14 +601,14 @@ class Training:
 
     def _moved(self, clips: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Clips (B, T, C, H, W), each moved as a whole by a random whole number of pixels; edges are repeated."""
-        most = self.settings.shift
-        if most == 0:
+        down, right = self.settings.shift, self.settings.shift_sideways
+        most = (down, down if right is None else right)
+        if most == (0, 0):
             return clips
         moved = np.empty_like(clips)
-        aside = [(0, 0)] * (clips.ndim - 3) + [(most, most)] * 2
-        for clip, out, (down, right) in zip(
-            clips, moved, self._rng.integers(0, 2 * most + 1, (len(clips), 2)), strict=True
-        ):
+        aside = [(0, 0)] * (clips.ndim - 3) + [(by, by) for by in most]
+        ways = self._rng.integers(0, 2 * np.array(most) + 1, (len(clips), 2))
+        for clip, out, (down, right) in zip(clips, moved, ways, strict=True):
             out[:] = np.pad(clip, aside, mode="edge")[..., down : down + SIZE, right : right + SIZE]
         return moved
 

@@ -245,9 +245,10 @@ def test_further_rounds_are_the_agents_own(tmp_path, monkeypatch):
     assert (rows <= whole.last).all()
 
 
-def test_clips_move_as_a_whole_and_repeat_their_edges():
+@pytest.mark.parametrize(("sideways", "most"), [(None, 3), (0, 0), (2, 2)])
+def test_clips_move_as_a_whole_and_repeat_their_edges(sideways, most):
     world = E.World("pyjepa-tests/Slide-v0", history=1, action_block=1)
-    settings = E.Settings(**{**TINY, "history": 1, "shift": 3})
+    settings = E.Settings(**{**TINY, "history": 1, "shift": 3, "shift_sideways": sideways})
     data = E.collect(world, settings)
     run = E.Training(E.build_spec(world, settings, data), data, settings)
     world.close()
@@ -262,7 +263,9 @@ def test_clips_move_as_a_whole_and_repeat_their_edges():
         ]  # fmt: skip
         assert len(places) == 1
         found.add(places[0])
-    assert len(found) > 5
+    assert len(found) > 3
+    assert {down for down, _ in found} <= set(range(7))
+    assert {abs(right - 3) for _, right in found} == set(range(most + 1))
 
 
 def test_a_block_holds_its_action_and_adds_what_it_earns():
