@@ -97,8 +97,8 @@ def layers(spec: Spec, *, encoder: bool = False) -> tuple[Layer, ...]:
             elif isinstance(block, Conv):
                 names += [f"{name}.{i}.conv{j}" for j in range(len(block.layers))]
             elif isinstance(block, Impala):
-                parts = ("conv", "res0.conv0", "res0.conv1", "res1.conv0", "res1.conv1")
-                names += [f"{name}.{i}.stage{s}.{part}" for s in range(len(block.channels)) for part in parts]
+                convs = ("conv", "res0.conv0", "res0.conv1", "res1.conv0", "res1.conv1")
+                names += [f"{name}.{i}.stage{s}.{conv}" for s in range(len(block.channels)) for conv in convs]
             elif isinstance(block, (AdalnTransformer, Vit)):
                 first = ("patch",) if isinstance(block, Vit) else ("action1", "modulation")
                 names += [f"{name}.{i}.{part}" for part in first]
