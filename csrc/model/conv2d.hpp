@@ -23,7 +23,8 @@ class Conv2d {
     }
     static constexpr int kRows = 48;  // patches gathered at a time
     size_t workspace() const noexcept {
-        return static_cast<size_t>(kRows) * static_cast<size_t>(dense_.in()) + dense_.scratch(kRows);
+        return static_cast<size_t>(kRows) * static_cast<size_t>(dense_.in()) + dense_.scratch(kRows) +
+               narrow_image();
     }
     // One image; added to y only without a smooth activation. work: workspace() floats.
     void forward(const simd::Kernels& kernels, const float* x, float* y, bool accumulate,
@@ -31,7 +32,10 @@ class Conv2d {
     double flops() const noexcept { return 2.0 * dense_.in() * dense_.out() * out_[1] * out_[2]; }
 
   private:
-    void gather(const float* x, int position, float* patch) const noexcept;
+    // The patches of `rows` positions from `first` on, `ld` numbers apart.
+    template <class T>
+    void gather(const T* x, int first, int rows, T* patches, ptrdiff_t ld) const noexcept;
+    size_t narrow_image() const noexcept;  // floats of the image in bf16, where it is read so
 
     Shape in_, out_;
     Layout layout_;

@@ -1,6 +1,7 @@
 #include "model/linear.hpp"
 
 #include <algorithm>
+#include <cstring>
 
 namespace pyjepa {
 namespace {
@@ -69,6 +70,13 @@ Linear::Rows Linear::read(const simd::Kernels& kernels, float* x, ptrdiff_t ldx,
             simd::int8_kernels()->quantise(from, ldx, count, in_, bytes, to.ld, to.scale + r, to.zero + r);
     }
     return to;
+}
+
+Linear::Rows Linear::room(int rows, float* scratch) const noexcept {
+    auto* const bytes = reinterpret_cast<unsigned char*>(scratch);
+    if (in_ % 2 != 0)  // inputs are read in pairs
+        for (int r = 0; r < rows; ++r) std::memset(bytes + 2 * (r * ld() + in_), 0, 2);
+    return {nullptr, 0, bytes, 2 * ld(), nullptr, nullptr};
 }
 
 void Linear::multiply(const simd::Kernels& kernels, const Rows& x, int rows, float* y, ptrdiff_t ldy,

@@ -41,6 +41,9 @@ class Linear {
     // act(x[r, :in]) as the layer reads it; overwrites x if there is an activation.
     Rows read(const simd::Kernels& kernels, float* x, ptrdiff_t ldx, int rows, simd::Act act,
               float* scratch) const noexcept;
+    // Rows of bf16, where the layer reads such, for the caller to fill: `in` numbers each, what the kernel
+    // reads behind them is 0.
+    Rows room(int rows, float* scratch) const noexcept;
     // y[r, :out] = act(x[r] W^T + b), added to y if `accumulate`: then no activation but ReLU.
     void multiply(const simd::Kernels& kernels, const Rows& x, int rows, float* y, ptrdiff_t ldy,
                   simd::Act act = simd::Act::none, bool accumulate = false) const noexcept;
