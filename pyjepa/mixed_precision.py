@@ -102,8 +102,8 @@ def layers(spec: Spec, *, encoder: bool = False) -> tuple[Layer, ...]:
             elif isinstance(block, (AdalnTransformer, Vit)):
                 first = ("patch",) if isinstance(block, Vit) else ("action1", "modulation")
                 names += [f"{name}.{i}.{part}" for part in first]
-                parts = ("qkv", "out", "linear0", "linear1")
-                names += [f"{name}.{i}.layer{d}.{part}" for d in range(block.depth) for part in parts]
+                inside = ("qkv", "out", "linear0", "linear1")
+                names += [f"{name}.{i}.layer{d}.{part}" for d in range(block.depth) for part in inside]
         found += [Layer(name, index, each) for index, each in enumerate(names)]
     return tuple(found)
 
