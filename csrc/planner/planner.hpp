@@ -167,7 +167,7 @@ class Planner : public Proposal {
     AlignedFloats shifted_;                 // (K, D)
     AlignedFloats redrawn_, sample_noise_;  // (kRedrawn, K, D), and the scratch to draw them
     std::vector<float> low_, high_;         // (max(K, S), D): the bounds, repeated
-    std::vector<uint64_t> ranked_;          // (N,)
+    std::vector<uint64_t> ranked_, spare_;  // (N,)
 };
 
 constexpr int kMostColouredKnots = 1024;
