@@ -158,6 +158,8 @@ NativeRollout::NativeRollout(const Model& model, Cost& cost, const Policy* polic
         center_.push_back(box.center[i % box.center.size()]);
         scale_.push_back(box.scale[i % box.scale.size()]);
     }
+    normal_ = std::all_of(center_.begin(), center_.end(), [](float c) { return c == 0.0f; }) &&
+              std::all_of(scale_.begin(), scale_.end(), [](float c) { return c == 1.0f; });
     const auto rows = static_cast<size_t>(block_);
     proposal_scratch_ = round_up(limits.proposal_scratch_per_row * rows);
     network_work_ = round_up(predictor_.workspace(block_));
@@ -315,7 +317,8 @@ int NativeRollout::roll(const Situation& now, int e, int rows, const Lane& l, fl
     const simd::Kernels& kernels = simd::kernels();
     const ptrdiff_t sequence = static_cast<ptrdiff_t>(steps_) * plan_dim_;
 
-    kernels.normalise(center_.data(), scale_.data(), rows, static_cast<int>(sequence), l.actions);
+    if (!normal_)
+        kernels.normalise(center_.data(), scale_.data(), rows, static_cast<int>(sequence), l.actions);
     const int before = look_back(now, e, rows, l);
     const float* start = now.states + static_cast<ptrdiff_t>(e) * latent_;
     for (int r = 0; r < rows; ++r)

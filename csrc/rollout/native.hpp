@@ -84,6 +84,7 @@ class NativeRollout final : public Rollout {
     bool prunes_;
     size_t lane_size_, proposal_scratch_, network_work_, head_work_;
     std::vector<float> center_, scale_;  // (S, D): the actions' normalisation, repeated
+    bool normal_;                        // whether that changes nothing
     AlignedFloats memory_;
     std::vector<std::unique_ptr<Evaluation>> evaluations_;  // as many as threads
     std::unique_ptr<NativeGradient> gradient_;              // where the limits ask for it
