@@ -48,14 +48,22 @@ inline void to_bytes(const float* x, int n, Inverse inverse, __m512 offset, uint
                          pack_in_order(rounded(_mm512_maskz_loadu_ps(mask_of(n - j), x + j), j)));
 }
 
-// The largest element of each of R vectors, one per lane in order: all vectors at once, for by itself each
-// takes eight instructions that wait for one another. Magnitudes are compared as integers: what is not a
-// number is more than infinity.
+// Rows by fours: what belongs to one is in a quarter of a vector, four lanes; so many vectors for R rows.
+// Beside vectors of one row each (48 rows of W0s, cycles a row): the last layer 47 instead of 53, quantise 26
+// instead of 28.
+constexpr int fours(int rows) {
+    return (rows + 3) / 4;
+}
+constexpr int lane_of(int row) {
+    return row * 4;
+}
+
+// The largest element of each of R vectors, by fours, and of `more`, which is laid out so: all vectors at
+// once, for by itself each takes eight instructions that wait for one another. Magnitudes are compared as
+// integers: what is not a number is more than infinity.
 template <int R>
-__attribute__((always_inline)) inline __m512 largest(const __m512i (&v)[R]) {
-    static_assert(R <= 16);
-    constexpr int groups = (R + 3) / 4;
-    __m512i quads[groups];
+__attribute__((always_inline)) inline void largest(const __m512i (&v)[R], __m512i (&more)[fours(R)]) {
+    constexpr int groups = fours(R);
 #pragma GCC unroll 4
     for (int g = 0; g < groups; ++g) {
         __m512i pairs[2];
@@ -65,19 +73,12 @@ __attribute__((always_inline)) inline __m512 largest(const __m512i (&v)[R]) {
             const __m512i a = v[r < R ? r : R - 1], b = v[r + 1 < R ? r + 1 : R - 1];
             pairs[i] = _mm512_max_epi32(_mm512_shuffle_i32x4(a, b, 0x44), _mm512_shuffle_i32x4(a, b, 0xee));
         }
-        quads[g] = _mm512_max_epi32(_mm512_shuffle_i32x4(pairs[0], pairs[1], 0x88),
-                                    _mm512_shuffle_i32x4(pairs[0], pairs[1], 0xdd));
+        __m512i& most = more[g];
+        most = _mm512_max_epi32(most, _mm512_max_epi32(_mm512_shuffle_i32x4(pairs[0], pairs[1], 0x88),
+                                                       _mm512_shuffle_i32x4(pairs[0], pairs[1], 0xdd)));
+        most = _mm512_max_epi32(most, _mm512_shuffle_epi32(most, static_cast<_MM_PERM_ENUM>(0x4e)));
+        most = _mm512_max_epi32(most, _mm512_shuffle_epi32(most, static_cast<_MM_PERM_ENUM>(0xb1)));
     }
-    const auto halve = [](__m512i a, __m512i b) {
-        return _mm512_max_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
-    };
-    const __m512 low = _mm512_castsi512_ps(halve(quads[0], quads[groups > 1 ? 1 : 0]));
-    __m512 high = low;
-    if constexpr (groups > 2) high = _mm512_castsi512_ps(halve(quads[2], quads[groups - 1]));
-    const __m512i in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    return _mm512_castsi512_ps(_mm512_permutexvar_epi32(
-        in_order, _mm512_max_epi32(_mm512_castps_si512(_mm512_shuffle_ps(low, high, 0x88)),
-                                   _mm512_castps_si512(_mm512_shuffle_ps(low, high, 0xdd)))));
 }
 
 // The largest number of a row and its sign: as integers, it is the largest signed one or, but for its sign,
@@ -88,39 +89,64 @@ struct Reach {
         positive = _mm512_max_epi32(positive, bits);
         negative = _mm512_max_epu32(negative, bits);
     }
-    __attribute__((always_inline)) uint32_t any_negative() const {
-        return _mm512_movepi32_mask(negative) != 0 ? 1 : 0;
-    }
+    __attribute__((always_inline)) bool any_negative() const { return _mm512_movepi32_mask(negative) != 0; }
     __attribute__((always_inline)) __m512i magnitude() const {
         return _mm512_max_epi32(positive, _mm512_and_si512(negative, _mm512_set1_epi32(0x7fffffff)));
     }
 };
 
-// What makes bytes of numbers, y = x * inverse + offset, and what tells of it afterwards. That goes to where
-// it is kept one by one: what is read there next would have to wait for a store of some lanes of a vector.
+// What makes bytes of numbers, y = x * inverse + offset, by fours.
+template <int R>
 struct Steps {
-    alignas(64) float inverse[16], offset[16], scale[16];
-    alignas(64) int32_t zero[16];
+    alignas(64) float inverse[16 * fours(R)], offset[16 * fours(R)];
 };
 
-// What the magnitudes of R rows, `count` of which there are, make of their scales; `signs`: a bit for each
-// that has negative numbers.
-template <int R>
-__attribute__((always_inline)) inline void scales(const __m512i (&magnitudes)[R], uint32_t signs, int count,
-                                                  float* scale, int32_t* zero, Steps& steps) {
-    const __m512 reach = largest(magnitudes), one = _mm512_set1_ps(1.0f);
-    const auto is_signed = static_cast<__mmask16>(signs);
+constexpr int in_four(int rows, int g) {
+    return rows - 4 * g < 4 ? rows - 4 * g : 4;
+}
+
+// A number of each of `count` rows, by fours, one behind the other.
+template <int count>
+__attribute__((always_inline)) inline void put(__m512 v, float* to) {
+    const __m128 row =
+        _mm512_castps512_ps128(_mm512_permutexvar_ps(_mm512_castsi128_si512(_mm_setr_epi32(0, 4, 8, 12)), v));
+    if constexpr (count == 4) _mm_storeu_ps(to, row);
+    if constexpr (count == 2 || count == 3) _mm_storel_pi(reinterpret_cast<__m64*>(to), row);
+    if constexpr (count == 1) _mm_store_ss(to, row);
+    if constexpr (count == 3) {
+        const int last = _mm_extract_ps(row, 2);
+        std::memcpy(to + 2, &last, sizeof last);
+    }
+}
+
+// What the magnitudes of R rows and `more` of them by fours make of their scales; `negative`: lanes of those
+// that have negative numbers.
+template <int g, int R>
+__attribute__((always_inline)) inline void four_scales(const __m512i (&most)[fours(R)], uint64_t negative,
+                                                       float* scale, int32_t* zero, Steps<R>& steps) {
+    const __m512 reach = _mm512_castsi512_ps(most[g]), one = _mm512_set1_ps(1.0f);
+    const auto is_signed = static_cast<__mmask16>(negative >> 16 * g);
     const __m512 levels = _mm512_mask_blend_ps(is_signed, _mm512_set1_ps(255.0f), _mm512_set1_ps(127.0f));
     // Too small to divide by: zeros, with a scale that is as good as any other.
     const __mmask16 flat = _mm512_cmp_ps_mask(reach, _mm512_set1_ps(1e-30f), _CMP_LT_OQ);
-    _mm512_store_ps(steps.inverse, _mm512_mask_blend_ps(flat, _mm512_div_ps(levels, reach), one));
-    _mm512_store_ps(steps.offset, _mm512_maskz_mov_ps(is_signed, _mm512_set1_ps(128.0f)));
-    _mm512_store_ps(steps.scale, _mm512_mask_blend_ps(flat, _mm512_div_ps(reach, levels), one));
-    _mm512_store_si512(steps.zero, _mm512_maskz_mov_epi32(is_signed, _mm512_set1_epi32(128)));
-    for (int r = 0; r < count; ++r) {
-        scale[r] = steps.scale[r];
-        zero[r] = steps.zero[r];
-    }
+    _mm512_store_ps(steps.inverse + 16 * g, _mm512_mask_blend_ps(flat, _mm512_div_ps(levels, reach), one));
+    _mm512_store_ps(steps.offset + 16 * g, _mm512_maskz_mov_ps(is_signed, _mm512_set1_ps(128.0f)));
+    put<in_four(R, g)>(_mm512_mask_blend_ps(flat, _mm512_div_ps(reach, levels), one), scale + 4 * g);
+    put<in_four(R, g)>(_mm512_castsi512_ps(_mm512_maskz_mov_epi32(is_signed, _mm512_set1_epi32(128))),
+                       reinterpret_cast<float*>(zero + 4 * g));
+    if constexpr (g + 1 < fours(R)) four_scales<g + 1>(most, negative, scale, zero, steps);
+}
+template <int R>
+__attribute__((always_inline)) inline void scales(const __m512i (&magnitudes)[R], __m512i (&more)[fours(R)],
+                                                  uint64_t negative, float* scale, int32_t* zero,
+                                                  Steps<R>& steps) {
+    largest(magnitudes, more);
+    four_scales<0>(more, negative, scale, zero, steps);
+}
+
+// The lanes of a row, by fours, if it has any negative number.
+__attribute__((always_inline)) inline uint64_t lanes_if(bool negative, int row) {
+    return static_cast<uint64_t>(negative ? 15 : 0) << lane_of(row);
 }
 
 void quantise(const float* x, ptrdiff_t ldx, int rows, int n, uint8_t* y, ptrdiff_t ldy, float* scale,
@@ -138,18 +164,27 @@ void quantise(const float* x, ptrdiff_t ldx, int rows, int n, uint8_t* y, ptrdif
         if (j < n)
 #pragma GCC unroll 4
             for (int r = 0; r < R; ++r) reach[r].see(_mm512_maskz_loadu_epi32(mask_of(n - j), from[r] + j));
-        __m512i magnitudes[R];
-        uint32_t signs = 0;
+        __m512i magnitudes[R], no_more[fours(R)] = {};
+        uint64_t negative = 0;
         for (int r = 0; r < R; ++r) {
             magnitudes[r] = reach[r].magnitude();
-            signs |= reach[r].any_negative() << r;
+            negative |= lanes_if(reach[r].any_negative(), r);
         }
-        Steps steps;
-        scales(magnitudes, signs, count, scale + row, zero + row, steps);
+        Steps<R> steps;
+        if (count == R) {
+            scales(magnitudes, no_more, negative, scale + row, zero + row, steps);
+        } else {
+            float some[R];
+            int32_t zeros[R];
+            scales(magnitudes, no_more, negative, some, zeros, steps);
+            std::memcpy(scale + row, some, static_cast<size_t>(count) * sizeof *some);
+            std::memcpy(zero + row, zeros, static_cast<size_t>(count) * sizeof *zeros);
+        }
         for (int r = 0; r < count; ++r) {
-            const __m512 inverse = _mm512_set1_ps(steps.inverse[r]);
+            const __m512 inverse = _mm512_set1_ps(steps.inverse[lane_of(r)]);
             to_bytes<false>(
-                from[r], n, [inverse](int) { return inverse; }, _mm512_set1_ps(steps.offset[r]), y + r * ldy);
+                from[r], n, [inverse](int) { return inverse; }, _mm512_set1_ps(steps.offset[lane_of(r)]),
+                y + r * ldy);
         }
     }
 }
@@ -158,15 +193,23 @@ void quantise(const float* x, ptrdiff_t ldx, int rows, int n, uint8_t* y, ptrdif
 // of the layer's inputs before.
 template <int R>
 __attribute__((always_inline)) inline void relu_scales(const __m512i (&most)[R], int count, float* scale,
-                                                       int32_t* zero, Steps& steps) {
-    const __m512 reach = largest(most), one = _mm512_set1_ps(1.0f);
-    const __mmask16 flat = _mm512_cmp_ps_mask(reach, _mm512_set1_ps(1e-30f), _CMP_LT_OQ);
-    _mm512_store_ps(steps.inverse,
-                    _mm512_mask_blend_ps(flat, _mm512_div_ps(_mm512_set1_ps(255.0f), reach), one));
-    _mm512_store_ps(steps.scale,
-                    _mm512_mask_blend_ps(flat, _mm512_mul_ps(reach, _mm512_set1_ps(1.0f / 255.0f)), one));
+                                                       int32_t* zero, Steps<R>& steps) {
+    constexpr int groups = fours(R);
+    const __m512 one = _mm512_set1_ps(1.0f);
+    __m512i reaches[groups] = {};
+    largest(most, reaches);
+    alignas(64) float made[16 * groups];
+#pragma GCC unroll 4
+    for (int g = 0; g < groups; ++g) {
+        const __m512 reach = _mm512_castsi512_ps(reaches[g]);
+        const __mmask16 flat = _mm512_cmp_ps_mask(reach, _mm512_set1_ps(1e-30f), _CMP_LT_OQ);
+        _mm512_store_ps(steps.inverse + 16 * g,
+                        _mm512_mask_blend_ps(flat, _mm512_div_ps(_mm512_set1_ps(255.0f), reach), one));
+        _mm512_store_ps(made + 16 * g,
+                        _mm512_mask_blend_ps(flat, _mm512_mul_ps(reach, _mm512_set1_ps(1.0f / 255.0f)), one));
+    }
     for (int r = 0; r < count; ++r) {
-        scale[r] = (scale[r] - scale[r]) + steps.scale[r];  // what was not finite stays so
+        scale[r] = (scale[r] - scale[r]) + made[lane_of(r)];  // what was not finite stays so
         zero[r] = 0;
     }
 }
@@ -178,10 +221,10 @@ void quantise_relu(const float* x, ptrdiff_t ldx, int rows, int n, const float* 
         const int count = rows - row < R ? rows - row : R;
         __m512i high[R];
         for (int r = 0; r < R; ++r) high[r] = _mm512_loadu_si512(most + (row + (r < count ? r : 0)) * 16);
-        Steps steps;
+        Steps<R> steps;
         relu_scales(high, count, scale + row, zero + row, steps);
         for (int r = 0; r < count; ++r, x += ldx, y += ldy) {
-            const __m512 inverse = _mm512_set1_ps(steps.inverse[r]);
+            const __m512 inverse = _mm512_set1_ps(steps.inverse[lane_of(r)]);
             to_bytes<false>(x, n, [inverse](int) { return inverse; }, _mm512_setzero_ps(), y);
         }
     }
@@ -208,9 +251,10 @@ template <int R>
 struct Room {
     alignas(64) float v[R][2 * kPanel];  // rows that are done later
     alignas(64) int32_t high[R][16];
-    uint32_t signs;  // a bit for each row
-    Steps steps;
-    alignas(64) int32_t start[R][kPanel];  // where rows differ
+    uint64_t negative;  // lanes, by fours, of rows that have negative numbers
+    Steps<R> steps;
+    alignas(64) float more[16 * fours(R)];  // of the next input, by fours
+    alignas(64) int32_t start[R][kPanel];   // where rows differ
 };
 
 struct Nothing {
@@ -432,7 +476,7 @@ struct Rows : DynamicStrip {
     }
     template <int r, int C, int R>
     __attribute__((always_inline)) void later(int row, const Room<R>& room) const {
-        bytes<C>(row + r, room.v[r], room.steps.inverse[r]);
+        bytes<C>(row + r, room.v[r], room.steps.inverse[lane_of(r)]);
     }
     template <int C>
     __attribute__((always_inline)) void bytes(int row, const float* v, float inverse) const {
@@ -453,29 +497,53 @@ struct TwoPanels : Rows<0, false> {
 
     template <int r, int, int R>
     __attribute__((always_inline)) void later(int row, const Room<R>& room) const {
-        this->template bytes<4>(row + r, room.v[r], room.steps.inverse[r]);
-        second.template bytes<C>(row + r, room.v[r], room.steps.inverse[r]);
+        this->template bytes<4>(row + r, room.v[r], room.steps.inverse[lane_of(r)]);
+        second.template bytes<C>(row + r, room.v[r], room.steps.inverse[lane_of(r)]);
     }
 };
 
-// The numbers of the next input that are not outputs.
+// The numbers of the next input that are not outputs: up to four of a row, or else up to 16.
+template <bool few>
 struct More {
     NextInput next;
     __mmask16 lanes;
     __attribute__((always_inline)) __m512 more(int row) const {
         return _mm512_maskz_loadu_ps(lanes, next.more + row * next.ld_more);
     }
+    // Of four rows, or as many as there are, by fours.
+    template <int count>
+    __attribute__((always_inline)) __m512 more_by_fours(int row) const {
+        const auto quarter = [&](int r) {
+            return _mm_maskz_loadu_ps(static_cast<__mmask8>(lanes), next.more + (row + r) * next.ld_more);
+        };
+        __m512 v = _mm512_zextps128_ps512(quarter(0));
+        if constexpr (count > 1) v = _mm512_insertf32x4(v, quarter(1), 1);
+        if constexpr (count > 2) v = _mm512_insertf32x4(v, quarter(2), 2);
+        if constexpr (count > 3) v = _mm512_insertf32x4(v, quarter(3), 3);
+        return v;
+    }
+    __attribute__((always_inline)) uint8_t* bytes(int row) const { return next.bytes + row * next.ld; }
     // C vectors and those, in integers.
     template <int C>
     __attribute__((always_inline)) void store(int row, const __m512i (&v)[C], __m512i rest) const {
-        uint8_t* const to = next.bytes + row * next.ld;
-        store_bytes(v, to);
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(to + C * 16), pack_in_order(rest));
+        store_bytes(v, bytes(row));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(bytes(row) + C * 16), pack_in_order(rest));
+    }
+    // Those of four rows, by fours, behind C vectors.
+    template <int count, int C>
+    __attribute__((always_inline)) void store_fours(int row, __m512i v) const {
+        const __m128i q = pack_in_order(v);
+        const auto put = [&](int r, int32_t four) {
+            std::memcpy(bytes(row + r) + C * 16, &four, sizeof four);
+        };
+        put(0, _mm_cvtsi128_si32(q));
+        if constexpr (count > 1) put(1, _mm_extract_epi32(q, 1));
+        if constexpr (count > 2) put(2, _mm_extract_epi32(q, 2));
+        if constexpr (count > 3) put(3, _mm_extract_epi32(q, 3));
     }
 };
-
-template <To to>
-struct DynamicNext : DynamicStrip, More {
+template <To to, bool few>
+struct DynamicNext : DynamicStrip, More<few> {
     static constexpr bool kLater = true;
     float* scale;
     int32_t* zero;
@@ -494,33 +562,64 @@ struct DynamicNext : DynamicStrip, More {
             floats(scale[row + part], sums[part], v);
             add_row<to>(y + (row + part) * ldy, v);
             Reach reach;
-            reach.see(_mm512_castps_si512(more(row + part)));
+            if constexpr (!few) reach.see(_mm512_castps_si512(this->more(row + part)));
 #pragma GCC unroll 8
             for (int c = 0; c < C; ++c) reach.see(_mm512_castps_si512(v[c]));
             _mm512_store_si512(room.high[part], reach.magnitude());
-            room.signs = (part == 0 ? 0 : room.signs) | reach.any_negative() << part;
+            room.negative = (part == 0 ? 0 : room.negative) | lanes_if(reach.any_negative(), part);
         } else {
-            __m512i magnitudes[R];
+            __m512i magnitudes[R], more[fours(R)] = {};
+            uint64_t negative = room.negative;
+            if constexpr (few) {
+                constexpr int groups = fours(R);
+                gather<0>(row, room);
+#pragma GCC unroll 4
+                for (int g = 0; g < groups; ++g) {
+                    const __m512i v = _mm512_load_si512(room.more + 16 * g);
+                    more[g] = _mm512_and_si512(v, _mm512_set1_epi32(0x7fffffff));
+                    uint64_t lanes = _mm512_movepi32_mask(v);
+                    lanes |= lanes >> 1;
+                    lanes |= lanes >> 2;
+                    negative |= (lanes & 0x1111) * 15 << 16 * g;
+                }
+            }
 #pragma GCC unroll 16
             for (int r = 0; r < R; ++r) magnitudes[r] = _mm512_load_si512(room.high[r]);
-            scales(magnitudes, room.signs, R, scale + row, zero + row, room.steps);
+            scales(magnitudes, more, negative, scale + row, zero + row, room.steps);
         }
+    }
+    template <int g, int R>
+    __attribute__((always_inline)) void gather(int row, Room<R>& room) const {
+        _mm512_store_ps(room.more + 16 * g, this->template more_by_fours<in_four(R, g)>(row + 4 * g));
+        if constexpr (g + 1 < fours(R)) gather<g + 1>(row, room);
     }
     template <int r, int C, int R>
     __attribute__((always_inline)) void later(int row, const Room<R>& room) const {
-        const __m512 inverse = _mm512_set1_ps(room.steps.inverse[r]),
-                     offset = _mm512_set1_ps(room.steps.offset[r]);
+        const __m512 inverse = _mm512_set1_ps(room.steps.inverse[lane_of(r)]),
+                     offset = _mm512_set1_ps(room.steps.offset[lane_of(r)]);
         const float* const v = y + (row + r) * ldy;
         __m512i q[C];
 #pragma GCC unroll 8
         for (int c = 0; c < C; ++c)
             q[c] = _mm512_cvtps_epi32(_mm512_fmadd_ps(_mm512_loadu_ps(v + c * 16), inverse, offset));
-        store(row + r, q, _mm512_cvtps_epi32(_mm512_fmadd_ps(more(row + r), inverse, offset)));
+        if constexpr (!few) {
+            this->store(row + r, q,
+                        _mm512_cvtps_epi32(_mm512_fmadd_ps(this->more(row + r), inverse, offset)));
+        } else {
+            store_bytes(q, this->bytes(row + r));
+            if constexpr (r % 4 == 0) {
+                constexpr int at = r * 4;
+                this->template store_fours<in_four(R, r / 4), C>(
+                    row + r, _mm512_cvtps_epi32(_mm512_fmadd_ps(_mm512_load_ps(room.more + at),
+                                                                _mm512_load_ps(room.steps.inverse + at),
+                                                                _mm512_load_ps(room.steps.offset + at))));
+            }
+        }
     }
 };
 
 template <To to>
-struct StaticNext : Strip, More {
+struct StaticNext : Strip, More<false> {
     const int32_t* from;
     const float* scale;
     float* y;
@@ -821,10 +920,14 @@ void dense_static(const DenseInt8Static& w, const uint8_t* x, ptrdiff_t ldx, int
 void dense_next(const DenseInt8& w, const uint8_t* x, ptrdiff_t ldx, float* scale, int32_t* zero, int rows,
                 float* y, ptrdiff_t ldy, bool accumulate, const NextInput& next) {
     const DynamicStrip strip{{w.panels, w.out, byte_quads(w.in), x, ldx}, w.bias, w.scale, w.zero_sum};
-    if (accumulate)
-        strips_of(DynamicNext<To::added>{strip, {next, mask_of(next.count)}, scale, zero, y, ldy}, rows);
-    else
-        strips_of(DynamicNext<To::whole>{strip, {next, mask_of(next.count)}, scale, zero, y, ldy}, rows);
+    const auto run = [&]<To to, bool few>() {
+        strips_of(DynamicNext<to, few>{strip, {next, mask_of(next.count)}, scale, zero, y, ldy}, rows);
+    };
+    if (next.count <= 4)
+        return accumulate ? run.template operator()<To::added, true>()
+                          : run.template operator()<To::whole, true>();
+    return accumulate ? run.template operator()<To::added, false>()
+                      : run.template operator()<To::whole, false>();
 }
 
 void dense_static_next(const DenseInt8Static& w, const uint8_t* x, ptrdiff_t ldx, int rows, float* y,

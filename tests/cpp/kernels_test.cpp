@@ -633,7 +633,7 @@ TEST_F(Int8Test, StaticScalesGiveTheSameSumsAndTheNextLayersBytes) {
 
 TEST_F(Int8Test, TheNextInputIsTheSameBitsInOneGo) {
     for (const int out : {16, 32, 48, 64})
-        for (const int count : {1, 2, 16})
+        for (const int count : {1, 2, 4, 5, 16})
             for (const int rows : {1, 2, 5, 13, 48})
                 for (const bool accumulate : {false, true}) {
                     if (!has_next_input(out, count)) continue;
