@@ -215,7 +215,14 @@ def games(results: Path) -> str:
         "", "games", "random", "no action", "agent", "oracle", "agent's share of the way from random to the oracle",
         "CPU minutes", "a plan, CPU ms", "p99",
     ]  # fmt: skip
-    return about + "\n" + markdown(headings, rows)
+    tried = []
+    for document in (each for each in documents if "tried" in each):
+        means = ", ".join(f"{each['mean']:.1f} ({each['horizon']})" for each in document["tried"])
+        tried.append(
+            f"\nBy horizon, the agent of {document['environment']} earned in {document['settings']['trials']} other "
+            f"games, which chose among them: {means}.\n"
+        )
+    return about + "\n" + markdown(headings, rows) + "".join(tried)
 
 
 def plot_games(results: Path, path: Path) -> None:

@@ -70,6 +70,13 @@ def _arguments(context: click.Context, option: click.Parameter, given: tuple[str
 @click.option("--action-block", type=click.IntRange(min=1), help="Steps for which an action is held.")
 @click.option("--window", type=click.IntRange(min=2), help="Predicted steps per training clip.")
 @click.option("--horizon", type=click.IntRange(min=1), help="Steps to plan ahead.")
+@click.option(
+    "--try-horizon",
+    "try_horizons",
+    type=click.IntRange(min=1),
+    multiple=True,
+    help="Another one, tried after training in games of its own: what earns most is kept. May be given several times.",
+)
 @click.option("--candidates", type=click.IntRange(min=2), help="Plans compared in every iteration of a search.")
 @click.option("--iterations", type=click.IntRange(min=1), help="Of a search.")
 @click.option("--channels", type=click.IntRange(min=1), nargs=3, default=None, help="Of the encoder's convolutions.")
@@ -104,6 +111,7 @@ def command(
     action_block: int | None,
     window: int | None,
     horizon: int | None,
+    try_horizons: tuple[int, ...],
     candidates: int | None,
     iterations: int | None,
     channels: tuple[int, int, int] | None,
@@ -134,7 +142,8 @@ def command(
         "action_scale": action_scale, "steps": steps, "shift": shift,
         "shift_sideways": shift_sideways, "history": history, "grey": grey,
         "past_actions": past_actions, "repeat": repeat, "action_block": action_block, "window": window,
-        "horizon": horizon, "candidates": candidates, "iterations": iterations, "channels": channels,
+        "horizon": horizon, "try_horizons": try_horizons, "candidates": candidates, "iterations": iterations,
+        "channels": channels,
         "inverse_dynamics": inverse_dynamics, "temporal_variance": temporal_variance, "discount": discount,
         "seed": seed,
     }  # fmt: skip

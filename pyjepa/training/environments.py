@@ -45,7 +45,9 @@ from pyjepa.world_model import WorldModel
 
 SIZE = 64
 JUDGED_FROM = 50_000
-"""The seed of the first episode that judges; none is recorded from such."""
+"""The seed of the first episode that judges; none is recorded from such, or chosen on."""
+TRIED_FROM = 40_000
+"""The seed of the first episode that a horizon is chosen on."""
 
 
 class UnservedError(PyjepaError, ValueError):
@@ -106,6 +108,11 @@ class Settings:
     plan: it foresees what lies behind the horizon."""
     horizon: int = 12
     """Environment steps to plan, at least one block."""
+    try_horizons: tuple[int, ...] = ()
+    """Others that the trained agent tries in games of their own: how far ahead the model is better than its critic,
+    nobody knows before. The one that earns most is kept, of equals the shortest."""
+    trials: int = 20
+    """Games for each of them."""
     candidates: int = 200
     iterations: int = 5
     seed: int = 0
@@ -114,6 +121,10 @@ class Settings:
     def gap(self) -> int:
         """Steps between two states of which neither shows the action after the first."""
         return self.history + 1 if self.past_actions else 1
+
+    def in_blocks(self, steps: int) -> int:
+        """As many steps, or fewer, as whole blocks have, and at least one block's."""
+        return max(steps // self.action_block, 1) * self.action_block
 
 
 class World:
@@ -406,7 +417,7 @@ def build_spec(world: World, settings: Settings, data: Recorded) -> Spec:
         ),
         planner=Planner(
             algorithm="categorical-cem" if discrete else "cem",
-            horizon=max(settings.horizon // settings.action_block, 1) * settings.action_block,
+            horizon=settings.in_blocks(settings.horizon),
             candidates=settings.candidates, iterations=settings.iterations, elites=max(settings.candidates // 10, 1),
         ),
     )  # fmt: skip
@@ -686,6 +697,20 @@ def judge(
     }
 
 
+def tried(world: World, model: Model, settings: Settings, progress: Callable[[int], None]) -> dict[int, float]:
+    """What the agent earns on average by each horizon that may be chosen, the shortest first."""
+    earned = {}
+    for horizon in sorted({settings.in_blocks(each) for each in (settings.horizon, *settings.try_horizons)}):
+        agent = Agent(model)
+        agent.configure(seed=settings.seed, horizon=horizon)
+        returns = played(
+            world, lambda seen, agent=agent: agent.plan(seen).actions[0], episodes=settings.trials, seed=TRIED_FROM,
+            begin=agent.reset, progress=progress,
+        )  # fmt: skip
+        earned[horizon] = float(np.mean(returns))
+    return earned
+
+
 def train_environment(
     name: str,
     out: str | Path,
@@ -747,6 +772,13 @@ def train_environment(
             agent = Agent(Model.load(out))
             agent.configure(seed=settings.seed)
         spent = time.process_time() - began
+        trials: dict[int, float] = {}
+        if settings.try_horizons:
+            stage("choosing the horizon", settings.trials * len({settings.horizon, *settings.try_horizons}))
+            trials = tried(world, Model.load(out), settings, progress)
+            best = max(trials, key=lambda horizon: trials[horizon])
+            spec = dataclasses.replace(spec, planner=dataclasses.replace(spec.planner, horizon=best))
+            run.finished().export(out, spec)
         stage("judging", episodes)
         found = judge(world, Model.load(out), episodes=episodes, progress=progress)
     finally:
@@ -762,5 +794,6 @@ def train_environment(
                      for part in parts],
         "cpu_seconds": spent,
         "losses": figures,
+        **({"tried": [{"horizon": horizon, "mean": mean} for horizon, mean in trials.items()]} if trials else {}),
         **found,
     }  # fmt: skip

@@ -95,6 +95,36 @@ def test_an_agent_comes_of_it_and_plays(kind, algorithm, tmp_path):
     assert plan.actions.shape == ((4, 1) if kind == "box" else (4,))
 
 
+@pytest.mark.parametrize("best", [2, 6])
+def test_the_horizon_that_earns_most_is_kept(best, tmp_path, monkeypatch):
+    """Of those tried, in whole blocks; games that judge are not looked at."""
+    seeds = []
+
+    def played(world, decide, *, episodes, seed, begin, progress):
+        seeds.append(seed)
+        decide(np.zeros(world.shape, np.uint8))
+        return [float(-abs(len(plans[-1]) - best))] * episodes
+
+    plans = []
+    plan = E.Agent.plan
+
+    def remembered(self, seen):
+        found = plan(self, seen)
+        plans.append(found.actions)
+        return found
+
+    monkeypatch.setattr(E, "played", played)
+    monkeypatch.setattr(E.Agent, "plan", remembered)
+    out = tmp_path / "agent.safetensors"
+    settings = E.Settings(**{**TINY, "action_block": 2, "try_horizons": (3, 7, 6), "trials": 3})
+    found = E.train_environment("pyjepa-tests/Slide-v0", out, settings=settings, episodes=1)
+    assert [(tried["horizon"], tried["mean"]) for tried in found["tried"]] == [
+        (steps, -abs(steps - best)) for steps in (2, 4, 6)
+    ]
+    assert pyjepa.load(out).spec.planner.horizon == best
+    assert seeds == [E.TRIED_FROM] * 3 + [E.JUDGED_FROM]
+
+
 def test_reward_and_danger_are_learned_from_pictures():
     settings = E.Settings(
         **{**TINY, "episodes": 60, "steps": 250, "batch": 32, "latent": 16, "hidden": 32, "window": 3}
@@ -411,7 +441,7 @@ def test_the_command(tmp_path):
     done = run("--env", "pyjepa-tests/Slide-v0", "--out", out, "--collect", 5, "--steps", 2, "--episodes", 1,
                "--horizon", 2, "--results", results, "--argument", 'kind="discrete"', "--rounds", 2,
                "--episode-steps", 6, "--shift", 1, "--past-actions", "--discount", 0.9, "--temporal-variance", 1,
-               "--action-scale", 1)  # fmt: skip
+               "--action-scale", 1, "--try-horizon", 1, "--try-horizon", 2)  # fmt: skip
     assert done.exit_code == 0, done.output
     assert "a game over 1 (random -" in done.output
     found = json.loads(results.read_text())
@@ -421,6 +451,7 @@ def test_the_command(tmp_path):
     assert found["settings"]["past_actions"]
     assert (found["settings"]["discount"], found["settings"]["temporal_variance"]) == (0.9, 1)
     assert found["machine"]["threads"] == 1
+    assert [tried["horizon"] for tried in found["tried"]] == [1, 2]
     assert pyjepa.load(out).spec.actions.count == 3
     assert pyjepa.load(out).spec.provenance["command"] == "pyjepa train --env pyjepa-tests/Slide-v0 --out a.safetensors"
 
