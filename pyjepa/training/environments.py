@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -697,6 +698,10 @@ def judge(
     }
 
 
+def _first_action(agent: Agent, seen: npt.NDArray[np.uint8]) -> Any:
+    return agent.plan(seen).actions[0]
+
+
 def tried(world: World, model: Model, settings: Settings, progress: Callable[[int], None]) -> dict[int, float]:
     """What the agent earns on average by each horizon that may be chosen, the shortest first."""
     earned = {}
@@ -704,7 +709,7 @@ def tried(world: World, model: Model, settings: Settings, progress: Callable[[in
         agent = Agent(model)
         agent.configure(seed=settings.seed, horizon=horizon)
         returns = played(
-            world, lambda seen, agent=agent: agent.plan(seen).actions[0], episodes=settings.trials, seed=TRIED_FROM,
+            world, functools.partial(_first_action, agent), episodes=settings.trials, seed=TRIED_FROM,
             begin=agent.reset, progress=progress,
         )  # fmt: skip
         earned[horizon] = float(np.mean(returns))
@@ -773,7 +778,7 @@ def train_environment(
             agent.configure(seed=settings.seed)
         spent = time.process_time() - began
         trials: dict[int, float] = {}
-        if settings.try_horizons:
+        if run is not None and settings.try_horizons:
             stage("choosing the horizon", settings.trials * len({settings.horizon, *settings.try_horizons}))
             trials = tried(world, Model.load(out), settings, progress)
             best = max(trials, key=lambda horizon: trials[horizon])
