@@ -123,6 +123,11 @@ class Settings:
         """Steps between two states of which neither shows the action after the first."""
         return self.history + 1 if self.past_actions else 1
 
+    @property
+    def horizons(self) -> list[int]:
+        """Those that may be chosen, the shortest first."""
+        return sorted({self.in_blocks(steps) for steps in (self.horizon, *self.try_horizons)})
+
     def in_blocks(self, steps: int) -> int:
         """As many steps, or fewer, as whole blocks have, and at least one block's."""
         return max(steps // self.action_block, 1) * self.action_block
@@ -705,7 +710,7 @@ def _first_action(agent: Agent, seen: npt.NDArray[np.uint8]) -> Any:
 def tried(world: World, model: Model, settings: Settings, progress: Callable[[int], None]) -> dict[int, float]:
     """What the agent earns on average by each horizon that may be chosen, the shortest first."""
     earned = {}
-    for horizon in sorted({settings.in_blocks(each) for each in (settings.horizon, *settings.try_horizons)}):
+    for horizon in settings.horizons:
         agent = Agent(model)
         agent.configure(seed=settings.seed, horizon=horizon)
         returns = played(
@@ -779,7 +784,7 @@ def train_environment(
         spent = time.process_time() - began
         trials: dict[int, float] = {}
         if run is not None and settings.try_horizons:
-            stage("choosing the horizon", settings.trials * len({settings.horizon, *settings.try_horizons}))
+            stage("choosing the horizon", settings.trials * len(settings.horizons))
             trials = tried(world, Model.load(out), settings, progress)
             best = max(trials, key=lambda horizon: trials[horizon])
             spec = dataclasses.replace(spec, planner=dataclasses.replace(spec.planner, horizon=best))

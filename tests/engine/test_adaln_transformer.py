@@ -200,15 +200,20 @@ def test_candidates_given_up_change_nothing():
     np.testing.assert_array_equal(plans[0].states, plans[1].states)
 
 
+def loaded(spec, modules, precision):
+    model = pyjepa.Model.from_bytes(agent_file.to_bytes(spec, weights(modules)), precision=precision)
+    if model.precision != precision:
+        pytest.skip(f"this machine has no {precision}")
+    return model
+
+
 @pytest.mark.parametrize(("precision", "error"), [("bf16", 0.01), ("int8", 0.03)])
 @pytest.mark.parametrize("case", [case for case in CASES if case != "no-past"])
 def test_lower_precisions_are_near(case, precision, error):
     """States along a plan, against double precision."""
     spec = CASES[case]
     modules = networks(spec)
-    model = pyjepa.Model.from_bytes(agent_file.to_bytes(spec, weights(modules)), precision=precision)
-    if model.precision != precision:
-        pytest.skip(f"this machine has no {precision}")
+    model = loaded(spec, modules, precision)
     seen, goal, _ = drawn(spec, 1)
     agent = pyjepa.Agent(model)
     agent.configure(goal=goal)
@@ -250,9 +255,7 @@ def test_what_was_seen_and_done_is_looked_back_on(case, length, precision):
     """As many states as fit in the window; a shorter past makes a shorter window, which grows from there."""
     spec = CASES[case]
     modules = networks(spec)
-    model = pyjepa.Model.from_bytes(agent_file.to_bytes(spec, weights(modules)), precision=precision)
-    if model.precision != precision:
-        pytest.skip(f"this machine has no {precision}")
+    model = loaded(spec, modules, precision)
     seen, goal, plans = drawn(spec, 61)
     rng = np.random.default_rng(4)
     states = rng.standard_normal((length, len(seen))).astype(np.float32)
