@@ -66,6 +66,11 @@ bool Cost::only_rises() const noexcept {
                        [](const Weighted& t) { return !t.used() || t.term->non_negative(); });
 }
 
+bool Cost::judges_actions() const noexcept {
+    return std::any_of(terms_.begin(), terms_.end(),
+                       [](const Weighted& t) { return t.used() && t.term->judges_action(); });
+}
+
 void Cost::set_goals(const float* goals, int environments) {
     for (const Weighted& t : terms_) t.term->set_goals(goals, environments);
 }

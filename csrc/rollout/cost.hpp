@@ -100,6 +100,8 @@ class Cost {
     float discount() const noexcept { return discount_; }
     // Whether a plan's cost never falls as it goes on, so that a part of it is a bound from below.
     bool only_rises() const noexcept;
+    // Whether a term in use judges the action: then rows of states are followed by it, normalised.
+    bool judges_actions() const noexcept;
 
     // Which terms to add: those that judge the action (before the step), or the reached state (after it).
     enum class Of { action, state };

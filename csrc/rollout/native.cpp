@@ -8,32 +8,47 @@
 namespace pyjepa {
 namespace {
 
-// Rows per tile: a multiple of every register tile's height (6, 8 and 12 rows), small enough that the
-// activations of a tile stay in L1; smaller still where that would leave threads without work. On W0s, W0,
-// W0L (Zen 5, AVX-512, GFLOP/s): 48 rows 195, 209, 219; 66 rows 175, 207, 218; 96 rows 172, 204, 210.
-// Weights that do not stay in L2 themselves are worth more rows per pass over them. On W1 (same machine;
-// fp32, bf16, int8): 48 rows 175, 313, 498; 96 rows 181, 315, 482; 144 rows 192, 339, 489.
-// Rows that must be given up before the others move together: as many as a register tile is high.
-constexpr int kWorthMoving = 6;
-// Threads share candidates out evenly, in tiles of so many rows or multiples of them.
-constexpr int kShare = 12;
-
+// Rows of a tile come by so many: a multiple of every register tile's height (3, 6 and 12 rows).
+constexpr int kGrain = 12;
+// A tile has so many rows at most. What is done once for a tile and step is worth more rows than activations
+// that stay in L1: beside 48 rows, those below take for W0s, W0, W0L in int8 6, 6 and 1 % less time, in fp32
+// and bf16 0 to 2 % (Zen 5). Where candidates are given up, a tile has to end before the next can know what
+// its own must not exceed: two-rooms plans in 7 % less time with 96 rows than with its 128 candidates at
+// once.
+constexpr int kMostRows = 264, kMostRowsPruned = 96;
+// Two tiles for each thread, so that one that is held up can be helped, unless they would have fewer rows: W0
+// (256 candidates, two threads) takes 4 to 6 % less time in two tiles than in four, W0s 14 % less than in
+// six.
+constexpr int kWorthATile = 96;
 // What rows keep from step to step is bounded, too: so many floats for each thread.
 constexpr size_t kMaxMemory = size_t{1} << 24;
+// Rows that must be given up before the others move together: as many as a register tile is high.
+constexpr int kWorthMoving = 6;
 
-int choose_block(const RolloutLimits& limits, int threads, double multiply_adds, size_t memory) {
-    const bool large = multiply_adds > 1 << 18;
-    const int smallest = 12, kept = static_cast<int>(kMaxMemory / std::max<size_t>(memory, 1) / 12) * 12;
-    const int preferred = std::clamp(kept, smallest, large ? 144 : 48);
-    const auto tiles = [&](int block) {
-        return static_cast<long>(limits.environments) * ((limits.candidates + block - 1) / block);
-    };
-    int block = preferred;
-    while (block > smallest && tiles(block) < 2L * threads) block -= 12;
-    if (block == smallest && threads == 1) block = preferred;
-    if (!large) return block;
-    const int count = (limits.candidates + block - 1) / block;  // so many, of one size
-    return ((limits.candidates + count - 1) / count + 11) / 12 * 12;
+int ceil_div(int a, int b) {
+    return (a + b - 1) / b;
+}
+
+// Into how many tiles of at most `most` rows the candidates of an environment are divided: so many that all
+// threads get the same number, where there are enough rows for that.
+int tiles_for(int candidates, int environments, int threads, int most) {
+    int count = ceil_div(candidates, most);
+    if (threads > 1) {
+        const int each = candidates / ceil_div(2 * threads, environments) < kWorthATile ? 1 : 2;
+        const int multiple = threads / std::gcd(threads, environments);
+        count = std::max(count, ceil_div(each * threads, environments));
+        count = std::min(ceil_div(count, multiple) * multiple, std::max(1, ceil_div(candidates, kGrain)));
+    }
+    return count;
+}
+
+// How many rows the largest of those tiles has; `memory`: floats that a row keeps from step to step.
+int choose_block(const RolloutLimits& limits, bool prunes, int threads, size_t memory) {
+    const int kept = static_cast<int>(kMaxMemory / std::max<size_t>(memory, 1) / kGrain) * kGrain;
+    const int candidates = std::max(1, limits.candidates);
+    const int most = std::clamp(kept, kGrain, prunes ? kMostRowsPruned : kMostRows);
+    const int count = tiles_for(candidates, limits.environments, threads, most);
+    return std::min(ceil_div(ceil_div(candidates, kGrain), count) * kGrain, candidates);
 }
 
 size_t round_up(size_t n) {
@@ -47,7 +62,7 @@ size_t round_up(size_t n) {
 class NativeRollout::Evaluation final : public PureJob {
   public:
     Evaluation(NativeRollout& rollout, const RolloutLimits& limits)
-        : PureJob(limits.environments * ((limits.candidates + rollout.block_ - 1) / rollout.block_)),
+        : PureJob(limits.environments * rollout.tiles(limits.candidates)),
           rollout_(rollout),
           snapshot_(limits.proposal_snapshot),
           states_(static_cast<size_t>(limits.environments) * static_cast<size_t>(rollout.latent_)),
@@ -64,7 +79,7 @@ class NativeRollout::Evaluation final : public PureJob {
         proposal.snapshot(snapshot_.data());
         candidates_ = candidates;
         keep_ = rollout_.prunes_ ? proposal.keeps() : 0;
-        tiles_ = (candidates + rollout_.block_ - 1) / rollout_.block_;
+        tiles_ = rollout_.tiles(candidates);
         deadline_ = deadline;
         const auto e = static_cast<ptrdiff_t>(now.environments);
         std::copy_n(now.states, e * rollout_.latent_, states_.data());
@@ -87,11 +102,10 @@ class NativeRollout::Evaluation final : public PureJob {
     }
 
   private:
-    // Where tile t of an environment begins. One thread takes full blocks; several share evenly.
+    // Where tile t of an environment begins.
     int begin(int t) const noexcept {
-        if (rollout_.pool_.threads() == 1) return std::min(t * rollout_.block_, candidates_);
-        const long shares = (candidates_ + kShare - 1) / kShare;
-        return static_cast<int>(std::min<long>(shares * t / tiles_ * kShare, candidates_));
+        const long grains = ceil_div(candidates_, kGrain);
+        return static_cast<int>(std::min<long>(grains * t / tiles_ * kGrain, candidates_));
     }
     // What the dearest of the candidates that count costs at most, as far as is known: candidates dearer than
     // that do not count. Whoever asks when, the candidates that count are the same.
@@ -148,10 +162,11 @@ NativeRollout::NativeRollout(const Model& model, Cost& cost, const Policy* polic
       plan_dim_(model.spec().plan_dim),
       state_ld_(simd::padded(latent_ + plan_dim_)),
       back_(model.window() - 1),
-      block_(std::min(choose_block(limits, pool.threads(), 0.5 * predictor_.flops(), predictor_.past_size()),
-                      std::max(1, limits.candidates))),
-      past_size_(round_up(predictor_.past_size() * static_cast<size_t>(block_))),
-      prunes_(limits.prune && cost.only_rises()) {
+      environments_(limits.environments),
+      prunes_(limits.prune && cost.only_rises()),
+      judges_actions_(cost.judges_actions()),
+      block_(choose_block(limits, prunes_, pool.threads(), predictor_.past_size())),
+      past_size_(round_up(predictor_.past_size() * static_cast<size_t>(block_))) {
     const ActionSpec& box = model.spec().actions;
     const auto sequence = static_cast<size_t>(steps_) * static_cast<size_t>(plan_dim_);
     for (size_t i = 0; i < sequence; ++i) {
@@ -174,6 +189,10 @@ NativeRollout::NativeRollout(const Model& model, Cost& cost, const Policy* polic
         evaluations_.push_back(std::make_unique<Evaluation>(*this, limits));
     if (limits.descending > 0) gradient_ = std::make_unique<NativeGradient>(model, cost, pool, limits);
     if (limits.moves) moves_ = std::make_unique<NativeMoves>(model, cost, policy, pool, limits.steps);
+}
+
+int NativeRollout::tiles(int candidates) const noexcept {
+    return tiles_for(candidates, environments_, pool_.threads(), block_);
 }
 
 NativeRollout::~NativeRollout() {
@@ -343,10 +362,11 @@ int NativeRollout::roll(const Situation& now, int e, int rows, const Lane& l, fl
             step.previous = now.previous + static_cast<ptrdiff_t>(e) * plan_dim_;
             step.previous_ld = 0;
         }
-        for (int d = 0; d < plan_dim_;
-             ++d)  // column by column: a row is too short to be worth a call of memmove
-            for (int r = 0; r < rows; ++r)
-                l.state[static_cast<ptrdiff_t>(r) * state_ld_ + latent_ + d] = step.actions[r * sequence + d];
+        if (!recurrence.ready || judges_actions_)  // or else nobody reads them there
+            for (int d = 0; d < plan_dim_; ++d)    // by columns: a row is too short to be worth a memmove
+                for (int r = 0; r < rows; ++r)
+                    l.state[static_cast<ptrdiff_t>(r) * state_ld_ + latent_ + d] =
+                        step.actions[r * sequence + d];
         const bool last = t + 1 == steps_;
         float each[kMaxCostTerms];
         float* const report = terms == nullptr ? nullptr : each;

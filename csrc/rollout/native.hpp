@@ -56,6 +56,7 @@ class NativeRollout final : public Rollout {
     class Evaluation;  // one call of evaluate, as tiles
     Lane lane(int thread) noexcept;
     Evaluation& free_evaluation() noexcept;
+    int tiles(int candidates) const noexcept;  // that an environment's candidates are divided into
     // What the predictor keeps of a lane's rows, at step t of a rollout before which it looks back on
     // `before` steps.
     Past past(const Lane& lane, int before, int t) const noexcept { return {lane.past, block_, before + t}; }
@@ -79,9 +80,11 @@ class NativeRollout final : public Rollout {
     const Cost& cost_;
     const Policy* policy_;
     Pool& pool_;
-    int steps_, latent_, plan_dim_, state_ld_, back_, block_;  // back_: steps looked back on at most
-    size_t past_size_;                                         // floats that a lane keeps from step to step
-    bool prunes_;
+    int steps_, latent_, plan_dim_, state_ld_, back_;  // back_: steps looked back on at most
+    int environments_;
+    bool prunes_, judges_actions_;
+    int block_;         // rows of a tile at most
+    size_t past_size_;  // floats that a lane keeps from step to step
     size_t lane_size_, proposal_scratch_, network_work_, head_work_;
     std::vector<float> center_, scale_;  // (S, D): the actions' normalisation, repeated
     bool normal_;                        // whether that changes nothing

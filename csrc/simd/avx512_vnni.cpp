@@ -577,10 +577,10 @@ struct DynamicNext : DynamicStrip, More<few> {
                 for (int g = 0; g < groups; ++g) {
                     const __m512i v = _mm512_load_si512(room.more + 16 * g);
                     more[g] = _mm512_and_si512(v, _mm512_set1_epi32(0x7fffffff));
-                    uint64_t lanes = _mm512_movepi32_mask(v);
-                    lanes |= lanes >> 1;
-                    lanes |= lanes >> 2;
-                    negative |= (lanes & 0x1111) * 15 << 16 * g;
+                    uint64_t signs = _mm512_movepi32_mask(v);
+                    signs |= signs >> 1;
+                    signs |= signs >> 2;
+                    negative |= (signs & 0x1111) * 15 << 16 * g;
                 }
             }
 #pragma GCC unroll 16
@@ -671,6 +671,19 @@ __attribute__((always_inline)) inline void in_memory(Room& room) {
     "]\n\t"                                                             \
     "vpdpbusd %%zmm30, %%zmm31, %[" b "]\n\t"
 template <int R, int C>
+__attribute__((always_inline)) inline void multiply_quad(__m512i (&s)[R][C], const uint8_t* x,
+                                                         const int8_t* w, ptrdiff_t ld) {
+    __m512i b[C];
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) b[c] = _mm512_loadu_si512(w + c * 64);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+        const __m512i a = broadcast(x + r * ld);
+#pragma GCC unroll 8
+        for (int c = 0; c < C; ++c) asm("vpdpbusd %2, %1, %0" : "+v"(s[r][c]) : "v"(a), "v"(b[c]));
+    }
+}
+template <int R, int C>
 __attribute__((always_inline)) inline void multiply(__m512i (&s)[R][C], const uint8_t*& x, const int8_t*& w,
                                                     const uint8_t* end, ptrdiff_t ld) {
     if (x == end) return;
@@ -707,18 +720,24 @@ __attribute__((always_inline)) inline void multiply(__m512i (&s)[R][C], const ui
             : [end] "r"(end), [ld] "r"(ld)
             : "xmm29", "xmm30", "xmm31", "rax", "rcx", "cc", "memory");
         // clang-format on
-    } else {
-        for (; x != end; x += 4, w += C * 64) {
-            __m512i b[C];
-#pragma GCC unroll 8
-            for (int c = 0; c < C; ++c) b[c] = _mm512_loadu_si512(w + c * 64);
-#pragma GCC unroll 16
-            for (int r = 0; r < R; ++r) {
-                const __m512i a = broadcast(x + r * ld);
-#pragma GCC unroll 8
-                for (int c = 0; c < C; ++c) asm("vpdpbusd %2, %1, %0" : "+v"(s[r][c]) : "v"(a), "v"(b[c]));
-            }
+    } else if constexpr (R * C <=
+                         4) {  // too few sums to hide what each waits for the one before: twice as many
+        __m512i odd[R][C] = {};
+        for (; end - x >= 8; x += 8, w += C * 128) {
+            multiply_quad(s, x, w, ld);
+            multiply_quad(odd, x + 4, w + C * 64, ld);
         }
+        if (x != end) {
+            multiply_quad(s, x, w, ld);
+            x += 4;
+            w += C * 64;
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+            for (int c = 0; c < C; ++c) s[r][c] = _mm512_add_epi32(s[r][c], odd[r][c]);
+    } else {
+        for (; x != end; x += 4, w += C * 64) multiply_quad(s, x, w, ld);
     }
 }
 #undef PYJEPA_ROW

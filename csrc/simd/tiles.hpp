@@ -56,21 +56,20 @@ __attribute__((always_inline)) inline void store_row(float* y, int columns, bool
     if constexpr (to == To::part) store_part(y, columns, accumulate, buffer);
 }
 
-template <template <int, int> class Tile, int R, int C, class Job>
-inline void rest(const Job& job, int row, int rows) {
-    if (rows == R)
-        Tile<R, C>::run(job, row, row + R);
-    else if constexpr (R > 1)
-        rest<Tile, R - 1, C>(job, row, rows);
+// The height of the tiles for rows that are too few for tiles of R: a power of two, so that few kinds of
+// tiles do for any number of rows (each kind costs the compiler half a second, sanitized several).
+constexpr int lower(int R) {
+    return R > 8 ? 8 : R > 4 ? 4 : R > 2 ? 2 : 1;
 }
 
-// All rows of a strip of C vectors, R at a time, and the rest in one tile of its own height. A tile runs as
+// All rows of a strip of C vectors from `first` on, R at a time, and the rest by lower tiles. A tile runs as
 // often as its height goes into the rows it is given.
 template <template <int, int> class Tile, int R, int C, class Job>
-inline void strip(const Job& job, int rows) {
-    const int whole = rows / R * R;
-    if (whole > 0) Tile<R, C>::run(job, 0, whole);
-    if (whole < rows) rest<Tile, R - 1, C>(job, whole, rows - whole);
+inline void strip(const Job& job, int rows, int first = 0) {
+    const int end = first + (rows - first) / R * R;
+    if (first < end) Tile<R, C>::run(job, first, end);
+    if constexpr (R > 1)
+        if (end < rows) strip<Tile, lower(R), C>(job, rows, end);
 }
 
 // 24 accumulators, or 12 for a strip of one vector.
