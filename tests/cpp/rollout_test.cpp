@@ -1,4 +1,4 @@
-// Native rollouts: what pruning may and may not change.
+// Native rollouts: that neither tiles nor threads change a cost, and what pruning may and may not.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -47,9 +47,10 @@ struct World {
             goals[i] = std::cos(static_cast<float>(3 * i));
         }
     }
-    std::vector<float> costs(int threads, int candidates, int keeps, bool prune) {
+    // `most`: what the rollout is made for, at least.
+    std::vector<float> costs(int threads, int candidates, int keeps, bool prune, int most = 0) {
         Pool pool(threads);
-        const RolloutLimits limits{2, candidates, steps, 0, 0, 0, prune};
+        const RolloutLimits limits{2, std::max(most, candidates), steps, 0, 0, 0, prune};
         NativeRollout rollout(model, cost, nullptr, pool, limits);
         const Situation now{2, states.data(), goals.data(), previous.data(), has_previous, draws};
         std::vector<float> out(2 * static_cast<size_t>(candidates));
@@ -78,6 +79,20 @@ std::vector<int> elites(const float* cost, int candidates, int count) {
 // With `from` in it replaced.
 std::string changed(std::string spec, const std::string& from, const std::string& to) {
     return spec.replace(spec.find(from), from.size(), to);
+}
+
+TEST(Tiles, ChangeNoCost) {
+    World world(testing::pixel_spec);
+    const std::vector<float> all = world.costs(1, 1500, 0, false);
+    for (const int candidates : {1, 5, 12, 13, 95, 193, 264, 265, 500, 1500})
+        for (const int threads : {1, 2, 3, 8})
+            for (const int most : {candidates, 1500}) {
+                const std::vector<float> some = world.costs(threads, candidates, 0, false, most);
+                for (const ptrdiff_t e : {0, 1})
+                    EXPECT_TRUE(std::equal(some.begin() + e * candidates, some.begin() + (e + 1) * candidates,
+                                           all.begin() + e * 1500))
+                        << candidates << " of " << most << ", " << threads << " threads";
+            }
 }
 
 TEST(Pruning, ChangesNoCostThatIsLeftAndNoElite) {

@@ -623,6 +623,30 @@ def test_predictors_disagree_and_the_first_rolls_out(planner, residual):
     assert any(plan.cost_terms["two"].sum() == pytest.approx(float(c[1]), rel=2e-5, abs=2e-6) for c in costs)
 
 
+@pytest.mark.filterwarnings("ignore:.*precision:RuntimeWarning")
+def test_heads_find_every_steps_action_in_every_precision():
+    # In int8 a step leaves the next one's input in bytes: the actions have to be where heads read them all the same.
+    spec = agent_spec(CostTerm(kind="reward", module="effort"), observation=Observation(shape=(32,)), policy=None)
+    dynamics = Module(
+        inputs=("state", "action"),
+        residual=True,
+        blocks=(Mlp(layers=(Layer(out=40, activation="relu"), Layer(out=32))),),
+    )
+    spec = dataclasses.replace(spec, modules={**spec.modules, "dynamics": dynamics})
+    data = agent_file.to_bytes(spec, weights(networks(spec)))
+    start = np.random.default_rng(0).standard_normal(32, np.float32)
+    low, high = np.float32(spec.actions.low), np.float32(spec.actions.high)
+    plans = low + (high - low) * np.random.default_rng(1).random((50, 4, ACTIONS), np.float32)
+    found = []
+    for precision in ("fp32", "bf16", "int8"):
+        agent = pyjepa.Agent(pyjepa.Model.from_bytes(data, precision=precision))
+        agent.configure()
+        agent.observe(start)
+        found.append(agent.evaluate(plans))
+    for other in found[1:]:
+        np.testing.assert_allclose(other, found[0], atol=0.05 * np.ptp(found[0]))
+
+
 def test_a_module_shows_what_every_predictor_says():
     spec = agent_spec(CostTerm(kind="goal_distance"))
     predictor = dataclasses.replace(MODULES["dynamics"], residual=True, ensemble=3)
