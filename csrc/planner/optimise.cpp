@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace pyjepa {
 
@@ -30,11 +31,11 @@ Optimiser::Optimiser(Planner& planner, Rollout& rollout)
     history_.resize(e * history_size());
 }
 
-bool Optimiser::evaluate_mean(const Situation& now, const Deadline& deadline, bool first) {
+bool Optimiser::evaluate_mean(const Situation& now, const Deadline& deadline) {
     if (!rollout_.evaluate(now, mean_, 1, cost_.data(), deadline)) return false;
     for (int e = 0; e < now.environments; ++e) {
         const auto i = static_cast<size_t>(e);
-        if (!first && !(cost_[i] < best_cost_[i])) continue;
+        if (!(cost_[i] < best_cost_[i])) continue;
         best_cost_[i] = cost_[i];
         std::copy_n(planner_.mean(e), planner_.knots_size(), best_.data() + i * planner_.knots_size());
     }
@@ -54,6 +55,7 @@ bool Optimiser::improve(const Situation& now, int iteration, const Deadline& dea
         const float* cost = cost_.data() + static_cast<ptrdiff_t>(e) * count;
         const auto best = std::min_element(cost, cost + count) - cost;  // the first of equals
         const auto i = static_cast<size_t>(e);
+        if (iteration == 0 && std::isinf(best_cost_[i])) history_[i * history_size()] = cost[0];
         if (cost[best] < best_cost_[i]) {
             best_cost_[i] = cost[best];
             planner_.sample(e, static_cast<int>(best), best_.data() + i * planner_.knots_size());
@@ -69,13 +71,19 @@ bool Optimiser::improve(const Situation& now, int iteration, const Deadline& dea
 int Optimiser::plan(const Situation& now, const float* shift, const Deadline& deadline) {
     const PlannerSettings& s = planner_.settings();
     for (int e = 0; e < s.environments; ++e) planner_.begin(e, shift[e]);
-    evaluate_mean(now, Deadline(), true);  // even with no time left: what is returned has been evaluated
-
+    std::copy_n(planner_.mean(0), best_.size(), best_.data());
+    std::fill(best_cost_.begin(), best_cost_.end(), std::numeric_limits<float>::infinity());
     const auto record = [&](int iteration) {
         for (int e = 0; e < s.environments; ++e)
             history_[static_cast<size_t>(e) * history_size() + static_cast<size_t>(iteration)] = cost(e);
     };
-    record(0);
+    // Even with no time left, what is returned has been evaluated; with time enough, by the first iteration.
+    const auto evaluate_start = [&] {
+        evaluate_mean(now, Deadline());
+        record(0);
+    };
+    const bool evaluated = deadline.set() || s.iterations == 0 || !begins_with_mean();
+    if (evaluated) evaluate_start();
     bool on_time = true;
     if (s.policy_candidates > 0) {
         planner_.draw_proposals();
@@ -84,8 +92,9 @@ int Optimiser::plan(const Situation& now, const float* shift, const Deadline& de
     int completed = 0;
     for (; on_time && completed < s.iterations && improve(now, completed, deadline); ++completed)
         record(completed + 1);
+    if (completed == 0 && !evaluated) evaluate_start();
     // What the last refit arrived at has not been evaluated yet.
-    if (completed == s.iterations && completed > 0) evaluate_mean(now, deadline, false);
+    if (completed == s.iterations && completed > 0) evaluate_mean(now, deadline);
     for (int e = 0; e < s.environments; ++e)
         std::fill(
             history_.begin() + static_cast<ptrdiff_t>(static_cast<size_t>(e) * history_size()) + completed,

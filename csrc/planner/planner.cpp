@@ -191,11 +191,14 @@ void Planner::fill(const float* snapshot, int e, int n0, int n1, float* out, flo
     const int plan = settings_.steps * settings_.plan_dim;
     float* knots = knots_.identity() ? out : scratch;
     draw(from, {n0, n1 - n0}, knots, scratch + static_cast<size_t>(n1 - n0) * knots_size_);
-    if (!knots_.identity())
+    int unbounded = std::clamp(1 + settings_.policy_candidates - n0, 0, n1 - n0);  // the first, not perturbed
+    if (!knots_.identity()) {
         for (int n = 0; n < n1 - n0; ++n)
             knots_.expand(knots + static_cast<size_t>(n) * knots_size_, settings_.plan_dim,
                           out + static_cast<ptrdiff_t>(n) * plan);
-    simd::kernels().clamp(low_.data(), high_.data(), n1 - n0, plan, out);
+        unbounded = n1 - n0;  // cubics overshoot
+    }
+    simd::kernels().clamp(low_.data(), high_.data(), unbounded, plan, out);
 }
 
 Planner::Source Planner::source(int e) const noexcept {

@@ -9,7 +9,7 @@
 namespace pyjepa {
 
 NoiseKey noise_key(uint64_t seed, uint64_t plan, uint32_t level, uint32_t iteration) noexcept {
-    simd::Words c{};
+    simd::Words<1> c{};
     c.w[0][0] = static_cast<uint32_t>(plan);
     c.w[1][0] = static_cast<uint32_t>(plan >> 32);
     c.w[2][0] = level;
@@ -27,7 +27,7 @@ void uniform(NoiseKey key, uint32_t stream, const Picks& picks, int count, float
     const int64_t total = static_cast<int64_t>(picks.count) * groups;
     for (int64_t at = 0; at < total; at += simd::kLanes) {
         const int lanes = static_cast<int>(std::min<int64_t>(total - at, simd::kLanes));
-        simd::Words c{};
+        simd::Words<simd::kLanes> c{};
         for (int i = 0; i < lanes; ++i) {
             c.w[0][i] = static_cast<uint32_t>(picks[static_cast<int>((at + i) / groups)]);
             c.w[1][i] = static_cast<uint32_t>((at + i) % groups);

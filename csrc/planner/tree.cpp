@@ -99,7 +99,7 @@ bool TreeSearch::improve(const Situation& now, int iteration, const Deadline& de
         if (!simulate(now, e, iteration, deadline)) return false;
     }
     for (int e = 0; e < environments; ++e) follow_best(now, e);
-    return evaluate_mean(now, deadline, false);
+    return evaluate_mean(now, deadline);
 }
 
 // A new tree, grown along the best plan known: the last one, shifted.

@@ -37,6 +37,7 @@ class TreeSearch final : public Optimiser {
     };
 
     bool improve(const Situation& now, int iteration, const Deadline& deadline) override;
+    bool begins_with_mean() const noexcept override { return false; }
     bool simulate(const Situation& now, int e, int iteration, const Deadline& deadline);
     void plant(const Situation& now, int e);
     int descend(int e, int from) noexcept;

@@ -124,7 +124,8 @@ class NativeRollout::Evaluation final : public PureJob {
         const int asked = begin(tile % tiles_ + 1) - n0;
         const Lane l = rollout_.lane(thread);
         proposal_->fill(snapshot_.data(), e, n0, n0 + asked, l.actions, l.proposal);
-        const int rows = rollout_.roll(now_, e, asked, l, bound(e, thread), deadline_, nullptr, nullptr);
+        const int rows =
+            rollout_.roll(now_, e, asked, l, bound(e, thread), n0 == 0 ? 1 : 0, deadline_, nullptr, nullptr);
         if (rows < 0) return false;
         const auto first =
             static_cast<size_t>(e) * static_cast<size_t>(candidates_) + static_cast<size_t>(n0);
@@ -240,7 +241,7 @@ bool NativeRollout::trace(const Situation& now, int e, const float* plan, float*
                           float* terms) noexcept {
     const Lane l = lane(0);
     std::copy_n(plan, static_cast<ptrdiff_t>(steps_) * plan_dim_, l.actions);
-    return roll(now, e, 1, l, std::numeric_limits<float>::infinity(), Deadline(), states, terms) == 1;
+    return roll(now, e, 1, l, std::numeric_limits<float>::infinity(), 1, Deadline(), states, terms) == 1;
 }
 
 void NativeRollout::normalise(float* actions, ptrdiff_t count) const noexcept {
@@ -307,14 +308,15 @@ int NativeRollout::look_back(const Situation& now, int e, int rows, const Lane& 
     return before;
 }
 
-int NativeRollout::give_up(int rows, float bound, const Lane& l, int before, int done) const noexcept {
+int NativeRollout::give_up(int rows, float bound, int spared, const Lane& l, int before,
+                           int done) const noexcept {
     const int out =
-        static_cast<int>(std::count_if(l.cost, l.cost + rows, [&](float c) { return c > bound; }));
+        static_cast<int>(std::count_if(l.cost + spared, l.cost + rows, [&](float c) { return c > bound; }));
     if (out < std::min(kWorthMoving, rows)) return rows;
     const ptrdiff_t sequence = static_cast<ptrdiff_t>(steps_) * plan_dim_,
                     used = static_cast<ptrdiff_t>(done) * plan_dim_;
-    int to = 0;
-    for (int r = 0; r < rows; ++r) {
+    int to = spared;
+    for (int r = spared; r < rows; ++r) {
         if (l.cost[r] > bound) continue;
         if (to != r) {
             std::copy_n(l.state + static_cast<ptrdiff_t>(r) * state_ld_, latent_,
@@ -331,7 +333,7 @@ int NativeRollout::give_up(int rows, float bound, const Lane& l, int before, int
     return to;
 }
 
-int NativeRollout::roll(const Situation& now, int e, int rows, const Lane& l, float bound,
+int NativeRollout::roll(const Situation& now, int e, int rows, const Lane& l, float bound, int spared,
                         const Deadline& deadline, float* states, float* terms) noexcept {
     const simd::Kernels& kernels = simd::kernels();
     const ptrdiff_t sequence = static_cast<ptrdiff_t>(steps_) * plan_dim_;
@@ -380,7 +382,7 @@ int NativeRollout::roll(const Situation& now, int e, int rows, const Lane& l, fl
         if (terms != nullptr)
             for (int i = 0; i < cost_.terms(); ++i) terms[static_cast<ptrdiff_t>(i) * steps_ + t] = each[i];
         if (last || bound == std::numeric_limits<float>::infinity()) continue;
-        const int left = give_up(rows, bound, l, before, t + 1);
+        const int left = give_up(rows, bound, spared, l, before, t + 1);
         if (left == 0) return 0;
         if (left != rows) recurrence.ready = false;
         rows = step.rows = left;

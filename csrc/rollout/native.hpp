@@ -64,12 +64,12 @@ class NativeRollout final : public Rollout {
     int look_back(const Situation& now, int e, int rows, const Lane& lane) const noexcept;
     // Rolls `rows` sequences of lane.actions (rows, S, D), in action units, out from environment e's state.
     void normalise(float* actions, ptrdiff_t count) const noexcept;  // (count, A), in place
-    // Candidates are given up once they cost more than `bound`. Returns how many are left, at lane.row with
-    // lane.cost; -1 if the deadline passed first.
-    int roll(const Situation& now, int e, int rows, const Lane& lane, float bound, const Deadline& deadline,
-             float* states, float* terms) noexcept;
+    // Candidates are given up once they cost more than `bound`, but for the first `spared`. Returns how many
+    // are left, at lane.row with lane.cost; -1 if the deadline passed first.
+    int roll(const Situation& now, int e, int rows, const Lane& lane, float bound, int spared,
+             const Deadline& deadline, float* states, float* terms) noexcept;
     // After `done` steps and `before`; returns how many rows are left.
-    int give_up(int rows, float bound, const Lane& lane, int before, int done) const noexcept;
+    int give_up(int rows, float bound, int spared, const Lane& lane, int before, int done) const noexcept;
 
     size_t past_row() const noexcept {
         return static_cast<size_t>(back_) * static_cast<size_t>(latent_ + plan_dim_);

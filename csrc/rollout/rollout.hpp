@@ -47,6 +47,7 @@ class Deadline {
           at_(std::chrono::steady_clock::now() +
               (set_ ? std::chrono::nanoseconds(static_cast<int64_t>(seconds < 1e9 ? seconds * 1e9 : 1e18))
                     : std::chrono::nanoseconds(0))) {}
+    bool set() const noexcept { return set_; }
     bool expired() const noexcept { return set_ && std::chrono::steady_clock::now() >= at_; }
     // For the planning thread: the deadline has passed, or an end was asked for.
     bool over() const noexcept { return expired() || (interrupt_ != nullptr && interrupt_->requested()); }
@@ -71,7 +72,7 @@ class Proposal {
                       float* scratch) const noexcept = 0;
     virtual size_t scratch(int rows) const noexcept = 0;
     // How many of the cheapest candidates the proposer looks at; 0: at all of them. A rollout may give the
-    // others up, at infinite cost, as soon as it knows that they are others.
+    // others up, at infinite cost, as soon as it knows that they are others; but not candidate 0.
     virtual int keeps() const noexcept { return 0; }
 };
 

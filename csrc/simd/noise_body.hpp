@@ -41,7 +41,7 @@ void gaussian(uint32_t k0, uint32_t k1, uint32_t stream, const int32_t* which, i
     int row = 0, group = 0;
     for (int64_t at = 0; at < total; at += kLanes) {
         const int lanes = static_cast<int>(total - at < kLanes ? total - at : kLanes);
-        Words c{};
+        Words<kLanes> c{};
         for (int i = 0; i < lanes; ++i) {
             c.w[0][i] = static_cast<uint32_t>(which == nullptr ? first + row : which[row]);
             c.w[1][i] = static_cast<uint32_t>(group);
