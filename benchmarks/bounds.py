@@ -38,7 +38,7 @@ PER_LANE = {"fp32": 1, "bf16": 2, "int8": 4}
 """Products summed into one of an instruction's sixteen lanes."""
 
 PARTS: Mapping[str, str] = {
-    "layers": r"[Tt]iles?<|::dense|::panels|::strip|::finish\(|store_part",
+    "layers": r"[Tt]iles?<|::dense|::panels|::strip|::rest<|::finish\(|store_part",
     "to narrow": r"quantise|to_bytes|::convert\(|::convert$",
     "candidates": r"gaussian|perturb|simd::.*::clamp|normalise|Planner::(draw|fill|snapshot)|noise_key|Knots|philox",
     "costs": r"_distance|Cost::add|GoalDistance|CostTerm",

@@ -332,7 +332,7 @@ class Agent:
     @property
     def settings(self) -> Mapping[str, Any]:
         """The settings in force, defaults resolved; ``flops`` is one plan's rollout arithmetic, ``tile`` the number of
-        candidates that a thread rolls out together. ``rollout``: ``native`` (the engine's own), ``callback``, or on
+        candidates that a thread rolls out together at most. ``rollout``: ``native`` (the engine's own), ``callback``, or on
         another ``device`` fused, stepwise or eager; ``rollout_gradient``: how its gradients are found, likewise;
         ``rollout_reason``: why not both in a faster way.
         """

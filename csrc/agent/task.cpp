@@ -321,9 +321,14 @@ Task::Task(const Model& model, Pool& pool, TaskRequest request)
         throw Error(
             PYJEPA_UNSUPPORTED,
             "the planner tree needs the model's own predictor: what stands in for it has no single moves");
-    const RolloutLimits limits{
-        s.environments,         s.candidates,   s.steps, planner_->scratch(1), planner_->snapshot_size(),
-        planner_->descending(), request_.prune, tree};
+    const RolloutLimits limits{s.environments,
+                               s.candidates,
+                               s.steps,
+                               planner_->scratch(1),
+                               planner_->snapshot_size(),
+                               planner_->descending(),
+                               request_.prune && planner_->keeps() > 0,
+                               tree};
     rollout_ = make_rollout(limits);
     if (rollout_->has_prior() && planning_->reads_goal() && request_.goal.empty())
         invalid("the planner tree asks the policy, which reads a goal: configure one");

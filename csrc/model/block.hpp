@@ -62,7 +62,7 @@ struct Past {
 };
 
 // Steps of a recurrence: y = x + f(x), or f(x), where the next x is y and then `count` numbers that are known
-// already. A block may leave that input in `work` as it will want it.
+// already. A block may leave that input in `work` as it will want it; then those are not behind the next x.
 struct Recurrence {
     const float* more = nullptr;  // (rows, count); nullptr: this step is the last
     ptrdiff_t ld_more = 0;

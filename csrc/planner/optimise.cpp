@@ -55,7 +55,6 @@ bool Optimiser::improve(const Situation& now, int iteration, const Deadline& dea
         const float* cost = cost_.data() + static_cast<ptrdiff_t>(e) * count;
         const auto best = std::min_element(cost, cost + count) - cost;  // the first of equals
         const auto i = static_cast<size_t>(e);
-        if (iteration == 0 && std::isinf(best_cost_[i])) history_[i * history_size()] = cost[0];
         if (cost[best] < best_cost_[i]) {
             best_cost_[i] = cost[best];
             planner_.sample(e, static_cast<int>(best), best_.data() + i * planner_.knots_size());
@@ -77,7 +76,8 @@ int Optimiser::plan(const Situation& now, const float* shift, const Deadline& de
         for (int e = 0; e < s.environments; ++e)
             history_[static_cast<size_t>(e) * history_size() + static_cast<size_t>(iteration)] = cost(e);
     };
-    // Even with no time left, what is returned has been evaluated; with time enough, by the first iteration.
+    // Even with no time left, what is returned has been evaluated; without a deadline, as the first
+    // candidate.
     const auto evaluate_start = [&] {
         evaluate_mean(now, Deadline());
         record(0);
@@ -88,10 +88,15 @@ int Optimiser::plan(const Situation& now, const float* shift, const Deadline& de
     if (s.policy_candidates > 0) {
         planner_.draw_proposals();
         on_time = rollout_.propose(now, s.policy_candidates, planner_.proposals(), deadline);
+        planner_.bound_proposals();
     }
     int completed = 0;
-    for (; on_time && completed < s.iterations && improve(now, completed, deadline); ++completed)
+    for (; on_time && completed < s.iterations && improve(now, completed, deadline); ++completed) {
+        for (int e = 0; e < s.environments && completed == 0 && !evaluated; ++e)
+            history_[static_cast<size_t>(e) * history_size()] =
+                cost_[static_cast<size_t>(e) * static_cast<size_t>(planner_.count(0))];
         record(completed + 1);
+    }
     if (completed == 0 && !evaluated) evaluate_start();
     // What the last refit arrived at has not been evaluated yet.
     if (completed == s.iterations && completed > 0) evaluate_mean(now, deadline);

@@ -36,7 +36,7 @@ class Optimiser {
   protected:
     // One iteration; false where the deadline passed first, and then all is as it was before.
     virtual bool improve(const Situation& now, int iteration, const Deadline& deadline);
-    // Whether the first candidate of the first iteration is the mean that it starts from, at the very cost.
+    // Whether the first iteration says what the mean costs that it starts from: as candidate 0.
     virtual bool begins_with_mean() const noexcept { return !planner_.descends(0); }
     // Evaluates the planner's means, and keeps those that are better than the incumbents.
     bool evaluate_mean(const Situation& now, const Deadline& deadline);

@@ -69,7 +69,16 @@ void Planner::begin(int e, float shift) noexcept {
 void Planner::shift_knots(float* values, float shift) noexcept {
     if (!(shift > 0.0f)) return;
     knots_.shift(values, settings_.plan_dim, shift, shifted_.data());
+    bound(1, shifted_.data());  // cubics overshoot
     std::copy_n(shifted_.data(), knots_size_, values);
+}
+
+void Planner::bound(int rows, float* knots) const noexcept {
+    simd::kernels().clamp(low_.data(), high_.data(), rows, static_cast<int>(knots_size_), knots);
+}
+
+void Planner::bound_proposals() noexcept {
+    bound(settings_.environments * settings_.policy_candidates, proposals_.data());
 }
 
 void Planner::iterate(int iteration) noexcept {
@@ -191,14 +200,11 @@ void Planner::fill(const float* snapshot, int e, int n0, int n1, float* out, flo
     const int plan = settings_.steps * settings_.plan_dim;
     float* knots = knots_.identity() ? out : scratch;
     draw(from, {n0, n1 - n0}, knots, scratch + static_cast<size_t>(n1 - n0) * knots_size_);
-    int unbounded = std::clamp(1 + settings_.policy_candidates - n0, 0, n1 - n0);  // the first, not perturbed
-    if (!knots_.identity()) {
-        for (int n = 0; n < n1 - n0; ++n)
-            knots_.expand(knots + static_cast<size_t>(n) * knots_size_, settings_.plan_dim,
-                          out + static_cast<ptrdiff_t>(n) * plan);
-        unbounded = n1 - n0;  // cubics overshoot
-    }
-    simd::kernels().clamp(low_.data(), high_.data(), unbounded, plan, out);
+    if (knots_.identity()) return;
+    for (int n = 0; n < n1 - n0; ++n)
+        knots_.expand(knots + static_cast<size_t>(n) * knots_size_, settings_.plan_dim,
+                      out + static_cast<ptrdiff_t>(n) * plan);
+    simd::kernels().clamp(low_.data(), high_.data(), n1 - n0, plan, out);  // cubics overshoot
 }
 
 Planner::Source Planner::source(int e) const noexcept {

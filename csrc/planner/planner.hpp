@@ -75,6 +75,7 @@ class Planner : public Proposal {
     // Normals, once a plan, for the rollout to make proposals of the policy from.
     void draw_proposals() noexcept;
     float* proposals() noexcept { return proposals_.data(); }  // (E, P, S, D)
+    void bound_proposals() noexcept;  // once they are made: rounding may carry them over their bounds
     // Candidate 0 is the current mean, the P after it are the policy's proposals; the others are drawn around
     // the mean. The snapshot: mean, spread, proposals, what the algorithm adds, noise keys.
     void snapshot(float* out) const noexcept override;
@@ -114,8 +115,8 @@ class Planner : public Proposal {
         NoiseKey key;
         const float *mean, *std, *proposals, *own;
     };
-    // Knots (picks, K, D) of candidates of this iteration, from nothing that changes but `from`; noise:
-    // scratch for as many rows, less the knots.
+    // Knots (picks, K, D) of candidates of this iteration, within bounds as all knots of a planner are, from
+    // nothing that changes but `from`; noise: scratch for as many rows, less the knots.
     virtual void draw(const Source& from, const Picks& picks, float* knots, float* noise) const noexcept;
     // Draws `count` candidates of this iteration again, a few at a time: f(i, knots of which[i]), in order.
     template <class F>
@@ -150,6 +151,7 @@ class Planner : public Proposal {
 
   private:
     static constexpr int kRedrawn = 16;
+    void bound(int rows, float* knots) const noexcept;  // (rows, K, D)
     // What draws are made from in environment e: of the planner as it is.
     Source source(int e) const noexcept;
     // Normals (picks, K, D), rows noise_row(K * D) apart; coloured: scratch for one row.

@@ -8,19 +8,19 @@
 namespace pyjepa {
 namespace {
 
-// Rows of a tile come by so many: a multiple of every register tile's height (3, 6 and 12 rows).
+// Rows of a tile come by so many: a multiple of most register tiles' heights (3, 4, 6, 12, seldom 8 rows).
 constexpr int kGrain = 12;
 // A tile has so many rows at most. What is done once for a tile and step is worth more rows than activations
 // that stay in L1: beside 48 rows, those below take for W0s, W0, W0L in int8 6, 6 and 1 % less time, in fp32
-// and bf16 0 to 2 % (Zen 5). Where candidates are given up, a tile has to end before the next can know what
-// its own must not exceed: two-rooms plans in 7 % less time with 96 rows than with its 128 candidates at
-// once.
+// and bf16 0 to 2 %; for W1, W2, W3 beside 96 rows 0 to 3 % (Zen 5). Where candidates are given up, a tile
+// has to end before the next can know what its own must not exceed: two-rooms plans in 7 % less time with 96
+// rows than with its 128 candidates at once.
 constexpr int kMostRows = 264, kMostRowsPruned = 96;
 // Two tiles for each thread, so that one that is held up can be helped, unless they would have fewer rows: W0
 // (256 candidates, two threads) takes 4 to 6 % less time in two tiles than in four, W0s 14 % less than in
 // six.
 constexpr int kWorthATile = 96;
-// What rows keep from step to step is bounded, too: so many floats for each thread.
+// What rows keep through the horizon is bounded, too: so many floats for each thread.
 constexpr size_t kMaxMemory = size_t{1} << 24;
 // Rows that must be given up before the others move together: as many as a register tile is high.
 constexpr int kWorthMoving = 6;
@@ -29,20 +29,31 @@ int ceil_div(int a, int b) {
     return (a + b - 1) / b;
 }
 
+// More tiles for each thread than these need not come out even.
+constexpr int kEvenUpTo = 8;
+
 // Into how many tiles of at most `most` rows the candidates of an environment are divided: so many that all
-// threads get the same number, where there are enough rows for that.
+// threads get the same number, where that matters and there are enough rows for it.
 int tiles_for(int candidates, int environments, int threads, int most) {
     int count = ceil_div(candidates, most);
     if (threads > 1) {
         const int each = candidates / ceil_div(2 * threads, environments) < kWorthATile ? 1 : 2;
-        const int multiple = threads / std::gcd(threads, environments);
         count = std::max(count, ceil_div(each * threads, environments));
-        count = std::min(ceil_div(count, multiple) * multiple, std::max(1, ceil_div(candidates, kGrain)));
+        const int multiple = threads / std::gcd(threads, environments);
+        if (static_cast<long>(count) * environments < static_cast<long>(kEvenUpTo) * threads)
+            count = ceil_div(count, multiple) * multiple;
+        count = std::min(count, std::max(1, ceil_div(candidates, kGrain)));
     }
     return count;
 }
 
-// How many rows the largest of those tiles has; `memory`: floats that a row keeps from step to step.
+// Where tile t of them begins.
+int first_of(int t, int tiles, int candidates) {
+    const long grains = ceil_div(candidates, kGrain);
+    return static_cast<int>(std::min<long>(grains * t / tiles * kGrain, candidates));
+}
+
+// How many rows the largest of them has; `memory`: floats that a row keeps through the horizon.
 int choose_block(const RolloutLimits& limits, bool prunes, int threads, size_t memory) {
     const int kept = static_cast<int>(kMaxMemory / std::max<size_t>(memory, 1) / kGrain) * kGrain;
     const int candidates = std::max(1, limits.candidates);
@@ -57,7 +68,7 @@ size_t round_up(size_t n) {
 
 }  // namespace
 
-// The costs of one call, tile by tile: environments one after the other, `block` candidates each. It holds a
+// The costs of one call, tile by tile: environments one after the other. It holds a
 // copy of all that changes between calls; goals, network and cost stay as they are while the rollout lives.
 class NativeRollout::Evaluation final : public PureJob {
   public:
@@ -102,11 +113,7 @@ class NativeRollout::Evaluation final : public PureJob {
     }
 
   private:
-    // Where tile t of an environment begins.
-    int begin(int t) const noexcept {
-        const long grains = ceil_div(candidates_, kGrain);
-        return static_cast<int>(std::min<long>(grains * t / tiles_ * kGrain, candidates_));
-    }
+    int begin(int t) const noexcept { return first_of(t, tiles_, candidates_); }
     // What the dearest of the candidates that count costs at most, as far as is known: candidates dearer than
     // that do not count. Whoever asks when, the candidates that count are the same.
     float bound(int e, int thread) noexcept {
@@ -166,7 +173,10 @@ NativeRollout::NativeRollout(const Model& model, Cost& cost, const Policy* polic
       environments_(limits.environments),
       prunes_(limits.prune && cost.only_rises()),
       judges_actions_(cost.judges_actions()),
-      block_(choose_block(limits, prunes_, pool.threads(), predictor_.past_size())),
+      block_(choose_block(limits, prunes_, pool.threads(),
+                          predictor_.past_size() +
+                              static_cast<size_t>(steps_) * static_cast<size_t>(plan_dim_) +
+                              limits.proposal_scratch_per_row)),
       past_size_(round_up(predictor_.past_size() * static_cast<size_t>(block_))) {
     const ActionSpec& box = model.spec().actions;
     const auto sequence = static_cast<size_t>(steps_) * static_cast<size_t>(plan_dim_);
@@ -255,7 +265,7 @@ void NativeRollout::normalise(float* actions, ptrdiff_t count) const noexcept {
 }
 
 bool NativeRollout::propose(const Situation& now, int count, float* plans, const Deadline& deadline) {
-    const int per_environment = (count + block_ - 1) / block_;
+    const int per_environment = tiles(count);
     const ptrdiff_t sequence = static_cast<ptrdiff_t>(steps_) * plan_dim_;
     std::atomic<bool> expired{false};
     pool_.run(now.environments * per_environment, [&](int tile, int thread) noexcept {
@@ -265,8 +275,9 @@ bool NativeRollout::propose(const Situation& now, int count, float* plans, const
             return;
         }
         const simd::Kernels& kernels = simd::kernels();
-        const int e = tile / per_environment, n0 = tile % per_environment * block_;
-        const int rows = std::min(block_, count - n0);
+        const int e = tile / per_environment, t = tile % per_environment;
+        const int n0 = first_of(t, per_environment, count);
+        const int rows = first_of(t + 1, per_environment, count) - n0;
         const Lane l = lane(thread);
         const float* start = now.states + static_cast<ptrdiff_t>(e) * latent_;
         const float* goal = now.goals == nullptr ? nullptr : now.goals + static_cast<ptrdiff_t>(e) * latent_;
@@ -312,7 +323,7 @@ int NativeRollout::give_up(int rows, float bound, int spared, const Lane& l, int
                            int done) const noexcept {
     const int out =
         static_cast<int>(std::count_if(l.cost + spared, l.cost + rows, [&](float c) { return c > bound; }));
-    if (out < std::min(kWorthMoving, rows)) return rows;
+    if (out < std::min(kWorthMoving, rows - spared)) return rows;
     const ptrdiff_t sequence = static_cast<ptrdiff_t>(steps_) * plan_dim_,
                     used = static_cast<ptrdiff_t>(done) * plan_dim_;
     int to = spared;

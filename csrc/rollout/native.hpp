@@ -1,8 +1,8 @@
 // Rollouts through the model's own predictor, on the CPU.
 //
-// A tile - one environment, a few dozen candidates - goes through the whole horizon with its activations in
-// cache: weights stream, nothing else moves, and threads meet once per call. Tiles are pure: each reads a
-// copy of what it is asked (its job), so that one which was overtaken harms nobody.
+// A tile - one environment, up to a few hundred candidates - goes through the whole horizon with its
+// activations in cache: weights stream, nothing else moves, and threads meet once per call. Tiles are pure:
+// each reads a copy of what it is asked (its job), so that one which was overtaken harms nobody.
 #pragma once
 
 #include <memory>

@@ -9,7 +9,7 @@
 namespace pyjepa {
 namespace {
 
-constexpr int kTile = 48;  // rows; native.cpp says why
+constexpr int kTile = 48;  // rows: few enough that threads have something to share, a multiple of 3, 6 and 12
 
 size_t round_up(size_t n) {
     return (n + 15) / 16 * 16;

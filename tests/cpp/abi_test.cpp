@@ -540,7 +540,7 @@ TEST(Abi, ADeadlineIsOverrunByTilesNotByIterations) {
         Loaded l(pixel_spec, threads);
         const auto goal = pixels(1, 1), seen = pixels(1, 2);
         pyjepa_task task = task_with(goal, 1, PYJEPA_MPPI);
-        task.candidates = 100000;  // two thousand tiles an iteration
+        task.candidates = 100000;  // a thousand tiles an iteration
         task.iterations = 1;
         ASSERT_EQ(pyjepa_configure(l.agent, &task), PYJEPA_OK);
         ASSERT_EQ(pyjepa_observe(l.agent, seen.data(), seen.size(), -1), PYJEPA_OK);

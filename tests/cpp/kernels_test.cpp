@@ -457,6 +457,34 @@ TEST(Bf16, DenseSumsRoundedNumbersOnOddShapes) {
                 }
 }
 
+// So many at once cover tiles of every height, and every way to make up a rest of lower ones.
+constexpr int kManyRows = 25;
+
+TEST(Bf16, ARowDoesNotDependOnItsNeighbours) {
+    const Bf16Kernels* bf16 = bf16_kernels();
+    if (bf16 == nullptr) GTEST_SKIP() << "this machine has no bf16";
+    const int in = 50, narrow = 64, ld = 160;
+    const auto x = normal(kManyRows * in, 4);
+    std::vector<uint16_t> x16(kManyRows * narrow);
+    bf16->convert(x.data(), in, kManyRows, in, x16.data(), narrow);
+    for (const int out : {16, 32, 48, 64, 117}) {
+        const PackedDenseBf16 packed(normal(static_cast<size_t>(in * out), 5),
+                                     normal(static_cast<size_t>(out), 6), in, out);
+        const auto run = [&](int first, int rows) {
+            std::vector<float> y(static_cast<size_t>(rows * ld));
+            bf16->dense(packed.view(), x16.data() + first * narrow, narrow, rows, y.data(), ld, nullptr, 0,
+                        Act::relu, false);
+            return y;
+        };
+        const std::vector<float> all = run(0, kManyRows);
+        for (int rows = 1; rows < kManyRows; ++rows) {
+            const std::vector<float> some = run(0, rows), last = run(kManyRows - rows, rows);
+            ASSERT_TRUE(std::equal(some.begin(), some.end(), all.begin())) << rows << " of " << out;
+            ASSERT_TRUE(std::equal(last.begin(), last.end(), all.end() - rows * ld)) << rows << " of " << out;
+        }
+    }
+}
+
 // Rows of bytes as the kernels want them: whole multiples of 64, aligned.
 struct Bytes {
     Bytes(int rows, int n) : ld((n + 63) / 64 * 64), data(static_cast<size_t>(rows * ld)) {
@@ -581,8 +609,8 @@ TEST_F(Int8Test, DenseSumsQuantisedNumbersOnOddShapes) {
 }
 
 TEST_F(Int8Test, StaticScalesGiveTheSameSumsAndTheNextLayersBytes) {
-    for (const ActivationScale input : {ActivationScale{{0.02f}, 128}, ActivationScale{{0.015f}, 3}})
-        for (const ActivationScale next : {ActivationScale{{0.3f}, 0}, ActivationScale{{0.25f}, 120}})
+    for (const ActivationScale& input : {ActivationScale{{0.02f}, 128}, ActivationScale{{0.015f}, 3}})
+        for (const ActivationScale& next : {ActivationScale{{0.3f}, 0}, ActivationScale{{0.25f}, 120}})
             for (const int in : kInputs)
                 for (const int out : kOutputs)
                     for (const int rows : {1, 13, 48}) {
@@ -634,7 +662,7 @@ TEST_F(Int8Test, StaticScalesGiveTheSameSumsAndTheNextLayersBytes) {
 TEST_F(Int8Test, TheNextInputIsTheSameBitsInOneGo) {
     for (const int out : {16, 32, 48, 64})
         for (const int count : {1, 2, 4, 5, 16})
-            for (const int rows : {1, 2, 5, 13, 48})
+            for (const int rows : {1, 2, 5, 7, 11, 13, 48})
                 for (const bool accumulate : {false, true}) {
                     if (!has_next_input(out, count)) continue;
                     const int in = 50, next_in = out + count, ld = out + 5;
@@ -760,6 +788,49 @@ TEST_F(Int8Test, ARowThatIsNotFiniteStaysSo) {
 }
 
 TEST_F(Int8Test, ARowDoesNotDependOnItsNeighbours) {
+    const auto x = normal(kManyRows * 70, 4);
+    for (const int in : {3, 50, 66})
+        for (const int out : {16, 32, 48, 64, 80, 117, 128}) {
+            const Int8Layer layer(in, out);
+            const PackedDenseInt8 packed(layer.weight, layer.bias, in, out);
+            struct Out {
+                std::vector<float> y, scale;
+                std::vector<uint8_t> bytes;
+            };
+            const auto run = [&](int first, int rows) {
+                Bytes bytes(rows, in), next(rows, out);
+                const auto n = static_cast<size_t>(rows);
+                Out o{std::vector<float>(n * static_cast<size_t>(out)), std::vector<float>(n), {}};
+                std::vector<int32_t> zero(n);
+                int8->quantise(x.data() + first * 70, 70, rows, in, bytes.data.data(), bytes.ld,
+                               o.scale.data(), zero.data());
+                int8->dense(packed.view(), bytes.data.data(), bytes.ld, o.scale.data(), zero.data(), rows,
+                            o.y.data(), out, Act::none, false, nullptr);
+                int8->dense_relu(packed.view(), bytes.data.data(), bytes.ld, o.scale.data(), zero.data(),
+                                 rows, next.data.data(), next.ld);
+                for (int r = 0; r < rows; ++r)
+                    for (int k = 0; k < out; ++k) o.bytes.push_back(static_cast<uint8_t>(next.at(r, k, out)));
+                return o;
+            };
+            const Out all = run(0, kManyRows);
+            const auto same = [](const auto& some, const auto& whole, int from_row) {
+                return std::equal(
+                    some.begin(), some.end(),
+                    whole.begin() + from_row * static_cast<ptrdiff_t>(whole.size()) / kManyRows);
+            };
+            for (int rows = 1; rows < kManyRows; ++rows)
+                for (const int first : {0, kManyRows - rows}) {
+                    const Out some = run(first, rows);
+                    ASSERT_TRUE(same(some.y, all.y, first)) << rows << " rows, " << in << " -> " << out;
+                    ASSERT_TRUE(same(some.scale, all.scale, first))
+                        << rows << " rows, " << in << " -> " << out;
+                    ASSERT_TRUE(same(some.bytes, all.bytes, first))
+                        << rows << " rows, " << in << " -> " << out;
+                }
+        }
+}
+
+TEST_F(Int8Test, ARowWithStaticScalesDoesNotDependOnItsNeighbours) {
     const int in = 50, out = 117, rows = 61;
     const auto x = normal(rows * in, 4);
     const Int8Layer layer(in, out);

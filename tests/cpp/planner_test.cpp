@@ -240,6 +240,7 @@ class Quadratic final : public Rollout {
             for (int n = 0; n < candidates; ++n) {
                 float total = 0.0f;
                 for (int i = 0; i < size; ++i) {
+                    EXPECT_LE(std::abs(plans_[static_cast<size_t>(n * size + i)]), 1.0f);  // within bounds
                     const float d = plans_[static_cast<size_t>(n * size + i)] - target;
                     total += d * d;
                 }
@@ -307,6 +308,45 @@ TEST_P(PlannerTest, RespectsBoundsEvenWhenTheMinimumLiesBeyond) {
         EXPECT_LE(a, 1.0f);
         EXPECT_GT(a, 0.2f);
     }
+}
+
+TEST_P(PlannerTest, RespectsBoundsWhereASplineOvershootsThem) {
+    for (const int knots : {4, 3})
+        for (const Interpolation interpolation : {Interpolation::linear, Interpolation::cubic}) {
+            PlannerSettings s = settings(GetParam());
+            s.knots = knots;
+            s.interpolation = interpolation;
+            const auto planner = make_planner(s);
+            Quadratic rollout(s);
+            Optimiser optimiser(*planner, rollout);
+            const bool no = false;
+            const Situation now{1, nullptr, nullptr, nullptr, &no, nullptr};
+            for (int i = 0; i < 8; ++i) {  // from bound to bound, and then between the knots
+                rollout.target = i % 2 == 0 ? 5.0f : -5.0f;
+                const float shift = i == 0 ? 0.0f : 0.5f;
+                optimiser.plan(now, &shift, Deadline());
+            }
+        }
+}
+
+TEST_P(PlannerTest, StartsWhereItWouldWithADeadline) {
+    const PlannerSettings s = settings(GetParam());
+    std::vector<float> found[2];
+    for (const bool deadline : {false, true}) {
+        const auto planner = make_planner(s);
+        Quadratic rollout(s);
+        Optimiser optimiser(*planner, rollout);
+        const bool no = false;
+        const float shift = 1.0f;
+        for (int i = 0; i < 3; ++i) {
+            optimiser.plan({1, nullptr, nullptr, nullptr, &no, nullptr}, &shift,
+                           deadline ? Deadline(60.0) : Deadline());
+            auto& all = found[deadline ? 1 : 0];
+            all.insert(all.end(), optimiser.knots(0), optimiser.knots(0) + planner->knots_size());
+            all.insert(all.end(), optimiser.history(0), optimiser.history(0) + s.iterations + 1);
+        }
+    }
+    EXPECT_EQ(found[0], found[1]);
 }
 
 TEST_P(PlannerTest, IgnoresCandidatesThatDiverge) {

@@ -34,9 +34,10 @@ class Scattered final : public Proposal {
 };
 
 struct World {
-    explicit World(const std::string& spec)
+    explicit World(const std::string& spec, simd::Precision precision = simd::Precision::fp32)
         : bytes(testing::agent_bytes(spec, 3)),
-          model(read_agent_bytes({reinterpret_cast<const std::byte*>(bytes.data()), bytes.size()})),
+          model(read_agent_bytes({reinterpret_cast<const std::byte*>(bytes.data()), bytes.size()}),
+                precision),
           cost(model, nullptr, {}, model.spec().discount) {
         const auto latent = static_cast<size_t>(model.spec().latent_dim);
         states.resize(2 * latent);
@@ -81,8 +82,10 @@ std::string changed(std::string spec, const std::string& from, const std::string
     return spec.replace(spec.find(from), from.size(), to);
 }
 
-TEST(Tiles, ChangeNoCost) {
-    World world(testing::pixel_spec);
+class Tiles : public ::testing::TestWithParam<simd::Precision> {};
+
+TEST_P(Tiles, ChangeNoCost) {
+    World world(testing::pixel_spec, GetParam());
     const std::vector<float> all = world.costs(1, 1500, 0, false);
     for (const int candidates : {1, 5, 12, 13, 95, 193, 264, 265, 500, 1500})
         for (const int threads : {1, 2, 3, 8})
@@ -94,6 +97,10 @@ TEST(Tiles, ChangeNoCost) {
                         << candidates << " of " << most << ", " << threads << " threads";
             }
 }
+
+INSTANTIATE_TEST_SUITE_P(EveryPrecision, Tiles,
+                         ::testing::Values(simd::Precision::fp32, simd::Precision::bf16,
+                                           simd::Precision::int8));
 
 TEST(Pruning, ChangesNoCostThatIsLeftAndNoElite) {
     // Costs that differ widely from plan to plan.
@@ -122,6 +129,9 @@ TEST(Pruning, ChangesNoCostThatIsLeftAndNoElite) {
                 if (keeps == candidates) {
                     EXPECT_EQ(given_up, 0);
                 }
+                for (const ptrdiff_t e : {0, 1})  // what a plan started from is never given up
+                    EXPECT_EQ(left[static_cast<size_t>(e * candidates)],
+                              all[static_cast<size_t>(e * candidates)]);
             }
         }
 }

@@ -288,7 +288,7 @@ def test_categorical_cem_is_what_numpy_says_it_is():
             ]
         one_hot = np.eye(n, dtype=np.float32)
         p = warm * one_hot[mode] + (np.float32(1) - warm) * (np.float32(1) / np.float32(n))
-        best, best_cost = mode, evaluate(mode[None])[0]
+        best, best_cost = mode, np.inf
         for iteration in range(3):
             u = uniforms(seed, plan_index, iteration, candidates, knots)
             drawn = np.empty((candidates, knots), np.int64)

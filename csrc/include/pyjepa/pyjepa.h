@@ -265,7 +265,7 @@ typedef struct pyjepa_settings {
     int32_t environments, algorithm, horizon, candidates, iterations, elites, knots, interpolation, threads;
     float std, min_std, momentum, temperature;
     double flops; /* multiply-adds * 2 of one plan's rollouts, 0 for callbacks */
-    int32_t tile; /* candidates that a thread rolls out together, 0 for callbacks: all */
+    int32_t tile; /* candidates that a thread rolls out together at most, 0 for callbacks: all */
     int32_t temperature_scale, elite_refit, policy_candidates;
     float max_std;
     int32_t sampling, restarts, polish; /* 0 where the algorithm has none, as all that follow */
@@ -325,7 +325,7 @@ PYJEPA_API pyjepa_status pyjepa_memory_read(const pyjepa_agent* agent, const pyj
                                             size_t count);
 
 /* pyjepa_plan that may be stopped: `cancel` is called in the planning thread, for the first time after 20 ms
- * and then every 20 ms or so, between two pieces of work (some tens of microseconds) or before a rollout of
+ * and then every 20 ms or so, between two tiles of candidates (pyjepa_settings: tile) or before a rollout of
  * the caller's. Once it returns anything but 0 the plan ends as if its deadline had passed: `out` is filled,
  * and the status is PYJEPA_CANCELLED. */
 typedef int (*pyjepa_cancel_fn)(void* user);
