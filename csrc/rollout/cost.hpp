@@ -21,9 +21,9 @@ struct StepView {
     const simd::Kernels& kernels;
     int environment;
     int rows;
-    float*
-        states;  // (rows, L), row distance state_ld; after each row's state there is room for an action
-                 // (D,): for terms that judge it the normalised one of this step; a critic puts its own there
+    // (rows, L), row distance state_ld; after each row's state there is room for an action (D,): for terms
+    // that judge it the normalised one of this step; a critic puts its own there.
+    float* states;
     ptrdiff_t state_ld;
     int latent;
     const float* goal;      // (L,)

@@ -17,8 +17,7 @@ constexpr int kGrain = 12;
 // rows than with its 128 candidates at once.
 constexpr int kMostRows = 264, kMostRowsPruned = 96;
 // Two tiles for each thread, so that one that is held up can be helped, unless they would have fewer rows: W0
-// (256 candidates, two threads) takes 4 to 6 % less time in two tiles than in four, W0s 14 % less than in
-// six.
+// takes 4 to 6 % less time on two threads in two tiles (of 128 rows) than in four, W0s 14 % less than in six.
 constexpr int kWorthATile = 96;
 // What rows keep through the horizon is bounded, too: so many floats for each thread.
 constexpr size_t kMaxMemory = size_t{1} << 24;
@@ -68,8 +67,8 @@ size_t round_up(size_t n) {
 
 }  // namespace
 
-// The costs of one call, tile by tile: environments one after the other. It holds a
-// copy of all that changes between calls; goals, network and cost stay as they are while the rollout lives.
+// The costs of one call, tile by tile: environments one after the other. It holds a copy of all that changes
+// between calls; goals, network and cost stay as they are while the rollout lives.
 class NativeRollout::Evaluation final : public PureJob {
   public:
     Evaluation(NativeRollout& rollout, const RolloutLimits& limits)
