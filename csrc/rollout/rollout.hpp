@@ -124,7 +124,7 @@ class Rollout {
     virtual ~Rollout() = default;
     // cost (E, candidates); a candidate whose prediction is not finite costs +infinity. Returns false if the
     // deadline passed first: cost is then incomplete. Throws Error(PYJEPA_CALLBACK) where the rollout is the
-    // user's and fails.
+    // user's and fails. The proposal outlives the rollout: a thread that was overtaken may still read it.
     virtual bool evaluate(const Situation& now, const Proposal& proposal, int candidates, float* cost,
                           const Deadline& deadline) = 0;
     // As evaluate, and gradient (E, candidates, S, D): of each cost with respect to its plan, in action

@@ -50,13 +50,13 @@ struct World {
     }
     // `most`: what the rollout is made for, at least.
     std::vector<float> costs(int threads, int candidates, int keeps, bool prune, int most = 0) {
+        const Scattered proposal(steps, model.spec().plan_dim, keeps);  // outlives the rollout
         Pool pool(threads);
         const RolloutLimits limits{2, std::max(most, candidates), steps, 0, 0, 0, prune};
         NativeRollout rollout(model, cost, nullptr, pool, limits);
         const Situation now{2, states.data(), goals.data(), previous.data(), has_previous, draws};
         std::vector<float> out(2 * static_cast<size_t>(candidates));
-        EXPECT_TRUE(rollout.evaluate(now, Scattered(steps, model.spec().plan_dim, keeps), candidates,
-                                     out.data(), Deadline()));
+        EXPECT_TRUE(rollout.evaluate(now, proposal, candidates, out.data(), Deadline()));
         return out;
     }
 
