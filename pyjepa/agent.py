@@ -66,14 +66,19 @@ class Model:
         return Model(_engine.Model.load(os.fsencode(path), _known_precision(precision)))._as_wanted(precision)
 
     @staticmethod
-    def from_bytes(data: bytes, *, precision: Precision = "fp32") -> Model:
+    def from_bytes(data: bytes | bytearray | memoryview, *, precision: Precision = "fp32") -> Model:
         """The model behind an agent file's bytes. Takes and raises what `load` does."""
-        return Model(_engine.Model.parse(data, _known_precision(precision)))._as_wanted(precision)
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise InvalidArgumentError(f"data must be bytes, got {type(data).__name__}")
+        whole = data if isinstance(data, bytes) else bytes(data)
+        return Model(_engine.Model.parse(whole, _known_precision(precision)))._as_wanted(precision)
 
     def _as_wanted(self, precision: Precision) -> Model:
         if self.precision != precision:
             warnings.warn(
-                f"this machine has no {precision} instructions: predicting in fp32", RuntimeWarning, stacklevel=3
+                f"this machine has no {precision} instructions{_overridden()}: predicting in fp32",
+                RuntimeWarning,
+                stacklevel=3,
             )
         return self
 
@@ -209,10 +214,10 @@ class Agent:
 
     def __init__(self, model: Model, *, threads: int = 1) -> None:
         """Raises `InvalidArgumentError` for a thread count the machine cannot have."""
-        if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
+        if isinstance(threads, bool) or not isinstance(threads, int | np.integer) or not 1 <= threads <= 1024:
             raise InvalidArgumentError(f"threads must be an integer between 1 and 1024, got {threads!r}")
         self.model = model
-        self._engine = _engine.Agent(model._engine, threads)
+        self._engine = _engine.Agent(model._engine, int(threads))
         self._batch: int | None = None
         self._native = True
         self._settings: dict[str, Any] | None = None
@@ -331,8 +336,8 @@ class Agent:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """The settings in force, defaults resolved; ``flops`` is one plan's rollout arithmetic, ``tile`` the number of
-        candidates that a thread rolls out together at most. ``rollout``: ``native`` (the engine's own), ``callback``, or on
+        """The settings in force, defaults resolved; ``flops`` is one plan's rollout arithmetic, ``tile`` how many
+        candidates a thread rolls out together at most. ``rollout``: ``native`` (the engine's own), ``callback``, or on
         another ``device`` fused, stepwise or eager; ``rollout_gradient``: how its gradients are found, likewise;
         ``rollout_reason``: why not both in a faster way.
         """
@@ -365,9 +370,10 @@ class Agent:
         """
         self._configured()
         array = observation_array(self.spec, observation, "observation", batch=self._batch)
-        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or not 0 <= steps < 2**31):
+        known = isinstance(steps, int | np.integer) and not isinstance(steps, bool) and 0 <= steps < 2**31
+        if steps is not None and not known:
             raise InvalidArgumentError(f"steps must be an integer between 0 and 2**31 - 1, got {steps!r}")
-        self._engine.observe(array, -1 if steps is None else steps, None if taken is None else self._taken(taken))
+        self._engine.observe(array, -1 if steps is None else int(steps), None if taken is None else self._taken(taken))
 
     @property
     def state(self) -> FloatArray:
@@ -534,6 +540,11 @@ class Agent:
         if actions is not raw:
             actions[...] = raw[..., 0]
         return actions
+
+
+def _overridden() -> str:
+    isa = os.environ.get("PYJEPA_ISA")
+    return f" with PYJEPA_ISA={isa}" if isa else ""
 
 
 def _known_precision(precision: object) -> str:

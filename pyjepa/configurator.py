@@ -108,11 +108,7 @@ def resolve(spec: Spec, task: Task) -> tuple[dict[str, Any], int | None]:
 
     if task.bounds is not None and spec.actions.kind != "box":
         raise InvalidArgumentError("bounds belong to continuous actions, this agent's are discrete")
-    low, high = (
-        (None, None)
-        if task.bounds is None
-        else (_bound(spec, b, n) for b, n in zip(task.bounds, ("low", "high"), strict=True))
-    )
+    low, high = (None, None) if task.bounds is None else _bounds(spec, task.bounds)
     return {
         "environments": 1 if batch is None else _integer("environments", batch),
         "algorithm": 0 if task.planner is None else ALGORITHMS[_known("planner", task.planner, ALGORITHMS)],
@@ -134,7 +130,7 @@ def resolve(spec: Spec, task: Task) -> tuple[dict[str, Any], int | None]:
         "elite_refit": _flag("elite_refit", task.elite_refit),
         "max_std": _number("max_std", task.max_std),
         "policy_candidates": _integer("policy_candidates", task.policy_candidates),
-        "prune": bool(task.prune),
+        "prune": bool(_flag("prune", task.prune)),
         "sampling": 0 if task.sampling is None else 1 + _index("sampling", task.sampling, SAMPLINGS),
         "noise_beta": _number("noise_beta", task.noise_beta),
         "keep_elites": _number("keep_elites", task.keep_elites),
@@ -181,7 +177,10 @@ def _seed(value: int) -> int:
 def _number(name: str, value: float | None) -> float:
     if value is None:
         return math.nan
-    number = float(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidArgumentError(f"{name} must be a number, got {value!r}") from error
     if not math.isfinite(number):
         raise InvalidArgumentError(f"{name} must be finite, got {value!r}")
     return number
@@ -197,8 +196,17 @@ def _index(name: str, value: str, known: Sequence[str]) -> int:
     return known.index(_known(name, value, known))
 
 
+def _bounds(spec: Spec, bounds: object) -> tuple[FloatArray, FloatArray]:
+    if not isinstance(bounds, tuple | list | np.ndarray) or len(bounds) != 2:
+        raise InvalidArgumentError(f"bounds must be a pair (low, high), got {bounds!r}")
+    return _bound(spec, bounds[0], "low"), _bound(spec, bounds[1], "high")
+
+
 def _bound(spec: Spec, value: npt.ArrayLike, name: str) -> FloatArray:
-    array = np.asarray(value, dtype=np.float32)
+    try:
+        array = np.asarray(value, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgumentError(f"bounds: {name} must be numbers, got {value!r}") from error
     expected = (len(spec.actions.low),)
     if array.ndim == 0:
         array = np.broadcast_to(array, expected)

@@ -84,8 +84,8 @@ int Optimiser::plan(const Situation& now, const float* shift, const Deadline& de
     };
     const bool evaluated = deadline.set() || s.iterations == 0 || !begins_with_mean();
     if (evaluated) evaluate_start();
-    bool on_time = true;
-    if (s.policy_candidates > 0) {
+    bool on_time = s.policy_candidates == 0 || !deadline.over();
+    if (s.policy_candidates > 0 && on_time) {
         planner_.draw_proposals();
         on_time = rollout_.propose(now, s.policy_candidates, planner_.proposals(), deadline);
         planner_.bound_proposals();

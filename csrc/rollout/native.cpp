@@ -82,7 +82,8 @@ class NativeRollout::Evaluation final : public PureJob {
           past_(static_cast<size_t>(limits.environments) * rollout.past_row()),
           pasts_(static_cast<size_t>(limits.environments)),
           cost_(static_cast<size_t>(limits.environments) * static_cast<size_t>(limits.candidates)),
-          known_(static_cast<size_t>(rollout.pool_.threads()) * static_cast<size_t>(limits.candidates)) {}
+          scratch_(static_cast<size_t>(rollout.pool_.threads()) * static_cast<size_t>(limits.candidates)),
+          known_(static_cast<size_t>(rollout.pool_.threads())) {}
 
     void prepare(const Situation& now, const Proposal& proposal, int candidates, const Deadline& deadline) {
         proposal_ = &proposal;
@@ -90,6 +91,7 @@ class NativeRollout::Evaluation final : public PureJob {
         candidates_ = candidates;
         keep_ = rollout_.prunes_ ? proposal.keeps() : 0;
         tiles_ = rollout_.tiles(candidates);
+        std::fill(known_.begin(), known_.end(), Known());
         deadline_ = deadline;
         const auto e = static_cast<ptrdiff_t>(now.environments);
         std::copy_n(now.states, e * rollout_.latent_, states_.data());
@@ -113,25 +115,30 @@ class NativeRollout::Evaluation final : public PureJob {
 
   private:
     int begin(int t) const noexcept { return first_of(t, tiles_, candidates_); }
-    // What the dearest of the candidates that count costs at most, as far as is known: candidates dearer than
-    // that do not count. Whoever asks when, the candidates that count are the same.
-    float bound(int e, int thread) noexcept {
-        if (keep_ == 0 || keep_ > candidates_) return std::numeric_limits<float>::infinity();
-        float* const known = known_.data() + static_cast<ptrdiff_t>(thread) * candidates_;
+    // What the dearest of the candidates that count costs at most, as far as a thread knows before tile t of
+    // environment e: candidates dearer than that do not count. Whoever asks when, the candidates that count
+    // are the same; so it asks anew where as many tiles again have been begun, which takes all tiles together
+    // no more than two looks at every candidate.
+    float bound(int e, int t, int thread) noexcept {
+        Known& known = known_[static_cast<size_t>(thread)];
+        if (known.environment == e && t < 2 * known.tile) return known.bound;
+        const int begun = begin(t);
+        known = {e, t, std::numeric_limits<float>::infinity()};
+        if (keep_ == 0 || keep_ > begun) return known.bound;
+        float* const costs = scratch_.data() + static_cast<ptrdiff_t>(thread) * candidates_;
         const auto first = static_cast<size_t>(e) * static_cast<size_t>(candidates_);
-        for (size_t i = 0; i < static_cast<size_t>(candidates_); ++i)
-            known[i] = cost_[first + i].load(std::memory_order_relaxed);
-        std::nth_element(known, known + keep_ - 1, known + candidates_);
-        return known[keep_ - 1];
+        for (size_t i = 0; i < static_cast<size_t>(begun); ++i)
+            costs[i] = cost_[first + i].load(std::memory_order_relaxed);
+        std::nth_element(costs, costs + keep_ - 1, costs + begun);
+        return known.bound = costs[keep_ - 1];
     }
     bool over(int thread) noexcept override { return thread == 0 ? deadline_.over() : deadline_.expired(); }
     bool compute(int tile, int thread) noexcept override {
-        const int e = tile / tiles_, n0 = begin(tile % tiles_);
-        const int asked = begin(tile % tiles_ + 1) - n0;
+        const int e = tile / tiles_, t = tile % tiles_, n0 = begin(t), asked = begin(t + 1) - n0;
         const Lane l = rollout_.lane(thread);
         proposal_->fill(snapshot_.data(), e, n0, n0 + asked, l.actions, l.proposal);
-        const int rows =
-            rollout_.roll(now_, e, asked, l, bound(e, thread), n0 == 0 ? 1 : 0, deadline_, nullptr, nullptr);
+        const int rows = rollout_.roll(now_, e, asked, l, bound(e, t, thread), n0 == 0 ? 1 : 0, deadline_,
+                                       nullptr, nullptr);
         if (rows < 0) return false;
         const auto first =
             static_cast<size_t>(e) * static_cast<size_t>(candidates_) + static_cast<size_t>(n0);
@@ -154,7 +161,12 @@ class NativeRollout::Evaluation final : public PureJob {
     AlignedFloats past_;
     std::vector<int> pasts_;
     std::vector<std::atomic<float>> cost_;  // (E, N): infinite until a candidate has been through its horizon
-    AlignedFloats known_;                   // (threads, N)
+    AlignedFloats scratch_;                 // (threads, N)
+    struct Known {
+        int environment = -1, tile = 0;  // before which it asked
+        float bound = 0.0f;
+    };
+    std::vector<Known> known_;  // (threads,): the last bound
 };
 
 NativeRollout::NativeRollout(const Model& model, Cost& cost, const Policy* policy, Pool& pool,
@@ -269,14 +281,14 @@ bool NativeRollout::propose(const Situation& now, int count, float* plans, const
     std::atomic<bool> expired{false};
     pool_.run(now.environments * per_environment, [&](int tile, int thread) noexcept {
         if (expired.load(std::memory_order_relaxed)) return;
-        if (deadline.expired()) {
+        if (thread == 0 ? deadline.over() : deadline.expired()) {
             expired.store(true, std::memory_order_relaxed);
             return;
         }
         const simd::Kernels& kernels = simd::kernels();
-        const int e = tile / per_environment, t = tile % per_environment;
-        const int n0 = first_of(t, per_environment, count);
-        const int rows = first_of(t + 1, per_environment, count) - n0;
+        const int e = tile / per_environment, share = tile % per_environment;
+        const int n0 = first_of(share, per_environment, count);
+        const int rows = first_of(share + 1, per_environment, count) - n0;
         const Lane l = lane(thread);
         const float* start = now.states + static_cast<ptrdiff_t>(e) * latent_;
         const float* goal = now.goals == nullptr ? nullptr : now.goals + static_cast<ptrdiff_t>(e) * latent_;
@@ -285,6 +297,10 @@ bool NativeRollout::propose(const Situation& now, int count, float* plans, const
         for (int r = 0; r < rows; ++r)
             std::copy_n(start, latent_, l.state + static_cast<ptrdiff_t>(r) * state_ld_);
         for (int t = 0; t < steps_; ++t, plan += plan_dim_) {
+            if (t > 0 && (thread == 0 ? deadline.over() : deadline.expired())) {
+                expired.store(true, std::memory_order_relaxed);
+                return;
+            }
             policy_->act(kernels, l.state, state_ld_, rows, goal, plan, sequence, plan, sequence, l.heads);
             if (t + 1 == steps_) break;
             for (int r = 0; r < rows; ++r) {

@@ -15,6 +15,7 @@ from rich.table import Table
 from pyjepa.bench import engine
 from pyjepa.bench.peers import PEERS
 from pyjepa.bench.workloads import WORKLOADS
+from pyjepa.cli.options import Positive, ResultFile
 
 DEFAULT = ("W0s", "W0", "W0L")
 PRECISIONS = (*engine.PRECISIONS, f"int8-{engine.STATIC}")
@@ -72,9 +73,7 @@ class _Command(click.Command):
     help="The engine's; int8-static: with scales found beforehand.  [default: fp32]",
 )
 @click.option("--peers", type=click.Choice(tuple(PEERS)), multiple=True, help="Other implementations to run as well.")
-@click.option(
-    "--seconds", type=click.FloatRange(0, min_open=True), default=2.0, show_default=True, help="Time for each row."
-)
+@click.option("--seconds", type=Positive(), default=2.0, show_default=True, help="Time for each row.")
 @click.option("--rounds", type=click.IntRange(1), default=10, show_default=True, help="Turns that it is split into.")
 @click.option(
     "--cost-plans",
@@ -83,14 +82,10 @@ class _Command(click.Command):
     show_default=True,
     help="Plans from scratch whose median cost is a row's.",
 )
-@click.option(
-    "--paced", type=click.FloatRange(0, min_open=True), metavar="HZ", help="One plan on every tick; count those missed."
-)
-@click.option(
-    "--deadline", type=click.FloatRange(0, min_open=True), metavar="MS", help="Milliseconds per plan of the engine's."
-)
+@click.option("--paced", type=Positive(), metavar="HZ", help="One plan on every tick; count those missed.")
+@click.option("--deadline", type=Positive(), metavar="MS", help="Milliseconds per plan of the engine's.")
 @click.option("--neighbour", is_flag=True, help="Beside a process that keeps one processor busy.")
-@click.option("--json", "json_file", type=click.Path(), metavar="FILE", help="Write the result here (- = stdout).")
+@click.option("--json", "json_file", type=ResultFile(), metavar="FILE", help="Write the result here (- = stdout).")
 def command(
     workloads: tuple[str, ...],
     threads: tuple[int, ...],

@@ -12,13 +12,15 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from pyjepa.cli.options import ResultFile
+
 PRECISIONS = ("fp32", "bf16", "int8")
 
 
 @click.command("memory")
 @click.argument("source", metavar="[FILE|WORKLOAD]", default="W3")
 @click.option("--precision", "precisions", multiple=True, type=click.Choice(PRECISIONS), help="Again for more. [all]")
-@click.option("--json", "path", type=click.Path(), metavar="FILE", help="Write the result to FILE.")
+@click.option("--json", "path", type=ResultFile(), metavar="FILE", help="Write the result to FILE.")
 def memory(source: str, precisions: tuple[str, ...], path: str | None) -> None:
     """Measure the memory of a process that loads an agent file and plans with it once, on one thread.
 

@@ -9,6 +9,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from pyjepa.cli.options import ResultFile
+
 WORKLOADS = ("W0L", "two-rooms", "practice", "replan")
 PLANNERS = ("cem", "icem", "mppi", "predictive-sampling", "gradient", "hybrid")
 
@@ -18,7 +20,7 @@ PLANNERS = ("cem", "icem", "mppi", "predictive-sampling", "gradient", "hybrid")
 @click.option("--planner", "planners", multiple=True, type=click.Choice(PLANNERS), help="Again for more. [all]")
 @click.option("--states", type=click.IntRange(1, 10_000), default=50, show_default=True, help="States to plan from.")
 @click.option("--agent", type=click.Path(exists=True, dir_okay=False), help="The Two Rooms agent that replans.")
-@click.option("--json", "path", type=click.Path(), metavar="FILE", help="Write the results to FILE.")
+@click.option("--json", "path", type=ResultFile(), metavar="FILE", help="Write the results to FILE.")
 def quality(
     workloads: tuple[str, ...], planners: tuple[str, ...], states: int, agent: str | None, path: str | None
 ) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import click
 
+from pyjepa.cli.options import ResultFile
 from pyjepa.configurator import ALGORITHMS
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     help="Of the weights that planning runs.",
 )
 @click.option("--agent", "agent_file", type=click.Path(), metavar="FILE", help="An agent file of yours.")
-@click.option("--json", "json_file", type=click.Path(), metavar="FILE", help="Write the result here (- = stdout).")
+@click.option("--json", "json_file", type=ResultFile(), metavar="FILE", help="Write the result here (- = stdout).")
 @click.option("--gif", "gif_file", type=click.Path(), metavar="FILE", help="Draw the first episodes (extra: gif).")
 def command(
     episodes: int,

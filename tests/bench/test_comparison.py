@@ -8,12 +8,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from tiny import tiny, tiny_eb_jepa, tiny_lewm, tiny_tdmpc2
+from tiny import CEM, tiny, tiny_eb_jepa, tiny_lewm, tiny_tdmpc2
 
 from pyjepa.bench import comparison
 from pyjepa.bench.comparison import Settings, measure
 from pyjepa.bench.worker import Contestant, Worker, WorkerError
-from pyjepa.bench.workloads import mode1
+from pyjepa.bench.workloads import mode1, residual_mlp
 from pyjepa.spec import Layer, Mlp
 
 QUICK = Settings(seconds=0.1, rounds=2, plans_for_cost=3)
@@ -56,7 +56,8 @@ def test_rows_hold_times_speed_and_cost():
 
 
 def test_int8_runs_with_and_without_scales_found_beforehand():
-    result, notes = run(precisions=("int8", "int8-static"))
+    wide = residual_mlp("wide", latent=32, hidden=(64, 64), planner=CEM)
+    result, notes = run([wide], precisions=("int8", "int8-static"))
     if notes:
         assert len(notes) == 2
         assert all("no int8 instructions" in note for note in notes)
