@@ -204,9 +204,8 @@ TaskRequest::TaskRequest(const Model& model, const pyjepa_task& task)
         if (spec.plan_dim != spec.action_dim)
             invalid("policy_candidates need a predictor that reads one action a step");
         if (s.knots != s.steps)
-            invalid(
-                "policy_candidates (" + std::to_string(s.policy_candidates) +
-                ", the agent file's if not given) need a knot for every step (knots 0); 0 does without them");
+            invalid("policy_candidates need a knot for every step: knots 0, or policy_candidates 0 (now " +
+                    std::to_string(s.policy_candidates) + ")");
         if (model.policy_reads_goal() && task.goal == nullptr)
             invalid("policy_candidates: the policy reads a goal");
     }
