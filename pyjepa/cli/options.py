@@ -27,9 +27,9 @@ class Positive(click.FloatRange):
 class ResultFile(click.Path):
     """A file that will be written when all is done (``-``: standard output); refused now if it cannot be."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Refuses folders, and files in folders that are not there or cannot be written to."""
-        path = super().convert(value, param, ctx)
+        path = os.fsdecode(super().convert(value, param, ctx))
         if path == "-":
             return path
         folder = Path(os.path.realpath(path)).parent
